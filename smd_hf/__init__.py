@@ -1,3 +1,39 @@
 """Gradient-free fine-tuning of pretrained image classifiers by Sparse Mutation Decompositions."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .errors import SMDError
+
+if TYPE_CHECKING:
+    from .arguments import EvolutionArguments
+    from .data import ImageCollator, load_splits
+    from .models import load_image_processor, load_model
+    from .script_arguments import DataArguments, ModelArguments
+    from .trainer import EvolutionTrainer
+
 __version__ = "0.1.0.dev0"
+
+# Imported when they are first asked for: `import smd_hf` takes no seconds.
+_HOMES = {
+    "DataArguments": "script_arguments",
+    "EvolutionArguments": "arguments",
+    "EvolutionTrainer": "trainer",
+    "ImageCollator": "data",
+    "ModelArguments": "script_arguments",
+    "load_image_processor": "models",
+    "load_model": "models",
+    "load_splits": "data",
+}
+
+__all__ = ["SMDError", "__version__", *_HOMES]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'smd_hf' has no attribute '{name}'")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,234 @@
+"""Every choice of a run: `TrainingArguments`, and what evolution adds to them."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .errors import SMDError
+from .mutation import scheduled_sigma
+from .recombination import make_recombination
+from .subspaces import DECOMPOSITIONS
+
+DERIVED = ("max_steps", "num_train_epochs", "remove_unused_columns")
+"""Arguments that a run sets itself."""
+
+
+@dataclass
+class EvolutionArguments(TrainingArguments):
+    """
+    Arguments of an [`EvolutionTrainer`]: those of `TrainingArguments`, of which the ones about gradients have no effect,
+    and those below. One generation is one step: `logging_steps`, `eval_steps` and `save_steps` count generations, and
+    `per_device_eval_batch_size` is the batch size of all scoring.
+
+    Raises:
+        `SMDError`: for a value outside its range, or for choices that do not go together.
+    """
+
+    population_size: int = field(default=16, metadata={"help": "Children a generation, 2 at the least."})
+    num_generations: int = field(default=1, metadata={"help": "How many generations to evolve."})
+    decomposition: str = field(
+        default="partition",
+        metadata={
+            "help": "How a dense mutation is cut into one subspace per child: dense, random, antirandom, partition, blocks.",
+            "choices": list(DECOMPOSITIONS),
+        },
+    )
+    density: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the mutable coordinates that a child changes, in (0, 1]. The decomposition's own by default: "
+            "1/16 for random; of its blocks' coordinates, all, for blocks. The others have no choice."
+        },
+    )
+    subspace_schedule: str = field(
+        default="dynamic",
+        metadata={
+            "help": "dynamic draws new masks and new noise every generation; static keeps the masks and draws new noise.",
+            "choices": ["dynamic", "static"],
+        },
+    )
+    sigma: float | None = field(
+        default=None,
+        metadata={
+            "help": "Mutation strength. None: calibrated before the first generation, by bisection, so that a child flips "
+            "calibration_target of the predictions."
+        },
+    )
+    sigma_units: str = field(
+        default="relative",
+        metadata={
+            "help": "relative: sigma times each tensor's standard deviation; absolute: sigma itself.",
+            "choices": ["relative", "absolute"],
+        },
+    )
+    sigma_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "Sigma over generations: constant; linear or cosine, falling towards 0.",
+            "choices": ["constant", "linear", "cosine"],
+        },
+    )
+    calibration_target: float = field(
+        default=0.03, metadata={"help": "Share of predictions that a child flips when sigma is calibrated, in (0, 1)."}
+    )
+    calibration_samples: int = field(
+        default=256, metadata={"help": "How many fitness images the calibration of sigma looks at."}
+    )
+    match_norm: bool = field(
+        default=False,
+        metadata={"help": "Divide sigma by sqrt(density): children of every density are equally far from the parent."},
+    )
+    mirrored: bool = field(
+        default=False,
+        metadata={"help": "Children in pairs, parent plus and parent minus the same mutation. Needs an even population."},
+    )
+    mutable_parameters: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What may change: the groups all, norms, biases, head, or shell-style patterns over parameter names. "
+            "Everything by default."
+        },
+    )
+    frozen_parameters: list[str] | None = field(
+        default=None, metadata={"help": "What may not change, of the above: groups or patterns likewise."}
+    )
+    fitness: str = field(
+        default="nll", metadata={"help": "What children are scored by: nll, accuracy, or a key that compute_metrics returns."}
+    )
+    fitness_greater_is_better: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Direction of a fitness that compute_metrics returns. By default lower is better for keys that end in nll, "
+            "loss, error, perplexity, distance or cost, and greater for all others."
+        },
+    )
+    selection_fraction: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of train_dataset set aside, stratified by class, to choose among finished candidates; in [0, 1). "
+            "With 0 the fitness data choose, and the report says so."
+        },
+    )
+    recombination: str = field(
+        default="best",
+        metadata={
+            "help": "How scored children become the next parent: best takes the fittest; top_k_mean averages the fittest.",
+        },
+    )
+    recombination_top_k: int = field(
+        default=4,
+        metadata={
+            "help": "best: how many of the fittest children are scored again on the selection split, which chooses one. "
+            "top_k_mean: how many are averaged."
+        },
+    )
+    elitism: bool = field(
+        default=True,
+        metadata={"help": "Keep the parent unless a candidate is better on the selection split (--no_elitism: never keep it)."},
+    )
+    ensemble_size: int = field(
+        default=0,
+        metadata={"help": "Also leave an ensemble of so many children of the last generation in output_dir/ensemble; 0: none."},
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "The column of images. Found by its type or usual name by default."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "The column of labels. Found by its type or usual name by default."}
+    )
+    head_init: str = field(
+        default="linear_probe",
+        metadata={
+            "help": "Where the data set's labels are not the model's: linear_probe replaces the classifier by a logistic "
+            "regression on frozen features (no back-propagation), random by random weights, keep raises an error.",
+            "choices": ["linear_probe", "random", "keep"],
+        },
+    )
+    image_cache_gb: float = field(
+        default=2.0,
+        metadata={
+            "help": "Memory for decoded images, in GB. Within it, an image is decoded once in a run, else once a generation."
+        },
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Log every so many generations."})
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "What loads a model given by name: revision, trust_remote_code, dtype, cache_dir. Never a token: log in, or "
+            "set HF_TOKEN."
+        },
+    )
+
+    def __post_init__(self):
+        check_evolution_arguments(self)
+        self.max_steps = self.num_generations
+        self.num_train_epochs = self.num_generations
+        super().__post_init__()
+
+    @property
+    def directions(self) -> int:
+        """How many subspaces a generation has: one a child, or one a mirrored pair."""
+        return self.population_size // 2 if self.mirrored else self.population_size
+
+    def non_default(self) -> dict[str, Any]:
+        """The arguments that differ from those of a run where nothing but `output_dir` was chosen, without tokens."""
+        default = type(self)(output_dir=self.output_dir, use_cpu=self.use_cpu).to_dict() | {"use_cpu": False}
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if value != default[name] and name not in DERIVED and not name.endswith("_token")
+        }
+
+
+def check_evolution_arguments(args: EvolutionArguments) -> None:
+    """
+    Refuses values outside their range, before a model or an image is loaded.
+
+    Raises:
+        `SMDError`: naming the argument, its value and what was expected.
+    """
+    expected = {
+        "population_size": (args.population_size >= 2, "2 or more"),
+        "num_generations": (args.num_generations >= 1, "1 or more"),
+        "sigma": (args.sigma is None or 0 < args.sigma < math.inf, "a positive number, or none at all to calibrate it"),
+        "density": (args.density is None or 0 < args.density <= 1, "within (0, 1]"),
+        "calibration_target": (0 < args.calibration_target < 1, "within (0, 1)"),
+        "calibration_samples": (args.calibration_samples >= 1, "1 or more"),
+        "selection_fraction": (0 <= args.selection_fraction < 1, "within [0, 1)"),
+        "recombination_top_k": (args.recombination_top_k >= 1, "1 or more"),
+        "ensemble_size": (0 <= args.ensemble_size <= args.population_size, "between 0 and population_size"),
+        "image_cache_gb": (args.image_cache_gb >= 0, "0 or more"),
+        "decomposition": (args.decomposition in DECOMPOSITIONS, f"one of {', '.join(DECOMPOSITIONS)}"),
+        "subspace_schedule": (args.subspace_schedule in ("dynamic", "static"), "dynamic or static"),
+        "sigma_units": (args.sigma_units in ("relative", "absolute"), "relative or absolute"),
+        "head_init": (args.head_init in ("linear_probe", "random", "keep"), "linear_probe, random or keep"),
+    }
+    for name, (holds, what) in expected.items():
+        if not holds:
+            raise SMDError(f"{name} is {getattr(args, name)}; expected {what}.")
+    if args.mirrored and args.population_size % 2:
+        raise SMDError(f"mirrored children come in pairs, but population_size is {args.population_size}. Make it even.")
+    if args.decomposition == "antirandom" and args.directions % 2:
+        raise SMDError(
+            f"decomposition='antirandom' needs an even number of subspaces, a mask and its complement, but population_size="
+            f"{args.population_size} gives {args.directions}. Choose an even population_size, or a multiple of four with mirrored."
+        )
+    if args.max_steps not in (-1, args.num_generations):
+        raise SMDError(
+            f"max_steps is {args.max_steps} and num_generations is {args.num_generations}, but one generation is one step. Set "
+            "num_generations alone."
+        )
+    if args.bf16_full_eval or args.fp16_full_eval:
+        raise SMDError(
+            "bf16_full_eval and fp16_full_eval would round the parent's weights for good. Load the model in the dtype that it "
+            "is to be evolved in (dtype='bfloat16'), or use bf16=True for mixed precision."
+        )
+    if isinstance(args.model_init_kwargs, dict) and "token" in args.model_init_kwargs:
+        raise SMDError(
+            "model_init_kwargs holds a token, and arguments are written to files. Leave it out: log in with `hf auth login`, or "
+            "set HF_TOKEN."
+        )
+    scheduled_sigma(1.0, args.sigma_schedule, 0, args.num_generations)
+    make_recombination(args.recombination, args.recombination_top_k)

@@ -1,0 +1,73 @@
+"""A sigma to begin with: found by bisection, as the one whose children flip a target share of predictions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .errors import SMDError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """
+    What the search for sigma found.
+
+    Args:
+        sigma (`float`): the sigma chosen.
+        flipped (`float`): share of predictions that its children flip, in [0, 1].
+        target (`float`): the share that was looked for.
+        curve (tuple of (`float`, `float`)): every (sigma, share flipped) that was measured, by sigma.
+    """
+
+    sigma: float
+    flipped: float
+    target: float
+    curve: tuple[tuple[float, float], ...]
+
+
+def calibrate_sigma(
+    flipped: Callable[[float], float],
+    target: float,
+    start: float,
+    tolerance: float = 0.1,
+    max_probes: int = 16,
+) -> Calibration:
+    """
+    Finds sigma by bisection on its logarithm.
+
+    Args:
+        flipped (`Callable`): from sigma to the mean share of predictions that differ from the parent's; grows with sigma.
+        target (`float`): the share to reach, in (0, 1).
+        start (`float`): the first sigma that is tried; the bracket grows from there by factors of 4.
+        tolerance (`float`, *optional*, defaults to 0.1): stops within this share of the target.
+        max_probes (`int`, *optional*, defaults to 16): how many sigmas are tried at the most.
+
+    Returns:
+        [`Calibration`]: of the sigma tried whose share is nearest to the target.
+
+    Raises:
+        `SMDError`: if no sigma flips any prediction.
+    """
+    measured: dict[float, float] = {}
+    low = high = None
+    sigma = start
+    for _ in range(max_probes):
+        measured[sigma] = share = flipped(sigma)
+        if abs(share - target) <= tolerance * target:
+            break
+        if share < target:
+            low = sigma
+        else:
+            high = sigma
+        if high is None:
+            sigma = low * 4
+        elif low is None:
+            sigma = high / 4
+        else:
+            sigma = (low * high) ** 0.5
+    if not any(measured.values()):
+        raise SMDError(
+            f"No sigma up to {max(measured):.3g} changes a prediction: the mutable parameters do not reach the logits, or "
+            "their values are all zero. Choose others with mutable_parameters, or set sigma with sigma_units='absolute'."
+        )
+    best = min(measured, key=lambda tried: (abs(measured[tried] - target), tried))
+    return Calibration(best, measured[best], target, tuple(sorted(measured.items())))

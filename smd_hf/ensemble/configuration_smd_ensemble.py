@@ -1,0 +1,221 @@
+"""
+Configuration of an ensemble of image classifiers, and the checks of it that need no weights.
+
+A configuration comes from the Hub, so it is taken for hostile until it is checked: nothing in it may name a file outside
+its folder, and every number in it is compared with the model that it describes before anything is allocated.
+
+This file travels with an ensemble's checkpoint: it imports transformers alone.
+"""
+
+import math
+import re
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+FORMAT_VERSION = 1
+COMBINATIONS = ("mean_probabilities", "mean_logits", "majority_vote")
+
+# "module.Class" in the checkpoint's own folder: neither a path nor another repository ("user/name--module.Class").
+_CODE_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
+_ABSOLUTE_PATH = re.compile(r"[/\\~]|[A-Za-z]:[/\\]|file:")
+# timm takes a model from a folder or a repository where its name carries one of these prefixes.
+_TIMM_SOURCES = ("local-dir:", "hf-hub:", "hf_hub:")
+# Arguments of `timm.create_model` which name a file or ask for a download.
+_TIMM_FILE_ARGUMENTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
+
+class SMDEnsembleConfig(PreTrainedConfig):
+    """
+    Configuration of an [`SMDEnsembleForImageClassification`].
+
+    Its members are either children of one parent (`parent_config` and `changes`) or models of their own (`member_configs`).
+
+    Args:
+        member_weights (`list[float]`, *optional*, defaults to `[]`): what each member counts for, at least 0 and not all 0;
+            they need not sum to 1. There are as many members as weights.
+        combination (`str`, *optional*, defaults to `"mean_probabilities"`): `"mean_probabilities"`, `"mean_logits"` or
+            `"majority_vote"`.
+        parent_config (`dict`, *optional*): the configuration of the parent, with its `auto_map` where it has code of its own.
+        changes (`dict[str, list[int | None]]`, *optional*, defaults to `{}`): for each of the parent's tensors that some
+            member changes, by its name in a checkpoint of the parent, the number of coordinates that each member changes:
+            0 for none, `None` where the whole tensor is stored, without indices.
+        member_configs (`list[dict]`, *optional*): the configurations of members which are stored whole.
+        format_version (`int`, *optional*, defaults to 1): of the layout of configuration and weights.
+        kwargs: those of [`~transformers.PreTrainedConfig`], `id2label` and `label2id` among them.
+
+    Raises:
+        `ValueError`: for a configuration that contradicts itself, is of an unknown format or names files elsewhere.
+    """
+
+    model_type = "smd_ensemble"
+
+    def __init__(
+        self,
+        member_weights: list[float] | None = None,
+        combination: str = "mean_probabilities",
+        parent_config: dict[str, Any] | None = None,
+        changes: dict[str, list[int | None]] | None = None,
+        member_configs: list[dict[str, Any]] | None = None,
+        format_version: int = FORMAT_VERSION,
+        **kwargs,
+    ):
+        self.member_weights = [] if member_weights is None else member_weights
+        self.combination = combination
+        self.parent_config = parent_config
+        self.changes = {} if changes is None else changes
+        self.member_configs = member_configs
+        self.format_version = format_version
+        super().__init__(**kwargs)
+        self.check()
+
+    @property
+    def model_configs(self) -> list[dict[str, Any]]:
+        """The configurations of all models that are stored: the parent's, or each member's."""
+        return [self.parent_config] if self.parent_config is not None else list(self.member_configs or [])
+
+    def set_timm_processor(self, pretrained_cfg: dict[str, Any] | None, architecture: str | None = None) -> None:
+        """
+        Tell `AutoImageProcessor` how timm prepares images; transformers reads that from a model's `config.json`.
+
+        Args:
+            pretrained_cfg (`dict` or `None`): timm's settings (input size, mean, standard deviation, interpolation, ...);
+                `None` takes them out, for an image processor which has a file of its own.
+            architecture (`str`, *optional*): timm's name of the model.
+        """
+        entries = {
+            "image_processor_type": "TimmWrapperImageProcessor",
+            "pretrained_cfg": pretrained_cfg,
+            "architecture": architecture,
+        }
+        for name, value in entries.items():
+            if pretrained_cfg is not None:
+                setattr(self, name, value)
+            elif name in self.__dict__:
+                delattr(self, name)
+
+    def check(self) -> None:
+        """
+        Refuse a configuration that cannot be an ensemble's.
+
+        Raises:
+            `ValueError`: see [`SMDEnsembleConfig`].
+        """
+        # Not `!=` alone: True and 1.0 equal 1.
+        if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"This ensemble has format version {self.format_version!r}, but this code reads version {FORMAT_VERSION}. "
+                "Install a newer smd_hf, or save the ensemble again with this one."
+            )
+        if self.combination not in COMBINATIONS:
+            raise ValueError(f"combination is {self.combination!r}; expected one of {', '.join(COMBINATIONS)}.")
+        check_weights(self.member_weights)
+        check_code_references("config.json", getattr(self, "auto_map", None))
+        if getattr(self, "transformers_weights", None) is not None:
+            raise ValueError(
+                f"config.json names {self.transformers_weights!r} as the file of the weights (transformers_weights). An "
+                "ensemble's weights are in model.safetensors: take the entry out."
+            )
+        self._check_members()
+        for config in self.model_configs:
+            _check_model_config(config)
+
+    def _check_members(self) -> None:
+        count = len(self.member_weights)
+        if count and (self.parent_config is None) == (self.member_configs is None):
+            raise ValueError(
+                "An ensemble's config.json holds either parent_config, for children of one parent, or member_configs, for "
+                "members stored whole; this one has both or neither."
+            )
+        if self.member_configs is not None and (
+            not isinstance(self.member_configs, list) or len(self.member_configs) != count
+        ):
+            raise ValueError(f"config.json has {count} member_weights, but another number of member_configs.")
+        if not isinstance(self.changes, dict):
+            raise ValueError("changes in config.json must map names of tensors to lists of counts.")
+        for name, counts in self.changes.items():
+            if not isinstance(counts, list) or len(counts) != count:
+                raise ValueError(
+                    f"config.json has {count} member_weights, but changes of {name} has not {count} counts."
+                )
+            if not all(n is None or (type(n) is int and n >= 0) for n in counts):
+                raise ValueError(
+                    f"changes of {name} in config.json holds {counts}; expected integers of at least 0, or null for a "
+                    "whole tensor."
+                )
+
+
+def check_weights(weights: list[float]) -> None:
+    """
+    Refuse weights of members that no mean can be taken with.
+
+    Raises:
+        `ValueError`: for anything but a list of finite numbers of at least 0 which are not all 0.
+    """
+    numbers = isinstance(weights, list) and all(
+        type(w) in (int, float) and math.isfinite(w) and w >= 0 for w in weights
+    )
+    if not numbers or (weights and not 0 < sum(weights) < math.inf):
+        raise ValueError(
+            f"member_weights is {weights!r}; expected a list of finite numbers, none below 0 and not all of them 0."
+        )
+
+
+def check_code_references(where: str, auto_map: Any) -> None:
+    """
+    Refuse an `auto_map` that names code outside the checkpoint's folder.
+
+    Args:
+        where (`str`): what holds the `auto_map`, for the message.
+        auto_map (any): a mapping of names of auto classes to `"module.Class"`, or `None`.
+
+    Raises:
+        `ValueError`: for a path, another repository, or anything else but `"module.Class"`.
+    """
+    if auto_map is None:
+        return
+    references = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
+    for reference in references:
+        if not isinstance(reference, str) or not _CODE_REFERENCE.fullmatch(reference):
+            raise ValueError(
+                f"auto_map in {where} names {reference!r}. Code must lie in the ensemble's own folder and be named as "
+                "module.Class: a path, or a reference to another repository, is refused."
+            )
+
+
+def _check_model_config(config: Any) -> None:
+    """Refuse a member's or the parent's configuration if it has no type, is an ensemble's, or names files elsewhere."""
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(
+            "A model's configuration within an ensemble's config.json must be an object with a model_type."
+        )
+    if config["model_type"] == SMDEnsembleConfig.model_type:
+        raise ValueError("A member of an ensemble cannot be an ensemble itself: give its members instead.")
+    check_code_references(f"the configuration of {config['model_type']}", config.get("auto_map"))
+    if config["model_type"] == "timm_wrapper":
+        if str(config.get("architecture")).startswith(_TIMM_SOURCES):
+            raise ValueError(
+                f"The timm architecture {config['architecture']!r} names another folder or repository; expected the plain "
+                "name of an architecture."
+            )
+        arguments = config.get("model_args") or {}
+        refused = [name for name in _TIMM_FILE_ARGUMENTS if name in arguments]
+        if refused:
+            raise ValueError(f"model_args of a timm model within an ensemble must not hold {', '.join(refused)}.")
+    _check_paths(config["model_type"], config)
+
+
+def _check_paths(where: str, value: Any) -> None:
+    """Refuse absolute paths and ways out of the folder in any text of a configuration, labels apart (they may begin "/m/")."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if "label" not in str(key):
+                _check_paths(f"{where}.{key}", entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            _check_paths(where, entry)
+    elif isinstance(value, str) and (_ABSOLUTE_PATH.match(value) or ".." in re.split(r"[/\\]", value)):
+        raise ValueError(
+            f"{where} in the ensemble's configuration is {value!r}, a path outside the ensemble's folder. Take the entry "
+            "out of the model's configuration."
+        )

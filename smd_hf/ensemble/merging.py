@@ -1,0 +1,71 @@
+"""
+Merging an ensemble into one model: the weighted mean of its members' weights.
+
+Means are taken in float64 on the CPU and rounded to the weights' dtype once. Coordinates that no member changes keep their
+bytes.
+
+This file travels with an ensemble's checkpoint: it imports torch alone, and files that travel with it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .sparse_member import Change, SparseMember, changeable_tensors
+
+
+@torch.no_grad()
+def merge_children(parent: nn.Module, members: Sequence[SparseMember], weights: Sequence[float]) -> None:
+    """
+    Put the mean of its children into a parent, in place.
+
+    Args:
+        parent (`torch.nn.Module`): the parent.
+        members (sequence of [`SparseMember`]): its children.
+        weights (sequence of `float`): of the members; they sum to 1.
+    """
+    changes = [dict(member.changes()) for member in members]
+    for name, tensor in changeable_tensors(parent).items():
+        parts = [change.get(name) for change in changes]
+        if any(part is not None for part in parts):
+            tensor.copy_(_mean(tensor, parts, weights))
+
+
+@torch.no_grad()
+def merge_models(target: nn.Module, models: Sequence[nn.Module], weights: Sequence[float]) -> None:
+    """
+    Put the mean of models into one of the same architecture, in place; integer buffers are left as they are.
+
+    Args:
+        target (`torch.nn.Module`): a copy of one of the models.
+        models (sequence of `torch.nn.Module`): the models.
+        weights (sequence of `float`): of the models; they sum to 1.
+
+    Raises:
+        `ValueError`: for models of different architectures.
+    """
+    states = [model.state_dict() for model in models]
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
+    if any(type(model) is not type(target) for model in models) or any(other != shapes[0] for other in shapes):
+        raise ValueError("Only members of the same architecture can be merged into one model.")
+    for name, tensor in target.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(_mean(tensor, [(None, state[name]) for state in states], weights))
+
+
+def _mean(tensor: torch.Tensor, changes: Sequence[Change | None], weights: Sequence[float]) -> torch.Tensor:
+    """tensor + sum of weight x (member - tensor), where a change of `None` is no change."""
+    base = tensor.detach().to("cpu", torch.float64)
+    mean = base.clone(memory_format=torch.contiguous_format)
+    for change, weight in zip(changes, weights):
+        if change is None:
+            continue
+        indices, values = change
+        values = values.to("cpu", torch.float64)
+        if indices is None:
+            mean += weight * (values - base)
+        else:
+            indices = indices.to("cpu", torch.int64)
+            mean.view(-1).index_add_(0, indices, weight * (values - base.take(indices)))
+    return mean

@@ -1,0 +1,35 @@
+"""Saving an ensemble with the one image processor that its members share."""
+
+from pathlib import Path
+
+from transformers import BaseImageProcessor, TimmWrapperImageProcessor
+
+from .modeling_smd_ensemble import SMDEnsembleForImageClassification
+
+
+def save_ensemble(
+    model: SMDEnsembleForImageClassification,
+    processor: BaseImageProcessor | None,
+    folder: str | Path,
+    **kwargs,
+) -> None:
+    """
+    Write a folder that `from_pretrained`, `pipeline("image-classification")` and a push to the Hub take as it is.
+
+    timm's image processor cannot be saved by itself: transformers reads it from `config.json`. So the ensemble's
+    configuration carries what it was made of, and `AutoImageProcessor` finds it there, with or without smd_hf.
+
+    Args:
+        model ([`SMDEnsembleForImageClassification`]): the ensemble.
+        processor (image processor or `None`): the members' common one; `None` leaves it out.
+        folder (`str` or `Path`): made where it does not exist.
+        kwargs: passed to [`~SMDEnsembleForImageClassification.save_pretrained`].
+    """
+    if isinstance(processor, TimmWrapperImageProcessor):
+        model.config.set_timm_processor(dict(processor.data_config), getattr(model.config, "architecture", None))
+        model.save_pretrained(folder, **kwargs)
+        return
+    model.config.set_timm_processor(None)
+    model.save_pretrained(folder, **kwargs)
+    if processor is not None:
+        processor.save_pretrained(folder)

@@ -1,0 +1,237 @@
+"""One generation: mutate, score, select, recombine. Everything of a run that is not Trainer's."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers.utils import logging
+
+from .checkpoints import weights_hash
+from .errors import SMDError
+from .evaluation.engine import Evaluator, Score, Variant
+from .evaluation.images import ImageBatches
+from .mutation import Child, Mutation, applied, keep
+from .recombination import Candidate, Recombination
+from .selection import Fitness, ScoredChild
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Generation:
+    """
+    What happened in one generation.
+
+    Args:
+        generation (`int`): from 0.
+        sigma (`float`): before `match_norm` and the tensors' own scales.
+        parent ([`Score`]): of the parent on the fitness data.
+        parent_fitness (`float`): likewise.
+        children (list of [`ScoredChild`]): in their order.
+        selection (dict of `str` to `float`): fitness of each finished candidate on the selection split, by name.
+        chosen ([`Candidate`]): the next parent; without parts where the parent is kept.
+        selected (`Score`): of the chosen one on the selection split.
+    """
+
+    generation: int
+    sigma: float
+    parent: Score
+    parent_fitness: float
+    children: list[ScoredChild]
+    selection: dict[str, float]
+    chosen: Candidate
+    selected: Score
+
+    def record(self) -> dict[str, Any]:
+        """The generation as JSON values: enough to build each child, and the next parent, again."""
+        return {
+            "generation": self.generation,
+            "sigma": self.sigma,
+            "parent": _record_score(self.parent, self.parent_fitness),
+            "children": [
+                asdict(scored.child) | _record_score(scored.score, scored.fitness) for scored in self.children
+            ],
+            "selection": {name: _finite_or_none(fitness) for name, fitness in self.selection.items()},
+            "chosen": self.chosen.name,
+            "parts": [[child.index, coefficient] for child, coefficient in self.chosen.parts],
+        }
+
+
+def _record_score(score: Score, fitness: float) -> dict[str, Any]:
+    return {
+        "fitness": _finite_or_none(fitness),
+        "accuracy": score.accuracy,
+        "nll": _finite_or_none(score.nll),
+        "num_images": score.num_images,
+    }
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+KEEP_PARENT = Candidate("parent", ())
+
+
+class Evolution:
+    """
+    Evolves a model in place, generation by generation.
+
+    Args:
+        model (`torch.nn.Module`): the parent; after [`Evolution.step`], the next one.
+        mutation ([`Mutation`]), evaluator ([`Evaluator`]), fitness ([`Fitness`]), recombination ([`Recombination`]): the
+            method.
+        fitness_batches ([`ImageBatches`]): score the children.
+        selection_batches ([`ImageBatches`], *optional*): choose among finished candidates; the fitness data where there
+            are none.
+        elitism (`bool`, *optional*, defaults to `True`): the parent is among the candidates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mutation: Mutation,
+        evaluator: Evaluator,
+        fitness: Fitness,
+        recombination: Recombination,
+        fitness_batches: ImageBatches,
+        selection_batches: ImageBatches | None = None,
+        elitism: bool = True,
+    ):
+        self.model = model
+        self.mutation = mutation
+        self.evaluator = evaluator
+        self.fitness = fitness
+        self.recombination = recombination
+        self.fitness_batches = fitness_batches
+        self.selection_batches = selection_batches or fitness_batches
+        self.elitism = elitism
+        self._warned_of_failed_children = False
+
+    def step(
+        self, generation: int, sigma: float, on_scored: Callable[[int, float], None] | None = None
+    ) -> Generation:
+        """
+        Runs one generation and leaves the next parent in the model.
+
+        Args:
+            generation (`int`): from 0; keys masks and noise.
+            sigma (`float`): mutation strength.
+            on_scored (`Callable`, *optional*): called with a child's index and its fitness once it is known.
+
+        Raises:
+            `SMDError`: if the parent's own logits are not finite.
+            `RuntimeError`: if the parent did not come back exactly: a bug, and nothing is saved.
+        """
+        parent_hash = weights_hash(self.model)
+        children = self.mutation.children(generation, sigma)
+        parent, parent_fitness, scored = self._score(children, on_scored)
+        if weights_hash(self.model) != parent_hash:
+            raise RuntimeError(
+                "The parent's weights are not what they were before its children were scored. This is a bug in smd_hf, or the "
+                "model changes its own weights in a forward pass. Nothing was saved."
+            )
+        chosen, selected, selection = self._choose(self.recombination.candidates(scored))
+        if chosen.parts:
+            keep(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
+            self.mutation.parent_changed()
+        return Generation(generation, sigma, parent, parent_fitness, scored, selection, chosen, selected)
+
+    def _score(
+        self, children: list[Child], on_scored: Callable[[int, float], None] | None
+    ) -> tuple[Score, float, list[ScoredChild]]:
+        fitness_by_variant: dict[int, float] = {}
+
+        def report(number: int, score: Score) -> None:
+            if score.num_images == self.fitness_batches.num_images:
+                fitness_by_variant[number] = self.fitness(score, self.fitness_batches.labels)
+                if on_scored is not None and number > 0:
+                    on_scored(number - 1, fitness_by_variant[number])
+
+        variants = [Variant("parent")] + [
+            Variant(f"child {child.index}", lambda child=child: self.mutation.changes(child)) for child in children
+        ]
+        keep_logits = self.fitness.needs_logits
+        parent, *scores = self.evaluator.score(variants, self.fitness_batches, keep_logits, on_scored=report)
+        check_parent(parent)
+        scored = [
+            ScoredChild(child, score, fitness_by_variant[number])
+            for number, (child, score) in enumerate(zip(children, scores), start=1)
+        ]
+        failed = [each.child.index for each in scored if not np.isfinite(each.fitness)]
+        if failed and not self._warned_of_failed_children:
+            self._warned_of_failed_children = True
+            logger.warning(
+                f"{len(failed)} of {len(scored)} children have scores that are not finite (the first is child {failed[0]} of "
+                f"generation {children[0].generation}) and lose, whatever the others do. A smaller sigma avoids it."
+            )
+        return parent, fitness_by_variant[0], scored
+
+    def _choose(self, candidates: list[Candidate]) -> tuple[Candidate, Score, dict[str, float]]:
+        """The fittest candidate on the selection split; the earlier one where two are equal, and the parent before all."""
+        if self.elitism or not candidates:
+            candidates = [KEEP_PARENT, *candidates]
+        variants = [
+            Variant(candidate.name, lambda candidate=candidate: self._changes(candidate)) for candidate in candidates
+        ]
+        scores = self.evaluator.score(variants, self.selection_batches, keep_logits=self.fitness.needs_logits)
+        labels = self.selection_batches.labels
+        fitness = [self.fitness(score, labels) for score in scores]
+        best = int(np.argmax(fitness))
+        return candidates[best], scores[best], {each.name: value for each, value in zip(candidates, fitness)}
+
+    def _changes(self, candidate: Candidate):
+        return self.mutation.combination(list(candidate.parts)) if candidate.parts else ()
+
+    def flipped(self, sigma: float, sample: ImageBatches, num_probes: int = 4) -> float:
+        """
+        The mean share of predictions on a sample that a child of this sigma changes.
+
+        The children are those of generation -1, spread over the population: the same noise for every sigma.
+        """
+        children = self.mutation.children(-1, sigma)
+        probes = [children[round(place)] for place in np.linspace(0, len(children) - 1, min(num_probes, len(children)))]
+        variants = [Variant("parent")] + [
+            Variant("probe", lambda child=child: self.mutation.changes(child)) for child in probes
+        ]
+        parent, *scores = self.evaluator.score(variants, sample, keep_logits=True)
+        check_parent(parent)
+        predictions = parent.logits.argmax(-1)
+        return float(np.mean([np.mean(score.logits.argmax(-1) != predictions) for score in scores]))
+
+
+def check_parent(score: Score) -> None:
+    """Raises [`SMDError`] for a parent whose logits are not finite."""
+    if not (score.finite and np.isfinite(score.nll_sum)):
+        raise SMDError(
+            "The parent's own logits are not finite (NaN or infinity) on this data, so no child can be compared with it. Check "
+            "that the checkpoint loaded fully and fits its image processor, and load it in float32 if it is in float16."
+        )
+
+
+def rebuild_child(
+    mutation: Mutation, records: list[dict[str, Any]], generation: int, index: int
+) -> list[tuple[str, Any]]:
+    """
+    Turns the original parent into a recorded child, in place.
+
+    Args:
+        mutation ([`Mutation`]): over a model that holds the *original* parent, made with the run's own arguments; its model
+            is the child afterwards.
+        records (list of `dict`): the run's `children.jsonl`, a [`Generation.record`] a line, up to `generation`.
+        generation (`int`), index (`int`): of the child.
+
+    Returns:
+        list of (name, [`Change`]): what the last step changed, relative to that generation's parent.
+    """
+    for record in records[:generation]:
+        children = mutation.children(record["generation"], record["sigma"])
+        if record["parts"]:
+            keep(mutation.parameters, mutation.combination([(children[i], weight) for i, weight in record["parts"]]))
+            mutation.parent_changed()
+    child = mutation.children(generation, records[generation]["sigma"])[index]
+    changes = list(mutation.changes(child))
+    keep(mutation.parameters, changes)
+    return changes

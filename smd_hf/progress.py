@@ -1,0 +1,47 @@
+"""The progress bar: child k of N, best fitness so far, time left."""
+
+from tqdm.auto import tqdm
+from transformers import ProgressCallback
+
+
+class EvolutionProgressCallback(ProgressCallback):
+    """Trainer's progress bar, counted in children instead of steps."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            children = args.population_size
+            self.training_bar = tqdm(
+                total=(args.num_generations - state.global_step) * children, unit="child", dynamic_ncols=True
+            )
+        self.done = 0
+        self.best: float | None = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.done = 0
+        self.best = None
+        self._describe(args, state)
+
+    def on_child_scored(self, args, state, fitness_name: str, value: float, is_best: bool) -> None:
+        """One more child has its fitness; `value` in the metric's own direction."""
+        self.done += 1
+        if is_best:
+            self.best = value
+        if self.training_bar is not None:
+            if self.best is not None:
+                self.training_bar.set_postfix_str(f"best {fitness_name} {self.best:.4f}", refresh=False)
+            self._describe(args, state)
+            self.training_bar.update(1)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        pass
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def _describe(self, args, state) -> None:
+        if self.training_bar is not None:
+            self.training_bar.set_description(
+                f"generation {state.global_step + 1}/{args.num_generations}, child {self.done}/{args.population_size}",
+                refresh=False,
+            )

@@ -1,0 +1,107 @@
+"""Which children survive: their order by fitness, with those that failed behind all others."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import EvalPrediction
+
+from .errors import SMDError
+from .evaluation.engine import Score
+from .mutation import Child
+
+LOWER_IS_BETTER_ENDINGS = ("nll", "loss", "error", "perplexity", "distance", "cost")
+
+
+class Fitness:
+    """
+    The number that selection maximises, from what a variant got right.
+
+    Args:
+        name (`str`): `"nll"`, `"accuracy"`, or a key that `compute_metrics` returns, with or without the prefix `eval_`.
+        compute_metrics (`Callable`, *optional*): as in Trainer: from an `EvalPrediction` (logits, labels) to a dict.
+        greater_is_better (`bool`, *optional*): by default, a key that ends in `nll`, `loss`, `error`, `perplexity`,
+            `distance` or `cost` is better when lower, any other when greater.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        compute_metrics: Callable[[EvalPrediction], Mapping[str, float]] | None = None,
+        greater_is_better: bool | None = None,
+    ):
+        self.name = name.removeprefix("eval_")
+        self.compute_metrics = compute_metrics
+        self.needs_logits = self.name not in ("nll", "accuracy")
+        if self.needs_logits and compute_metrics is None:
+            raise SMDError(
+                f"fitness='{name}' is neither 'nll' nor 'accuracy', and there is no compute_metrics to return it. Pass "
+                "compute_metrics to the trainer, or choose one of the two."
+            )
+        if greater_is_better is None or not self.needs_logits:
+            greater_is_better = not self.name.lower().endswith(LOWER_IS_BETTER_ENDINGS)
+        self.greater_is_better = greater_is_better
+
+    @property
+    def label(self) -> str:
+        """For the axis of a plot: the metric, and its sign where fitness is its negative."""
+        return self.name if self.greater_is_better else f"-{self.name} (higher is better)"
+
+    def value(self, score: Score, labels: np.ndarray) -> float:
+        """
+        The metric itself, in its own direction and units.
+
+        Raises:
+            `SMDError`: if `compute_metrics` does not return the key as one number.
+        """
+        if self.name == "nll":
+            return score.nll
+        if self.name == "accuracy":
+            return score.accuracy
+        metrics = self.compute_metrics(EvalPrediction(predictions=score.logits, label_ids=labels))
+        for key in (self.name, f"eval_{self.name}"):
+            if key in metrics:
+                return as_number(key, metrics[key])
+        raise SMDError(
+            f"fitness='{self.name}' is not among what compute_metrics returns: {', '.join(map(str, metrics))}. Choose one of "
+            "these, or 'nll' or 'accuracy'."
+        )
+
+    def __call__(self, score: Score, labels: np.ndarray) -> float:
+        """Fitness, better when greater; minus infinity where a logit or the metric is not finite."""
+        if not (score.finite and np.isfinite(score.nll_sum)):
+            return float("-inf")
+        value = self.value(score, labels)
+        if not np.isfinite(value):
+            return float("-inf")
+        return value if self.greater_is_better else -value
+
+    def raw(self, fitness: float) -> float:
+        """The metric in its own direction, from a fitness."""
+        return fitness if self.greater_is_better else -fitness
+
+
+def as_number(key: str, value: Any) -> float:
+    """A metric as a float, or an error that names it."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise SMDError(
+            f"compute_metrics returns {type(value).__name__} for '{key}', but fitness is one number a child. Return a float."
+        ) from None
+
+
+@dataclass(frozen=True)
+class ScoredChild:
+    """A child with what it got right on the fitness data."""
+
+    child: Child
+    score: Score
+    fitness: float
+
+
+def ranked(children: Sequence[ScoredChild]) -> list[ScoredChild]:
+    """Children from the fittest down; the earlier child first where two are equal; without those that failed."""
+    alive = [scored for scored in children if np.isfinite(scored.fitness)]
+    return sorted(alive, key=lambda scored: (-scored.fitness, scored.child.index))

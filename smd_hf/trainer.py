@@ -1,0 +1,506 @@
+"""`EvolutionTrainer`: a Trainer whose step is one generation."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from .arguments import EvolutionArguments
+from .calibration import Calibration, calibrate_sigma
+from .checkpoints import save_checkpoint
+from .data import check_images
+from .errors import SMDError
+from .evaluation.engine import Evaluator
+from .evaluation.images import ImageBatches
+from .evolution import Evolution, Generation
+from .heads import replace_head
+from .labels import stratified_order, stratified_split
+from .mutation import Mutation, scheduled_sigma
+from .parameters import parameter_space
+from .plots import plot_calibration_curve, plot_fitness, plot_gain
+from .preparation import prepare_data, resolve_model
+from .progress import EvolutionProgressCallback
+from .recombination import make_recombination
+from .report import gain_report, write_report
+from .selection import Fitness
+from .statistics import Scores
+from .subspaces import make_decomposition
+
+logger = logging.get_logger(__name__)
+
+ARGUMENTS_NAME = "evolution_args.json"
+CHILDREN_NAME = "children.jsonl"
+STATE_NAME = "evolution_state.json"
+
+
+class EvolutionTrainer(Trainer):
+    """
+    Evolves a pretrained image classifier by forward passes alone, with the interface of [`~transformers.Trainer`].
+
+    Args:
+        model ([`~transformers.PreTrainedModel`], `str` or `Path`): the parent, or the Hub id or folder of one.
+        args ([`EvolutionArguments`], *optional*): every choice.
+        data_collator (`Callable`, *optional*): rows to `pixel_values` and `labels`. By default images go through
+            `processing_class`, and labels are matched to the model's by name.
+        train_dataset (*optional*): the fitness data: anything with a length and rows that hold an image and a label.
+        eval_dataset (*optional*): the test data to report on, in no way used to choose (but by callbacks that stop early, and
+            by `load_best_model_at_end`). Of several in a dict, the first is reported on.
+        processing_class (*optional*): the image processor; loaded with the model where that is a name.
+        compute_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to a dict; by default accuracy, NLL
+            and calibration error.
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*): further callbacks.
+
+    Attributes:
+        generations (list of `dict`): what happened in each generation, as in `children.jsonl`.
+        report (`dict`): `gain_report.json`, once trained with an `eval_dataset`.
+
+    Raises:
+        `SMDError`: for a model, data set or argument that cannot work, before anything is scored.
+
+    Example:
+
+    ```python
+    trainer = EvolutionTrainer("timm/resnet18.a1_in1k", EvolutionArguments("out"), train_dataset=train, eval_dataset=test)
+    trainer.train()
+    print(trainer.report["verdict"])
+    ```
+    """
+
+    args: EvolutionArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        args: EvolutionArguments | None = None,
+        data_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: Any | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        # 1. What is given
+        if args is None:
+            args = EvolutionArguments(output_dir="tmp_trainer")
+        check_output_dir(args.output_dir)
+        self.fitness = Fitness(args.fitness, compute_metrics, args.fitness_greater_is_better)
+        model, processing_class, missing_head = resolve_model(model, args, processing_class)
+        data = prepare_data(
+            model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head
+        )
+
+        # 2. Rows keep their image column until the collator has seen it
+        args.remove_unused_columns = args.remove_unused_columns and data.image_column is None
+
+        # 3. Trainer's own set-up
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data.collator,
+            train_dataset=train_dataset,
+            eval_dataset=data.eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics or compute_classification_metrics,
+            callbacks=callbacks,
+        )
+        if not args.disable_tqdm:
+            self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+            self.add_callback(EvolutionProgressCallback)
+
+        # 4. The three disjoint sets
+        self._image_column = data.image_column
+        self._fitness_batches = self._selection_batches = self._test_batches = None
+        if train_dataset is not None:
+            self._split_train_dataset(data.train_labels)
+
+        # 5. A head for the data set's labels
+        if data.new_labels is not None:
+            self._replace_head(data.new_labels)
+
+        # 6. The method
+        space = parameter_space(self.model, args.mutable_parameters, args.frozen_parameters)
+        decomposition = make_decomposition(
+            args.decomposition, space, args.directions, args.density, args.seed, args.subspace_schedule == "static"
+        )
+        self.mutation = Mutation(
+            self.model, decomposition, args.seed, args.sigma_units, args.match_norm, args.mirrored
+        )
+        self.evaluator = Evaluator(self.model, args.device, self.autocast_smart_context_manager)
+        self.generations: list[dict[str, Any]] = []
+        self.report: dict[str, Any] | None = None
+        self.calibration: Calibration | None = None
+        self._parent_test_logits: np.ndarray | None = None
+        self._started = time.time()
+        self._seconds_before = 0.0
+
+    # ---- Data -------------------------------------------------------------------------------------------------------
+
+    def _batches(self, dataset: Any, indices: np.ndarray | None, cache_share: float) -> ImageBatches:
+        return ImageBatches(
+            dataset,
+            self.data_collator,
+            self.args.eval_batch_size,
+            indices,
+            cache_bytes=int(cache_share * self.args.image_cache_gb * 1e9),
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def _split_train_dataset(self, labels: np.ndarray | None) -> None:
+        """Fitness and selection images, disjoint and stratified, each in an order whose every prefix is balanced."""
+        size, seed = len(self.train_dataset), self.args.seed
+        labels = np.zeros(size, dtype=np.int64) if labels is None else labels
+        fraction = self.args.selection_fraction
+        fitness, selection = stratified_split(labels, fraction, seed)
+        if not len(fitness) or (fraction > 0 and not len(selection)):
+            raise SMDError(
+                f"selection_fraction={fraction} of {size} training images leaves {len(fitness)} for fitness and "
+                f"{len(selection)} for selection. Both need one at the least: give more images, or set it to 0."
+            )
+        fitness = fitness[stratified_order(labels[fitness], seed)]
+        self._fitness_batches = self._batches(self.train_dataset, fitness, 1 - fraction)
+        if fraction > 0:
+            self._selection_batches = self._batches(self.train_dataset, selection, fraction)
+
+    def _reported_dataset(self) -> Any | None:
+        if isinstance(self.eval_dataset, dict):
+            return next(iter(self.eval_dataset.values()), None)
+        return self.eval_dataset
+
+    def _replace_head(self, names: list[str]) -> None:
+        if self.args.head_init == "linear_probe" and self._fitness_batches is None:
+            raise SMDError("The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on.")
+        batches = ((batch.pixel_values, batch.labels) for batch in self._fitness_batches or self._batches_to_shape())
+        replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
+
+    def _batches_to_shape(self) -> ImageBatches:
+        return self._batches(self._reported_dataset(), np.arange(1), 0.0)
+
+    # ---- Training ---------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        """
+        Evolves the model, as Trainer trains it; the model is left evolved, and saved in `output_dir`.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the last in `output_dir`. The
+                run goes on with the generation after it and ends in the same weights as one that was never stopped.
+
+        Raises:
+            `SMDError`: if there is no train_dataset, an image does not decode, or the parent's logits are not finite.
+        """
+        if self._fitness_batches is None:
+            raise SMDError("There is no train_dataset to score children on. Pass one to EvolutionTrainer.")
+        if self._image_column is not None:
+            check_images(self.train_dataset, self._image_column, what="train_dataset")
+        test = self._reported_dataset()
+        if test is not None:
+            if self._image_column is not None:
+                check_images(test, self._image_column, what="eval_dataset")
+            # Read once for the parent now and once for the evolved model at the end: not worth keeping in memory.
+            self._test_batches = self._batches(test, None, 0.0)
+            self._parent_test_logits = self.evaluator.logits(self._test_batches)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _inner_training_loop(
+        self,
+        batch_size: int | None = None,
+        args: EvolutionArguments | None = None,
+        resume_from_checkpoint: str | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        start = self._started = time.time()
+        evolution = Evolution(
+            self.model,
+            self.mutation,
+            self.evaluator,
+            self.fitness,
+            make_recombination(args.recombination, args.recombination_top_k),
+            self._fitness_batches,
+            self._selection_batches,
+            args.elitism,
+        )
+        self._begin(resume_from_checkpoint, trial)
+        sigma = args.sigma if args.sigma is not None else self._calibrated_sigma(evolution)
+        self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+        if args.eval_on_start:
+            self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+
+        while self.state.global_step < args.num_generations and not self.control.should_training_stop:
+            self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
+            self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
+            generation_sigma = scheduled_sigma(sigma, args.sigma_schedule, self.state.global_step, args.num_generations)
+            generation = evolution.step(self.state.global_step, generation_sigma, self._report_child())
+            self._record(generation)
+            self.state.global_step += 1
+            self.state.epoch = float(self.state.global_step)
+            self._total_loss_scalar += generation.selected.nll
+            self.control = self.callback_handler.on_step_end(args, self.state, self.control)
+            logs = self._logs(generation)
+            self._log_evaluate_save(logs, trial, ignore_keys_for_eval)
+            self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
+            self._log_evaluate_save(logs, trial, ignore_keys_for_eval)
+
+        seconds = self._seconds_before + time.time() - start
+        num_samples = evolution.fitness_batches.num_images * args.population_size * args.num_generations
+        output = self._finalize_training(trial, num_samples, start)
+        self._write_results(output.metrics, seconds)
+        return output
+
+    def _begin(self, resume_from_checkpoint: str | None, trial: Any) -> None:
+        """A fresh state, or that of a checkpoint whose weights Trainer has loaded already."""
+        generations = self.args.num_generations
+        self._init_training_state(generations, 1, generations, resume_from_checkpoint, trial)
+        self.generations, self.calibration, self._seconds_before = [], None, 0.0
+        self.evaluator.images_forwarded = 0
+        if resume_from_checkpoint is not None:
+            self._load_evolution_state(Path(resume_from_checkpoint))
+        self.mutation.parent_changed()
+        self._tr_loss = torch.tensor(0.0)
+        self._total_loss_scalar = 0.0
+        self._initial_global_step = self.state.global_step
+        self.callback_handler.model = self.model
+        if self.args.should_save:
+            write_lines(Path(self.args.output_dir) / CHILDREN_NAME, self.generations, mode="w")
+
+    def _calibrated_sigma(self, evolution: Evolution) -> float:
+        """Sigma by bisection; the one of the first run where this one resumes."""
+        if self.calibration is None:
+            args = self.args
+            sample = self._fitness_batches.head(args.calibration_samples)
+            self.calibration = calibrate_sigma(
+                lambda sigma: evolution.flipped(sigma, sample),
+                args.calibration_target,
+                start=0.1 if args.sigma_units == "relative" else 0.01,
+            )
+            curve = ", ".join(f"{sigma:.4g}: {100 * share:.1f} %" for sigma, share in self.calibration.curve)
+            logger.warning(
+                f"sigma was calibrated to {self.calibration.sigma:.4g}, at which a child flips "
+                f"{100 * self.calibration.flipped:.1f} % of the predictions (curve: {curve})."
+            )
+            self.log({"calibrated_sigma": self.calibration.sigma, "calibrated_flipped": self.calibration.flipped})
+        return self.calibration.sigma
+
+    def _report_child(self) -> Callable[[int, float], None]:
+        """Tells the progress bar of each child scored in one generation."""
+        best = float("-inf")
+        bars = [each for each in self.callback_handler.callbacks if isinstance(each, EvolutionProgressCallback)]
+
+        def report(index: int, fitness: float) -> None:
+            nonlocal best
+            is_best, best = fitness > best, max(fitness, best)
+            for bar in bars:
+                bar.on_child_scored(self.args, self.state, self.fitness.name, self.fitness.raw(fitness), is_best)
+
+        return report
+
+    def _logs(self, generation: Generation) -> dict[str, float]:
+        raw = self.fitness.raw
+        fitness = [scored.fitness for scored in generation.children if np.isfinite(scored.fitness)]
+        logs = {
+            "loss": generation.selected.nll,
+            "sigma": generation.sigma,
+            f"parent_{self.fitness.name}": raw(generation.parent_fitness),
+            "accepted": float(bool(generation.chosen.parts)),
+        }
+        if fitness:
+            logs[f"best_{self.fitness.name}"] = raw(max(fitness))
+            logs[f"mean_{self.fitness.name}"] = raw(float(np.mean(fitness)))
+            logs[f"std_{self.fitness.name}"] = float(np.std(fitness))
+        return logs
+
+    def _record(self, generation: Generation) -> None:
+        record = generation.record()
+        self.generations.append(record)
+        if self.args.should_save:
+            write_lines(Path(self.args.output_dir) / CHILDREN_NAME, [record], mode="a")
+
+    def _log_evaluate_save(self, logs: dict[str, float], trial: Any, ignore_keys: list[str] | None) -> None:
+        """What Trainer does after a step, with the logs of a generation."""
+        if self.control.should_log:
+            self.log(dict(logs))
+        if self.control.should_evaluate:
+            metrics = self._evaluate(trial, ignore_keys)
+            is_best = self._determine_best_metric(metrics=metrics, trial=trial)
+            if self.args.save_strategy == "best":
+                self.control.should_save = is_best
+        if self.control.should_save:
+            self._save_checkpoint(self.model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    # ---- Results ----------------------------------------------------------------------------------------------------
+
+    def _write_results(self, metrics: dict[str, float], seconds: float) -> None:
+        """Saves the evolved model, compares it with the parent on the test data, and writes what was found."""
+        cost = {
+            "images_forwarded": self.evaluator.images_forwarded,
+            "parent_passes": self.evaluator.images_forwarded / self._fitness_batches.num_images,
+            "seconds": seconds,
+        }
+        self.save_model(_internal_call=True)
+        if self.args.should_save:
+            self.save_state()
+            self.save_metrics("train", metrics)
+        if self._test_batches is None:
+            return
+        evolved_logits = self.evaluator.logits(self._test_batches)
+        labels = self._test_batches.labels
+        if not self.args.should_save:
+            return
+        self.report = gain_report(
+            self._parent_test_logits,
+            evolved_logits,
+            labels,
+            arguments=self.args.non_default(),
+            method=self._method(),
+            cost=cost,
+            data=self._data(),
+            candidates={
+                "n_candidates": sum(len(record["selection"]) for record in self.generations),
+                "n_images": (self._selection_batches or self._fitness_batches).num_images,
+                "keeps_parent": self.args.elitism,
+            },
+            seed=self.args.seed,
+        )
+        folder = Path(self.args.output_dir)
+        write_report(self.report, folder)
+        test_metrics = {f"test_{key}": value for key, value in self.report["evolved"].items()}
+        self.save_metrics("test", test_metrics)
+        plot_gain(self.report, folder / "gain.png")
+        plot_fitness(self._fitness_history(), folder / "fitness.png", label=self.fitness.label)
+        if self.calibration is not None:
+            plot_calibration_curve(
+                self.calibration.curve, self.calibration.sigma, self.calibration.target, folder / "calibration.png"
+            )
+
+    def _method(self) -> dict[str, Any]:
+        args, space = self.args, self.mutation.space
+        return {
+            "parent_name": self.model.config._name_or_path or type(self.model).__name__,
+            "decomposition": args.decomposition,
+            "density": self.mutation.decomposition.density,
+            "sigma": args.sigma if args.sigma is not None else self.calibration.sigma,
+            "sigma_units": args.sigma_units,
+            "population_size": args.population_size,
+            "num_generations": len(self.generations),
+            "recombination": args.recombination,
+            "fitness": self.fitness.name,
+            "seed": args.seed,
+            "mutable": {"tensors": len(space.names), "coordinates": space.total},
+        }
+
+    def _data(self) -> dict[str, Any]:
+        selection = self._selection_batches.num_images if self._selection_batches else 0
+        return {
+            "fitness": {"num_images": self._fitness_batches.num_images},
+            "selection": {"num_images": selection},
+            "test": {
+                "num_images": self._test_batches.num_images,
+                "used_to_choose": bool(self.args.load_best_model_at_end),
+            },
+        }
+
+    def _fitness_history(self) -> list[dict[str, Any]]:
+        """Fitness on the fitness data by generation, as `plot_fitness` takes it; NaN for children that failed."""
+        history = []
+        for record in self.generations:
+            parent = record["parent"]["fitness"]
+            children = [float("nan") if child["fitness"] is None else child["fitness"] for child in record["children"]]
+            history.append({"children": children, "parent": parent, "best": float(np.nanmax([parent, *children]))})
+        return history
+
+    # ---- Checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The model in the form it came, and the arguments as JSON: no pickle, and no token in any file."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(self.model, self.processing_class, folder)
+        write_json(folder / ARGUMENTS_NAME, self.args.non_default())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / STATE_NAME, self._evolution_state())
+        super()._save_checkpoint(model, trial)
+
+    def _evolution_state(self) -> dict[str, Any]:
+        calibration = self.calibration
+        return {
+            "generations": self.generations,
+            "images_forwarded": self.evaluator.images_forwarded,
+            "calibration": None if calibration is None else vars(calibration),
+            "seconds": self._seconds_before + time.time() - self._started,
+        }
+
+    def _load_evolution_state(self, folder: Path) -> None:
+        path = folder / STATE_NAME
+        if not path.is_file():
+            raise SMDError(
+                f"{folder} has no {STATE_NAME}: it is not a checkpoint of an EvolutionTrainer. Resume from a checkpoint-N folder "
+                "that one has written, or start anew."
+            )
+        state = json.loads(path.read_text())
+        self.generations = state["generations"]
+        self.evaluator.images_forwarded = state["images_forwarded"]
+        self._seconds_before = state["seconds"]
+        if state["calibration"] is not None:
+            curve = tuple(tuple(point) for point in state["calibration"].pop("curve"))
+            self.calibration = Calibration(curve=curve, **state["calibration"])
+
+    # Evolution has no optimizer, and its random numbers are keyed: there is no further state to keep.
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        pass
+
+    def _save_scaler(self, output_dir: str) -> None:
+        pass
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        pass
+
+
+def compute_classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, NLL and calibration error, from logits of shape `(n, num_labels)` and labels of shape `(n,)`."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    scores = Scores.from_logits(logits, prediction.label_ids)
+    return {"accuracy": scores.accuracy, "nll": scores.nll, "calibration_error": scores.calibration_error}
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Raises [`SMDError`] if nothing can be written to `output_dir`."""
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        probe = Path(output_dir) / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SMDError(
+            f"output_dir '{output_dir}' cannot be written to ({error.strerror}). Choose a folder that you own, on a disk with room."
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON through a temporary file, so that a reader never sees half of it."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    os.replace(unfinished, path)
+
+
+def write_lines(path: Path, records: list[dict[str, Any]], mode: str) -> None:
+    """Writes (`mode="w"`) or appends (`"a"`) records as JSON, one a line."""
+    with open(path, mode) as file:
+        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
