@@ -1,7 +1,7 @@
 """Every choice of a run: `TrainingArguments`, and what evolution adds to them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
@@ -82,7 +82,9 @@ class EvolutionArguments(TrainingArguments):
     )
     mirrored: bool = field(
         default=False,
-        metadata={"help": "Children in pairs, parent plus and parent minus the same mutation. Needs an even population."},
+        metadata={
+            "help": "Children in pairs, parent plus and parent minus the same mutation. Needs an even population."
+        },
     )
     mutable_parameters: list[str] | None = field(
         default=None,
@@ -95,7 +97,8 @@ class EvolutionArguments(TrainingArguments):
         default=None, metadata={"help": "What may not change, of the above: groups or patterns likewise."}
     )
     fitness: str = field(
-        default="nll", metadata={"help": "What children are scored by: nll, accuracy, or a key that compute_metrics returns."}
+        default="nll",
+        metadata={"help": "What children are scored by: nll, accuracy, or a key that compute_metrics returns."},
     )
     fitness_greater_is_better: bool | None = field(
         default=None,
@@ -126,11 +129,15 @@ class EvolutionArguments(TrainingArguments):
     )
     elitism: bool = field(
         default=True,
-        metadata={"help": "Keep the parent unless a candidate is better on the selection split (--no_elitism: never keep it)."},
+        metadata={
+            "help": "Keep the parent unless a candidate is better on the selection split (--no_elitism: never keep it)."
+        },
     )
     ensemble_size: int = field(
         default=0,
-        metadata={"help": "Also leave an ensemble of so many children of the last generation in output_dir/ensemble; 0: none."},
+        metadata={
+            "help": "Also leave an ensemble of so many children of the last generation in output_dir/ensemble; 0: none."
+        },
     )
     image_column_name: str | None = field(
         default=None, metadata={"help": "The column of images. Found by its type or usual name by default."}
@@ -162,10 +169,13 @@ class EvolutionArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # Trainer fills in many arguments below: what was chosen shows only here.
+        self._chosen = {argument.name for argument in fields(self) if _differs(argument, getattr(self, argument.name))}
         check_evolution_arguments(self)
         self.max_steps = self.num_generations
         self.num_train_epochs = self.num_generations
         super().__post_init__()
+        self._settled = self.to_dict()
 
     @property
     def directions(self) -> int:
@@ -173,13 +183,19 @@ class EvolutionArguments(TrainingArguments):
         return self.population_size // 2 if self.mirrored else self.population_size
 
     def non_default(self) -> dict[str, Any]:
-        """The arguments that differ from those of a run where nothing but `output_dir` was chosen, without tokens."""
-        default = type(self)(output_dir=self.output_dir, use_cpu=self.use_cpu).to_dict() | {"use_cpu": False}
+        """The arguments that were chosen, at the start or since, as JSON values and without tokens."""
         return {
             name: value
             for name, value in self.to_dict().items()
-            if value != default[name] and name not in DERIVED and not name.endswith("_token")
+            if (name in self._chosen or value != self._settled[name])
+            and name not in DERIVED
+            and not name.endswith("_token")
         }
+
+
+def _differs(argument: Field, value: Any) -> bool:
+    """Whether the value of an argument is another one than its default."""
+    return value != (argument.default if argument.default_factory is MISSING else argument.default_factory())
 
 
 def check_evolution_arguments(args: EvolutionArguments) -> None:
@@ -192,7 +208,10 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
     expected = {
         "population_size": (args.population_size >= 2, "2 or more"),
         "num_generations": (args.num_generations >= 1, "1 or more"),
-        "sigma": (args.sigma is None or 0 < args.sigma < math.inf, "a positive number, or none at all to calibrate it"),
+        "sigma": (
+            args.sigma is None or 0 < args.sigma < math.inf,
+            "a positive number, or none at all to calibrate it",
+        ),
         "density": (args.density is None or 0 < args.density <= 1, "within (0, 1]"),
         "calibration_target": (0 < args.calibration_target < 1, "within (0, 1)"),
         "calibration_samples": (args.calibration_samples >= 1, "1 or more"),
@@ -209,7 +228,9 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
         if not holds:
             raise SMDError(f"{name} is {getattr(args, name)}; expected {what}.")
     if args.mirrored and args.population_size % 2:
-        raise SMDError(f"mirrored children come in pairs, but population_size is {args.population_size}. Make it even.")
+        raise SMDError(
+            f"mirrored children come in pairs, but population_size is {args.population_size}. Make it even."
+        )
     if args.decomposition == "antirandom" and args.directions % 2:
         raise SMDError(
             f"decomposition='antirandom' needs an even number of subspaces, a mask and its complement, but population_size="

@@ -12,7 +12,7 @@ from .checkpoints import weights_hash
 from .errors import SMDError
 from .evaluation.engine import Evaluator, Score, Variant
 from .evaluation.images import ImageBatches
-from .mutation import Child, Mutation, applied, keep
+from .mutation import Child, Mutation, keep
 from .recombination import Candidate, Recombination
 from .selection import Fitness, ScoredChild
 
@@ -32,7 +32,9 @@ class Generation:
         children (list of [`ScoredChild`]): in their order.
         selection (dict of `str` to `float`): fitness of each finished candidate on the selection split, by name.
         chosen ([`Candidate`]): the next parent; without parts where the parent is kept.
-        selected (`Score`): of the chosen one on the selection split.
+        selected ([`Score`]): of the chosen one on the selection split.
+        discordance (`float`, *optional*): share of selection images on which exactly one of parent and candidate is right,
+            mean over the candidates; `None` where the parent was not among them.
     """
 
     generation: int
@@ -43,6 +45,7 @@ class Generation:
     selection: dict[str, float]
     chosen: Candidate
     selected: Score
+    discordance: float | None
 
     def record(self) -> dict[str, Any]:
         """The generation as JSON values: enough to build each child, and the next parent, again."""
@@ -54,6 +57,7 @@ class Generation:
                 asdict(scored.child) | _record_score(scored.score, scored.fitness) for scored in self.children
             ],
             "selection": {name: _finite_or_none(fitness) for name, fitness in self.selection.items()},
+            "discordance": self.discordance,
             "chosen": self.chosen.name,
             "parts": [[child.index, coefficient] for child, coefficient in self.chosen.parts],
         }
@@ -73,6 +77,12 @@ def _finite_or_none(value: float) -> float | None:
 
 
 KEEP_PARENT = Candidate("parent", ())
+
+
+def _discordance(candidates: list[Candidate], scores: list[Score]) -> float | None:
+    if candidates[0] is not KEEP_PARENT or len(candidates) == 1:
+        return None
+    return float(np.mean([np.mean(scores[0].correct != score.correct) for score in scores[1:]]))
 
 
 class Evolution:
@@ -110,9 +120,7 @@ class Evolution:
         self.elitism = elitism
         self._warned_of_failed_children = False
 
-    def step(
-        self, generation: int, sigma: float, on_scored: Callable[[int, float], None] | None = None
-    ) -> Generation:
+    def step(self, generation: int, sigma: float, on_scored: Callable[[int, float], None] | None = None) -> Generation:
         """
         Runs one generation and leaves the next parent in the model.
 
@@ -133,11 +141,27 @@ class Evolution:
                 "The parent's weights are not what they were before its children were scored. This is a bug in smd_hf, or the "
                 "model changes its own weights in a forward pass. Nothing was saved."
             )
-        chosen, selected, selection = self._choose(self.recombination.candidates(scored))
+        candidates = self.recombination.candidates(scored)
+        if self.elitism or not candidates:
+            candidates = [KEEP_PARENT, *candidates]
+        results = self._score_candidates(candidates)
+        # The first of equals: the parent before all others.
+        best = int(np.argmax([fitness for _, fitness in results]))
+        chosen, (selected, _) = candidates[best], results[best]
         if chosen.parts:
             keep(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
             self.mutation.parent_changed()
-        return Generation(generation, sigma, parent, parent_fitness, scored, selection, chosen, selected)
+        return Generation(
+            generation,
+            sigma,
+            parent,
+            parent_fitness,
+            scored,
+            selection={candidate.name: fitness for candidate, (_, fitness) in zip(candidates, results)},
+            chosen=chosen,
+            selected=selected,
+            discordance=_discordance(candidates, [score for score, _ in results]),
+        )
 
     def _score(
         self, children: list[Child], on_scored: Callable[[int, float], None] | None
@@ -169,18 +193,14 @@ class Evolution:
             )
         return parent, fitness_by_variant[0], scored
 
-    def _choose(self, candidates: list[Candidate]) -> tuple[Candidate, Score, dict[str, float]]:
-        """The fittest candidate on the selection split; the earlier one where two are equal, and the parent before all."""
-        if self.elitism or not candidates:
-            candidates = [KEEP_PARENT, *candidates]
+    def _score_candidates(self, candidates: list[Candidate]) -> list[tuple[Score, float]]:
+        """Score and fitness of each candidate on the selection split."""
         variants = [
             Variant(candidate.name, lambda candidate=candidate: self._changes(candidate)) for candidate in candidates
         ]
         scores = self.evaluator.score(variants, self.selection_batches, keep_logits=self.fitness.needs_logits)
         labels = self.selection_batches.labels
-        fitness = [self.fitness(score, labels) for score in scores]
-        best = int(np.argmax(fitness))
-        return candidates[best], scores[best], {each.name: value for each, value in zip(candidates, fitness)}
+        return [(score, self.fitness(score, labels)) for score in scores]
 
     def _changes(self, candidate: Candidate):
         return self.mutation.combination(list(candidate.parts)) if candidate.parts else ()
@@ -192,7 +212,9 @@ class Evolution:
         The children are those of generation -1, spread over the population: the same noise for every sigma.
         """
         children = self.mutation.children(-1, sigma)
-        probes = [children[round(place)] for place in np.linspace(0, len(children) - 1, min(num_probes, len(children)))]
+        probes = [
+            children[round(place)] for place in np.linspace(0, len(children) - 1, min(num_probes, len(children)))
+        ]
         variants = [Variant("parent")] + [
             Variant("probe", lambda child=child: self.mutation.changes(child)) for child in probes
         ]

@@ -62,6 +62,12 @@ def explain_loading_error(name: str, error: BaseException, what: str, source: di
             f"the cache.{similar_names(name)} Check the spelling and the network connection (and HF_HUB_OFFLINE, which "
             "forbids downloads), or give the path of a checkpoint's folder."
         )
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        return (
+            f"The {what} of '{name}' is defined in Python files, which would be run on this machine, and that was not "
+            "allowed. Read those files first; if you trust them, pass --trust_remote_code (in Python: "
+            "trust_remote_code=True)."
+        )
     if what == "image processor":
         return (
             f"No image processor could be loaded from '{name}' ({_first_line(error, source)}). Expected a "

@@ -51,7 +51,7 @@ def matching_parameters(model: nn.Module, patterns: list[str], argument: str) ->
             glob = "*" if pattern == "all" else pattern
             found = {name for name in names if fnmatchcase(name, glob) or fnmatchcase(saved[name], glob)}
         if not found:
-            some = ", ".join(names[:3] + ["..."] + names[-3:]) if len(names) > 6 else ", ".join(names)
+            some = ", ".join([*names[:3], "...", *names[-3:]]) if len(names) > 6 else ", ".join(names)
             raise SMDError(
                 f"{argument}: '{pattern}' matches no parameter of this model. Give one of the groups "
                 f"{', '.join(GROUPS)} or a shell-style pattern over its {len(names)} parameter names ({some})."

@@ -110,7 +110,12 @@ def prepare_data(
         log = logger.info if alignment.how == "name" else logger.warning
         log(alignment.message)
     collator = ImageCollator(
-        processing_class, image_column, label_column, mapping=alignment.mapping, channels=num_channels(model), names=alignment.names
+        processing_class,
+        image_column,
+        label_column,
+        mapping=alignment.mapping,
+        channels=num_channels(model),
+        names=alignment.names,
     )
     if isinstance(eval_dataset, dict):
         eval_dataset = {

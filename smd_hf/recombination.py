@@ -54,7 +54,8 @@ class Best(Recombination):
 
     def candidates(self, children: Sequence[ScoredChild]) -> list[Candidate]:
         return [
-            Candidate(f"child {scored.child.index}", ((scored.child, 1.0),)) for scored in ranked(children)[: self.top_k]
+            Candidate(f"child {scored.child.index}", ((scored.child, 1.0),))
+            for scored in ranked(children)[: self.top_k]
         ]
 
 

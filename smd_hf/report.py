@@ -5,7 +5,6 @@ The report holds every number that a model card may print. It is strict JSON wit
 null, and a value of `arguments` that is a token is never written.
 """
 
-import json
 import math
 import os
 import platform
@@ -19,6 +18,7 @@ import numpy as np
 
 from . import __version__
 from .errors import SMDError
+from .files import write_json
 from .statistics import Comparison, Difference, Scores, compare, expected_optimism, format_p
 
 REPORT_NAME = "gain_report.json"
@@ -119,16 +119,7 @@ def write_report(report: Mapping[str, Any], folder: str | os.PathLike) -> Path:
     """
     path = Path(folder) / REPORT_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(report), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-    unfinished = path.with_name(f".{REPORT_NAME}.{os.getpid()}")
-    try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_json(path, _plain(report))
     return path
 
 

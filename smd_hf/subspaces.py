@@ -307,7 +307,12 @@ DECOMPOSITIONS: dict[str, type[Decomposition]] = {
 
 
 def make_decomposition(
-    name: str, space: ParameterSpace, directions: int, density: float | None = None, seed: int = 0, static: bool = False
+    name: str,
+    space: ParameterSpace,
+    directions: int,
+    density: float | None = None,
+    seed: int = 0,
+    static: bool = False,
 ) -> Decomposition:
     """
     The decomposition of that name.
@@ -323,6 +328,7 @@ def make_decomposition(
     if name not in DECOMPOSITIONS:
         raise SMDError(f"decomposition='{name}' is not one of {', '.join(DECOMPOSITIONS)}.")
     if density is not None and not 0 < density <= 1:
-        raise SMDError(f"density={density} is outside (0, 1]: it is the share of the coordinates that a child changes.")
+        raise SMDError(
+            f"density={density} is outside (0, 1]: it is the share of the coordinates that a child changes."
+        )
     return DECOMPOSITIONS[name](space, directions, density, seed, static)
-

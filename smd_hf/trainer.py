@@ -1,7 +1,5 @@
 """`EvolutionTrainer`: a Trainer whose step is one generation."""
 
-import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,26 +10,28 @@ import torch
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from .arguments import EvolutionArguments
-from .calibration import Calibration, calibrate_sigma
+from .calibration import calibrate_sigma
 from .checkpoints import save_checkpoint
 from .data import check_images
 from .errors import SMDError
 from .evaluation.engine import Evaluator
 from .evaluation.images import ImageBatches
 from .evolution import Evolution, Generation
+from .files import check_output_dir, write_json, write_lines
 from .heads import replace_head
 from .labels import stratified_order, stratified_split
 from .mutation import Mutation, scheduled_sigma
 from .parameters import parameter_space
-from .plots import plot_calibration_curve, plot_fitness, plot_gain
 from .preparation import prepare_data, resolve_model
 from .progress import EvolutionProgressCallback
 from .recombination import make_recombination
 from .report import gain_report, write_report
+from .results import describe_method, plot_run
+from .run_state import RunState
 from .selection import Fitness
 from .statistics import Scores
 from .subspaces import make_decomposition
@@ -40,7 +40,6 @@ logger = logging.get_logger(__name__)
 
 ARGUMENTS_NAME = "evolution_args.json"
 CHILDREN_NAME = "children.jsonl"
-STATE_NAME = "evolution_state.json"
 
 
 class EvolutionTrainer(Trainer):
@@ -61,7 +60,7 @@ class EvolutionTrainer(Trainer):
         callbacks (list of [`~transformers.TrainerCallback`], *optional*): further callbacks.
 
     Attributes:
-        generations (list of `dict`): what happened in each generation, as in `children.jsonl`.
+        run ([`RunState`]): what happened in each generation, and what it cost.
         report (`dict`): `gain_report.json`, once trained with an `eval_dataset`.
 
     Raises:
@@ -95,9 +94,7 @@ class EvolutionTrainer(Trainer):
         check_output_dir(args.output_dir)
         self.fitness = Fitness(args.fitness, compute_metrics, args.fitness_greater_is_better)
         model, processing_class, missing_head = resolve_model(model, args, processing_class)
-        data = prepare_data(
-            model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head
-        )
+        data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
 
         # 2. Rows keep their image column until the collator has seen it
         args.remove_unused_columns = args.remove_unused_columns and data.image_column is None
@@ -136,12 +133,9 @@ class EvolutionTrainer(Trainer):
             self.model, decomposition, args.seed, args.sigma_units, args.match_norm, args.mirrored
         )
         self.evaluator = Evaluator(self.model, args.device, self.autocast_smart_context_manager)
-        self.generations: list[dict[str, Any]] = []
+        self.run = RunState()
         self.report: dict[str, Any] | None = None
-        self.calibration: Calibration | None = None
         self._parent_test_logits: np.ndarray | None = None
-        self._started = time.time()
-        self._seconds_before = 0.0
 
     # ---- Data -------------------------------------------------------------------------------------------------------
 
@@ -178,12 +172,19 @@ class EvolutionTrainer(Trainer):
 
     def _replace_head(self, names: list[str]) -> None:
         if self.args.head_init == "linear_probe" and self._fitness_batches is None:
-            raise SMDError("The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on.")
+            raise SMDError(
+                "The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on."
+            )
         batches = ((batch.pixel_values, batch.labels) for batch in self._fitness_batches or self._batches_to_shape())
         replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
 
     def _batches_to_shape(self) -> ImageBatches:
         return self._batches(self._reported_dataset(), np.arange(1), 0.0)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As in Trainer; pixel values in the model's dtype, which models of custom code do not see to themselves."""
+        inputs = super()._prepare_inputs(inputs)
+        return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class EvolutionTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        start = self._started = time.time()
+        start = time.time()
         evolution = Evolution(
             self.model,
             self.mutation,
@@ -239,7 +240,9 @@ class EvolutionTrainer(Trainer):
         while self.state.global_step < args.num_generations and not self.control.should_training_stop:
             self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
             self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
-            generation_sigma = scheduled_sigma(sigma, args.sigma_schedule, self.state.global_step, args.num_generations)
+            generation_sigma = scheduled_sigma(
+                sigma, args.sigma_schedule, self.state.global_step, args.num_generations
+            )
             generation = evolution.step(self.state.global_step, generation_sigma, self._report_child())
             self._record(generation)
             self.state.global_step += 1
@@ -251,45 +254,45 @@ class EvolutionTrainer(Trainer):
             self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
             self._log_evaluate_save(logs, trial, ignore_keys_for_eval)
 
-        seconds = self._seconds_before + time.time() - start
         num_samples = evolution.fitness_batches.num_images * args.population_size * args.num_generations
         output = self._finalize_training(trial, num_samples, start)
-        self._write_results(output.metrics, seconds)
+        self._write_results(output.metrics)
         return output
 
     def _begin(self, resume_from_checkpoint: str | None, trial: Any) -> None:
         """A fresh state, or that of a checkpoint whose weights Trainer has loaded already."""
         generations = self.args.num_generations
         self._init_training_state(generations, 1, generations, resume_from_checkpoint, trial)
-        self.generations, self.calibration, self._seconds_before = [], None, 0.0
-        self.evaluator.images_forwarded = 0
-        if resume_from_checkpoint is not None:
-            self._load_evolution_state(Path(resume_from_checkpoint))
+        resumed = resume_from_checkpoint is not None
+        self.run = RunState.load(Path(resume_from_checkpoint)) if resumed else RunState()
+        self.run.start(self.evaluator)
         self.mutation.parent_changed()
         self._tr_loss = torch.tensor(0.0)
         self._total_loss_scalar = 0.0
         self._initial_global_step = self.state.global_step
         self.callback_handler.model = self.model
         if self.args.should_save:
-            write_lines(Path(self.args.output_dir) / CHILDREN_NAME, self.generations, mode="w")
+            write_lines(Path(self.args.output_dir) / CHILDREN_NAME, self.run.generations, mode="w")
 
     def _calibrated_sigma(self, evolution: Evolution) -> float:
         """Sigma by bisection; the one of the first run where this one resumes."""
-        if self.calibration is None:
+        if self.run.calibration is None:
             args = self.args
             sample = self._fitness_batches.head(args.calibration_samples)
-            self.calibration = calibrate_sigma(
+            self.run.calibration = calibrate_sigma(
                 lambda sigma: evolution.flipped(sigma, sample),
                 args.calibration_target,
                 start=0.1 if args.sigma_units == "relative" else 0.01,
             )
-            curve = ", ".join(f"{sigma:.4g}: {100 * share:.1f} %" for sigma, share in self.calibration.curve)
+            curve = ", ".join(f"{sigma:.4g}: {100 * share:.1f} %" for sigma, share in self.run.calibration.curve)
             logger.warning(
-                f"sigma was calibrated to {self.calibration.sigma:.4g}, at which a child flips "
-                f"{100 * self.calibration.flipped:.1f} % of the predictions (curve: {curve})."
+                f"sigma was calibrated to {self.run.calibration.sigma:.4g}, at which a child flips "
+                f"{100 * self.run.calibration.flipped:.1f} % of the predictions (curve: {curve})."
             )
-            self.log({"calibrated_sigma": self.calibration.sigma, "calibrated_flipped": self.calibration.flipped})
-        return self.calibration.sigma
+            self.log(
+                {"calibrated_sigma": self.run.calibration.sigma, "calibrated_flipped": self.run.calibration.flipped}
+            )
+        return self.run.calibration.sigma
 
     def _report_child(self) -> Callable[[int, float], None]:
         """Tells the progress bar of each child scored in one generation."""
@@ -321,7 +324,7 @@ class EvolutionTrainer(Trainer):
 
     def _record(self, generation: Generation) -> None:
         record = generation.record()
-        self.generations.append(record)
+        self.run.generations.append(record)
         if self.args.should_save:
             write_lines(Path(self.args.output_dir) / CHILDREN_NAME, [record], mode="a")
 
@@ -340,66 +343,32 @@ class EvolutionTrainer(Trainer):
 
     # ---- Results ----------------------------------------------------------------------------------------------------
 
-    def _write_results(self, metrics: dict[str, float], seconds: float) -> None:
+    def _write_results(self, metrics: dict[str, float]) -> None:
         """Saves the evolved model, compares it with the parent on the test data, and writes what was found."""
-        cost = {
-            "images_forwarded": self.evaluator.images_forwarded,
-            "parent_passes": self.evaluator.images_forwarded / self._fitness_batches.num_images,
-            "seconds": seconds,
-        }
+        cost = self.run.cost(self._fitness_batches.num_images)
         self.save_model(_internal_call=True)
-        if self.args.should_save:
-            self.save_state()
-            self.save_metrics("train", metrics)
+        self.save_state()
+        self.save_metrics("train", metrics)
         if self._test_batches is None:
             return
         evolved_logits = self.evaluator.logits(self._test_batches)
-        labels = self._test_batches.labels
-        if not self.args.should_save:
-            return
         self.report = gain_report(
             self._parent_test_logits,
             evolved_logits,
-            labels,
+            self._test_batches.labels,
             arguments=self.args.non_default(),
-            method=self._method(),
+            method=describe_method(self.args, self.mutation, self.run, self.model.config._name_or_path),
             cost=cost,
-            data=self._data(),
-            candidates={
-                "n_candidates": sum(len(record["selection"]) for record in self.generations),
-                "n_images": (self._selection_batches or self._fitness_batches).num_images,
-                "keeps_parent": self.args.elitism,
-            },
+            data=self._describe_data(),
+            candidates=self.run.candidates((self._selection_batches or self._fitness_batches).num_images),
             seed=self.args.seed,
         )
-        folder = Path(self.args.output_dir)
-        write_report(self.report, folder)
-        test_metrics = {f"test_{key}": value for key, value in self.report["evolved"].items()}
-        self.save_metrics("test", test_metrics)
-        plot_gain(self.report, folder / "gain.png")
-        plot_fitness(self._fitness_history(), folder / "fitness.png", label=self.fitness.label)
-        if self.calibration is not None:
-            plot_calibration_curve(
-                self.calibration.curve, self.calibration.sigma, self.calibration.target, folder / "calibration.png"
-            )
+        self.save_metrics("test", {f"test_{key}": value for key, value in self.report["evolved"].items()})
+        if self.args.should_save:
+            write_report(self.report, self.args.output_dir)
+            plot_run(self.run, self.report, self.fitness, Path(self.args.output_dir))
 
-    def _method(self) -> dict[str, Any]:
-        args, space = self.args, self.mutation.space
-        return {
-            "parent_name": self.model.config._name_or_path or type(self.model).__name__,
-            "decomposition": args.decomposition,
-            "density": self.mutation.decomposition.density,
-            "sigma": args.sigma if args.sigma is not None else self.calibration.sigma,
-            "sigma_units": args.sigma_units,
-            "population_size": args.population_size,
-            "num_generations": len(self.generations),
-            "recombination": args.recombination,
-            "fitness": self.fitness.name,
-            "seed": args.seed,
-            "mutable": {"tensors": len(space.names), "coordinates": space.total},
-        }
-
-    def _data(self) -> dict[str, Any]:
+    def _describe_data(self) -> dict[str, Any]:
         selection = self._selection_batches.num_images if self._selection_batches else 0
         return {
             "fitness": {"num_images": self._fitness_batches.num_images},
@@ -409,15 +378,6 @@ class EvolutionTrainer(Trainer):
                 "used_to_choose": bool(self.args.load_best_model_at_end),
             },
         }
-
-    def _fitness_history(self) -> list[dict[str, Any]]:
-        """Fitness on the fitness data by generation, as `plot_fitness` takes it; NaN for children that failed."""
-        history = []
-        for record in self.generations:
-            parent = record["parent"]["fitness"]
-            children = [float("nan") if child["fitness"] is None else child["fitness"] for child in record["children"]]
-            history.append({"children": children, "parent": parent, "best": float(np.nanmax([parent, *children]))})
-        return history
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
 
@@ -431,35 +391,11 @@ class EvolutionTrainer(Trainer):
         write_json(folder / ARGUMENTS_NAME, self.args.non_default())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / STATE_NAME, self._evolution_state())
+            self.run.save(folder)
         super()._save_checkpoint(model, trial)
-
-    def _evolution_state(self) -> dict[str, Any]:
-        calibration = self.calibration
-        return {
-            "generations": self.generations,
-            "images_forwarded": self.evaluator.images_forwarded,
-            "calibration": None if calibration is None else vars(calibration),
-            "seconds": self._seconds_before + time.time() - self._started,
-        }
-
-    def _load_evolution_state(self, folder: Path) -> None:
-        path = folder / STATE_NAME
-        if not path.is_file():
-            raise SMDError(
-                f"{folder} has no {STATE_NAME}: it is not a checkpoint of an EvolutionTrainer. Resume from a checkpoint-N folder "
-                "that one has written, or start anew."
-            )
-        state = json.loads(path.read_text())
-        self.generations = state["generations"]
-        self.evaluator.images_forwarded = state["images_forwarded"]
-        self._seconds_before = state["seconds"]
-        if state["calibration"] is not None:
-            curve = tuple(tuple(point) for point in state["calibration"].pop("curve"))
-            self.calibration = Calibration(curve=curve, **state["calibration"])
 
     # Evolution has no optimizer, and its random numbers are keyed: there is no further state to keep.
 
@@ -478,29 +414,3 @@ def compute_classification_metrics(prediction: EvalPrediction) -> dict[str, floa
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     scores = Scores.from_logits(logits, prediction.label_ids)
     return {"accuracy": scores.accuracy, "nll": scores.nll, "calibration_error": scores.calibration_error}
-
-
-def check_output_dir(output_dir: str) -> None:
-    """Raises [`SMDError`] if nothing can be written to `output_dir`."""
-    try:
-        os.makedirs(output_dir, exist_ok=True)
-        probe = Path(output_dir) / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SMDError(
-            f"output_dir '{output_dir}' cannot be written to ({error.strerror}). Choose a folder that you own, on a disk with room."
-        ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON through a temporary file, so that a reader never sees half of it."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    os.replace(unfinished, path)
-
-
-def write_lines(path: Path, records: list[dict[str, Any]], mode: str) -> None:
-    """Writes (`mode="w"`) or appends (`"a"`) records as JSON, one a line."""
-    with open(path, mode) as file:
-        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)

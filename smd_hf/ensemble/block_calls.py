@@ -116,7 +116,7 @@ class Probe(Trace, TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if not self._looking and func not in _METADATA:
-            self._untouched = None
+            pass
             self._watch(args)
             self._watch((kwargs or {}).values())
         return func(*args, **(kwargs or {}))
@@ -204,13 +204,13 @@ def wrapped(wrappers: dict[nn.Module, Callable]) -> Iterator[None]:
 
 def holds_blocks(module: nn.Module) -> bool:
     """
-    Whether more than half of the children that have parameters are blocks: have several weights of two or more dimensions.
+    Whether more than half of the children that have parameters are blocks: have several weights that are matrices or kernels.
 
-    A child with at most one such weight is a layer (a convolution and its norm): a residual block mostly holds layers, and a
+    A child with at most one such weight is a layer (a convolution and its norm, its bias and gain): a residual block mostly holds layers, and a
     stage or a model mostly holds blocks. A module around a single one holds none: it is what the other is.
     """
     counts = [
-        sum(parameter.ndim >= 2 for parameter in child.parameters())
+        sum(sum(size > 1 for size in parameter.shape) >= 2 for parameter in child.parameters())
         for child in module.children()
         if next(child.parameters(), None) is not None
     ]

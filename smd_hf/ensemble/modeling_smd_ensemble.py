@@ -99,9 +99,10 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         config.check()
         if not config.member_weights:
             raise ValueError("An ensemble needs at least one member: its config.json has no member_weights.")
-        # As the user asked for it; transformers puts the ensemble's own choice in place of `None`.
+        # As the user asked for it. transformers puts a choice for the ensemble in place of `None`, which is not its models'.
         attention = config._attn_implementation
         super().__init__(config)
+        config._attn_implementation = attention
         # 1. The models that are stored: the parent, or each member.
         if models is None:
             classes = model_classes or [None] * len(config.model_configs)

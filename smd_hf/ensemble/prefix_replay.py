@@ -217,7 +217,7 @@ class PrefixReplay:
             except Exception as error:
                 # Where the model or its input is at fault, the pass itself says so.
                 output = forward(*args, **kwargs)
-                self._refuse(f"the pass that learns about it failed with {type(error).__name__}")
+                self._refuse(f"the pass that learns about it failed with {type(error).__name__}: {error}")
                 return output
         if self._refusal is not None:
             self._tell(self._refusal)

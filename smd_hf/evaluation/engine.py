@@ -34,17 +34,22 @@ class Score:
 
     Args:
         num_images (`int`): how many images it saw.
-        num_correct (`int`): how many of these it classified rightly.
         nll_sum (`float`): summed negative log-likelihood, in nats.
         finite (`bool`): whether all its logits were finite.
+        correct_batches (list of `numpy.ndarray`): of each batch, which images it classified rightly.
         logit_batches (list of `numpy.ndarray`, *optional*): logits of each batch, where they were asked for.
     """
 
     num_images: int = 0
-    num_correct: int = 0
     nll_sum: float = 0.0
     finite: bool = True
+    correct_batches: list[np.ndarray] = field(default_factory=list)
     logit_batches: list[np.ndarray] | None = None
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which images it classified rightly, bool, of shape `(num_images,)`."""
+        return np.concatenate(self.correct_batches)
 
     @property
     def logits(self) -> np.ndarray:
@@ -53,7 +58,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        return self.num_correct / self.num_images
+        return int(self.correct.sum()) / self.num_images
 
     @property
     def nll(self) -> float:
@@ -87,9 +92,7 @@ class Evaluator:
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
-        pixel_values = batch.pixel_values.to(self.device, non_blocking=True)
-        if pixel_values.is_floating_point() and self.autocast is nullcontext:
-            pixel_values = pixel_values.to(self.model.dtype)
+        pixel_values = batch.pixel_values.to(self.device, self.model.dtype, non_blocking=True)
         with torch.inference_mode(), self.autocast():
             logits = self.model(pixel_values=pixel_values).logits
         self.images_forwarded += len(pixel_values)
@@ -113,7 +116,7 @@ class Evaluator:
                 through a group of batches: with its whole score in the last group.
 
         Returns:
-            list of [`Score`], one a variant and in their order. Counts are integers; NLL is summed in float64, over batches
+            list of [`Score`], one a variant and in their order. NLL is summed in float64, over batches
             in their order.
         """
         self.model.eval()
@@ -130,7 +133,7 @@ class Evaluator:
     def _add(self, score: Score, batch: Batch, logits: torch.Tensor) -> None:
         labels = batch.labels.to(self.device)
         score.num_images += len(labels)
-        score.num_correct += int((logits.argmax(-1) == labels).sum())
+        score.correct_batches.append((logits.argmax(-1) == labels).cpu().numpy())
         score.nll_sum += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
         score.finite = score.finite and bool(torch.isfinite(logits).all())
         if score.logit_batches is not None:
@@ -140,4 +143,3 @@ class Evaluator:
         """Logits of the model, or of one variant of it: float32, of shape `(num_images, num_labels)`."""
         [score] = self.score([Variant("model", changes)], batches, keep_logits=True)
         return score.logits
-

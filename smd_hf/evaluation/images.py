@@ -122,10 +122,10 @@ class ImageBatches:
         self._kept = None
 
     def _read(self) -> Iterator[Batch]:
-        rows = [self.indices[start : start + self.batch_size] for start in range(0, len(self.indices), self.batch_size)]
-        loader = DataLoader(
-            self.dataset, batch_sampler=rows, collate_fn=self.collator, num_workers=self.num_workers
-        )
+        rows = [
+            self.indices[start : start + self.batch_size] for start in range(0, len(self.indices), self.batch_size)
+        ]
+        loader = DataLoader(self.dataset, batch_sampler=rows, collate_fn=self.collator, num_workers=self.num_workers)
         for number, columns in enumerate(loader):
             self._labels[number] = columns["labels"].numpy()
             yield Batch(number, number * self.batch_size, columns["pixel_values"], columns["labels"])
