@@ -7,9 +7,10 @@ from .errors import SMDError
 
 if TYPE_CHECKING:
     from .arguments import EvolutionArguments
-    from .data import ImageCollator, load_splits
+    from .data import ImageCollator
     from .models import load_image_processor, load_model
     from .script_arguments import DataArguments, ModelArguments
+    from .splits import load_splits
     from .trainer import EvolutionTrainer
 
 __version__ = "0.1.0.dev0"
@@ -23,7 +24,7 @@ _HOMES = {
     "ModelArguments": "script_arguments",
     "load_image_processor": "models",
     "load_model": "models",
-    "load_splits": "data",
+    "load_splits": "splits",
 }
 
 __all__ = ["SMDError", "__version__", *_HOMES]

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .errors import SMDError
+from .evaluation.spread import MODES
 from .mutation import scheduled_sigma
 from .recombination import make_recombination
 from .subspaces import DECOMPOSITIONS
@@ -153,10 +154,57 @@ class EvolutionArguments(TrainingArguments):
             "choices": ["linear_probe", "random", "keep"],
         },
     )
+    allocation: str = field(
+        default="uniform",
+        metadata={
+            "help": "Children per block under decomposition blocks: uniform, or cost: more where the blocks from there to the "
+            "logits cost less to run (counted in operations, so that it is the same on every machine).",
+            "choices": ["uniform", "cost"],
+        },
+    )
+    racing: str = field(
+        default="none",
+        metadata={
+            "help": "halving: children are scored on more and more of the fitness images, and after each round the better "
+            "half by NLL goes on, down to recombination_top_k at the least. none: all see all images.",
+            "choices": ["none", "halving"],
+        },
+    )
+    prefix_replay: bool = field(
+        default=True,
+        metadata={
+            "help": "Begin a child's pass at the first block it changes; exact. (--no_prefix_replay: always whole passes.)"
+        },
+    )
+    spread: str = field(
+        default="auto",
+        metadata={
+            "help": "Over several processes: data gives each a share of the images, children a share of the children, auto "
+            "whichever is done sooner. The results are the same bytes.",
+            "choices": ["auto", "data", "children"],
+        },
+    )
     image_cache_gb: float = field(
         default=2.0,
         metadata={
-            "help": "Memory for decoded images, in GB. Within it, an image is decoded once in a run, else once a generation."
+            "help": "Memory for decoded images, in GB, in each process; kept as uint8 where that is exact. Within it, an image "
+            "is decoded once in a run, else once a generation."
+        },
+    )
+    image_cache_on_device: bool = field(
+        default=False, metadata={"help": "Keep decoded images in the accelerator's memory instead of the host's."}
+    )
+    child_cache_gb: float = field(
+        default=1.0,
+        metadata={
+            "help": "Memory for the weights of children while prefixes are replayed, in GB; beyond it they are made anew for "
+            "each batch."
+        },
+    )
+    channels_last: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the model in channels_last memory format: often faster for convolutions in half precision."
         },
     )
     logging_steps: float = field(default=1, metadata={"help": "Log every so many generations."})
@@ -219,6 +267,10 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
         "recombination_top_k": (args.recombination_top_k >= 1, "1 or more"),
         "ensemble_size": (0 <= args.ensemble_size <= args.population_size, "between 0 and population_size"),
         "image_cache_gb": (args.image_cache_gb >= 0, "0 or more"),
+        "child_cache_gb": (args.child_cache_gb >= 0, "0 or more"),
+        "allocation": (args.allocation in ("uniform", "cost"), "uniform or cost"),
+        "racing": (args.racing in ("none", "halving"), "none or halving"),
+        "spread": (args.spread in MODES, ", ".join(MODES)),
         "decomposition": (args.decomposition in DECOMPOSITIONS, f"one of {', '.join(DECOMPOSITIONS)}"),
         "subspace_schedule": (args.subspace_schedule in ("dynamic", "static"), "dynamic or static"),
         "sigma_units": (args.sigma_units in ("relative", "absolute"), "relative or absolute"),
@@ -227,6 +279,11 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
     for name, (holds, what) in expected.items():
         if not holds:
             raise SMDError(f"{name} is {getattr(args, name)}; expected {what}.")
+    if args.allocation == "cost" and args.decomposition != "blocks":
+        raise SMDError(
+            f"allocation='cost' deals children out to blocks, but decomposition is '{args.decomposition}'. Choose "
+            "decomposition='blocks', or leave allocation out."
+        )
     if args.mirrored and args.population_size % 2:
         raise SMDError(
             f"mirrored children come in pairs, but population_size is {args.population_size}. Make it even."

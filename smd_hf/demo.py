@@ -54,7 +54,7 @@ def shifted(image: Image.Image) -> Image.Image:
     """The image as another camera would have taken it: turned by 12 degrees, out of focus, and with less contrast."""
     turned = image.rotate(12, Image.Resampling.BILINEAR)
     blurred = turned.filter(ImageFilter.GaussianBlur(1.5))
-    return blurred.point(lambda value: round(25 + 0.8 * value))
+    return blurred.point(lambda value: round(20 + 0.85 * value))
 
 
 def digit_splits(seed: int) -> dict[str, Dataset]:
@@ -144,14 +144,15 @@ def run_demo(
         num_generations=num_generations,
         decomposition="random",
         density=0.5,
-        mutable_parameters=["norms", "head"],
+        sigma=0.2,
         recombination="top_k_mean",
         recombination_top_k=max(1, population_size // 4),
-        sigma=0.2,
         per_device_eval_batch_size=128,
         logging_strategy="no",
+        save_strategy="no",
         report_to="none",
         seed=seed,
+        use_cpu=True,
     )
     splits = digit_splits(seed)
     train_parent(splits["parent"], folder / "parent", seed)

@@ -10,8 +10,10 @@ from transformers.utils import logging
 
 from .checkpoints import weights_hash
 from .errors import SMDError
-from .evaluation.engine import Evaluator, Score, Variant
+from .evaluation.engine import Evaluator, Variant
 from .evaluation.images import ImageBatches
+from .evaluation.racing import race
+from .evaluation.scores import Score
 from .mutation import Child, Mutation, keep
 from .recombination import Candidate, Recombination
 from .selection import Fitness, ScoredChild
@@ -54,7 +56,10 @@ class Generation:
             "sigma": self.sigma,
             "parent": _record_score(self.parent, self.parent_fitness),
             "children": [
-                asdict(scored.child) | _record_score(scored.score, scored.fitness) for scored in self.children
+                asdict(scored.child)
+                | _record_score(scored.score, scored.fitness)
+                | ({"eliminated": True} if scored.eliminated else {})
+                for scored in self.children
             ],
             "selection": {name: _finite_or_none(fitness) for name, fitness in self.selection.items()},
             "discordance": self.discordance,
@@ -77,6 +82,7 @@ def _finite_or_none(value: float) -> float | None:
 
 
 KEEP_PARENT = Candidate("parent", ())
+PARENT = Variant("parent", changed=frozenset())
 
 
 def _discordance(candidates: list[Candidate], scores: list[Score]) -> float | None:
@@ -97,6 +103,7 @@ class Evolution:
         selection_batches ([`ImageBatches`], *optional*): choose among finished candidates; the fitness data where there
             are none.
         elitism (`bool`, *optional*, defaults to `True`): the parent is among the candidates.
+        halving (`bool`, *optional*, defaults to `False`): children race by successive halving.
     """
 
     def __init__(
@@ -109,6 +116,7 @@ class Evolution:
         fitness_batches: ImageBatches,
         selection_batches: ImageBatches | None = None,
         elitism: bool = True,
+        halving: bool = False,
     ):
         self.model = model
         self.mutation = mutation
@@ -118,16 +126,20 @@ class Evolution:
         self.fitness_batches = fitness_batches
         self.selection_batches = selection_batches or fitness_batches
         self.elitism = elitism
+        self.halving = halving
         self._warned_of_failed_children = False
 
-    def step(self, generation: int, sigma: float, on_scored: Callable[[int, float], None] | None = None) -> Generation:
+    def step(
+        self, generation: int, sigma: float, on_scored: Callable[[int, float | None], None] | None = None
+    ) -> Generation:
         """
         Runs one generation and leaves the next parent in the model.
 
         Args:
             generation (`int`): from 0; keys masks and noise.
             sigma (`float`): mutation strength.
-            on_scored (`Callable`, *optional*): called with a child's index and its fitness once it is known.
+            on_scored (`Callable`, *optional*): called with a child's index when it is scored, and its fitness; `None`
+                where other processes have a part of it.
 
         Raises:
             `SMDError`: if the parent's own logits are not finite.
@@ -164,25 +176,31 @@ class Evolution:
         )
 
     def _score(
-        self, children: list[Child], on_scored: Callable[[int, float], None] | None
+        self, children: list[Child], on_scored: Callable[[int, float | None], None] | None
     ) -> tuple[Score, float, list[ScoredChild]]:
-        fitness_by_variant: dict[int, float] = {}
+        batches, keep_logits = self.fitness_batches, self.fitness.needs_logits
+        known: dict[int, float] = {}
 
         def report(number: int, score: Score) -> None:
-            if score.num_images == self.fitness_batches.num_images:
-                fitness_by_variant[number] = self.fitness(score, self.fitness_batches.labels)
-                if on_scored is not None and number > 0:
-                    on_scored(number - 1, fitness_by_variant[number])
+            if score.num_images == batches.num_images:
+                known[number] = self.fitness(score, batches.labels)
+            if on_scored is not None and number > 0:
+                on_scored(number - 1, known.get(number))
 
-        variants = [Variant("parent")] + [
-            Variant(f"child {child.index}", lambda child=child: self.mutation.changes(child)) for child in children
+        variants = [PARENT, *map(self._variant, children)]
+        if self.halving:
+            scores = race(self.evaluator, variants, batches, self.recombination.top_k, keep_logits, report)
+        else:
+            scores = self.evaluator.score(variants, batches, keep_logits, report)
+        check_parent(scores[0])
+        labels = batches.labels
+        fitness = [
+            known[number] if number in known else self.fitness(score, labels[: score.num_images])
+            for number, score in enumerate(scores)
         ]
-        keep_logits = self.fitness.needs_logits
-        parent, *scores = self.evaluator.score(variants, self.fitness_batches, keep_logits, on_scored=report)
-        check_parent(parent)
         scored = [
-            ScoredChild(child, score, fitness_by_variant[number])
-            for number, (child, score) in enumerate(zip(children, scores), start=1)
+            ScoredChild(child, score, value, eliminated=score.num_images < batches.num_images)
+            for child, score, value in zip(children, scores[1:], fitness[1:])
         ]
         failed = [each.child.index for each in scored if not np.isfinite(each.fitness)]
         if failed and not self._warned_of_failed_children:
@@ -191,19 +209,24 @@ class Evolution:
                 f"{len(failed)} of {len(scored)} children have scores that are not finite (the first is child {failed[0]} of "
                 f"generation {children[0].generation}) and lose, whatever the others do. A smaller sigma avoids it."
             )
-        return parent, fitness_by_variant[0], scored
+        return scores[0], fitness[0], scored
 
     def _score_candidates(self, candidates: list[Candidate]) -> list[tuple[Score, float]]:
         """Score and fitness of each candidate on the selection split."""
-        variants = [
-            Variant(candidate.name, lambda candidate=candidate: self._changes(candidate)) for candidate in candidates
-        ]
+        variants = [self._candidate_variant(candidate) for candidate in candidates]
         scores = self.evaluator.score(variants, self.selection_batches, keep_logits=self.fitness.needs_logits)
         labels = self.selection_batches.labels
         return [(score, self.fitness(score, labels)) for score in scores]
 
-    def _changes(self, candidate: Candidate):
-        return self.mutation.combination(list(candidate.parts)) if candidate.parts else ()
+    def _variant(self, child: Child) -> Variant:
+        return Variant(
+            f"child {child.index}", lambda: self.mutation.changes(child), self.mutation.changed_names(child)
+        )
+
+    def _candidate_variant(self, candidate: Candidate) -> Variant:
+        parts = list(candidate.parts)
+        changed = frozenset().union(*(self.mutation.changed_names(child) for child, _ in parts))
+        return Variant(candidate.name, lambda: self.mutation.combination(parts), changed)
 
     def flipped(self, sigma: float, sample: ImageBatches, num_probes: int = 4) -> float:
         """
@@ -215,9 +238,7 @@ class Evolution:
         probes = [
             children[round(place)] for place in np.linspace(0, len(children) - 1, min(num_probes, len(children)))
         ]
-        variants = [Variant("parent")] + [
-            Variant("probe", lambda child=child: self.mutation.changes(child)) for child in probes
-        ]
+        variants = [PARENT, *map(self._variant, probes)]
         parent, *scores = self.evaluator.score(variants, sample, keep_logits=True)
         check_parent(parent)
         predictions = parent.logits.argmax(-1)
@@ -226,7 +247,7 @@ class Evolution:
 
 def check_parent(score: Score) -> None:
     """Raises [`SMDError`] for a parent whose logits are not finite."""
-    if not (score.finite and np.isfinite(score.nll_sum)):
+    if not score.finite:
         raise SMDError(
             "The parent's own logits are not finite (NaN or infinity) on this data, so no child can be compared with it. Check "
             "that the checkpoint loaded fully and fits its image processor, and load it in float32 if it is in float16."

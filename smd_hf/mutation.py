@@ -138,6 +138,15 @@ class Mutation:
         """The child's weights where they differ from the parent's: (name in memory, [`Change`]), tensor by tensor."""
         return self.combination([(child, 1.0)])
 
+    def changed_names(self, child: Child) -> frozenset[str]:
+        """Names in memory of the parameters in which the child may differ from the parent."""
+        count_in = self.decomposition.count_in
+        return frozenset(
+            name
+            for tensor, name in enumerate(self.space.names)
+            if count_in(child.generation, child.direction, tensor) > 0
+        )
+
     def combination(self, parts: list[tuple[Child, float]]) -> Iterator[tuple[str, Change]]:
         """
         The weights theta + sum of coefficient x (child - theta), where they differ from the parent's.

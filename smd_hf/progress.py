@@ -14,21 +14,17 @@ class EvolutionProgressCallback(ProgressCallback):
                 total=(args.num_generations - state.global_step) * children, unit="child", dynamic_ncols=True
             )
         self.done = 0
-        self.best: float | None = None
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.done = 0
-        self.best = None
         self._describe(args, state)
 
-    def on_child_scored(self, args, state, fitness_name: str, value: float, is_best: bool) -> None:
-        """One more child has its fitness; `value` in the metric's own direction."""
+    def on_child_scored(self, args, state, fitness_name: str, best: float | None) -> None:
+        """One more child is scored; `best` in the metric's own direction, where it is known."""
         self.done += 1
-        if is_best:
-            self.best = value
         if self.training_bar is not None:
-            if self.best is not None:
-                self.training_bar.set_postfix_str(f"best {fitness_name} {self.best:.4f}", refresh=False)
+            if best is not None:
+                self.training_bar.set_postfix_str(f"best {fitness_name} {best:.4f}", refresh=False)
             self._describe(args, state)
             self.training_bar.update(1)
 

@@ -19,7 +19,8 @@ import numpy as np
 from . import __version__
 from .errors import SMDError
 from .files import write_json
-from .statistics import Comparison, Difference, Scores, compare, expected_optimism, format_p
+from .optimism import expected_optimism
+from .statistics import Comparison, Difference, Scores, compare, format_p
 
 REPORT_NAME = "gain_report.json"
 _PACKAGES = (
@@ -68,7 +69,7 @@ def gain_report(
         candidates (`Mapping`, *optional*): what was chosen from: `n_candidates`, `n_images` of the split they were
             compared on, and optionally `discordance` (share of these images on which exactly one of parent and candidate
             is right, mean over candidates), `keeps_parent` and `accuracy` (of the parent there; the one on the test split
-            if absent). See `statistics.expected_optimism`. Other entries are copied.
+            if absent). See `optimism.expected_optimism`. Other entries are copied.
         ensemble_logits (`np.ndarray` of shape `(n, classes)`, *optional*): log-probabilities of the ensemble.
         versions (`Mapping`, *optional*, defaults to `package_versions()`): package versions.
         seed (`int`, *optional*, defaults to 0): seed of the bootstrap.

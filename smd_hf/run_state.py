@@ -24,18 +24,20 @@ class RunState:
     Args:
         generations (list of `dict`): a [`Generation.record`] each.
         calibration ([`Calibration`], *optional*): how sigma was found, where it was not given.
-        images_before (`int`), seconds_before (`float`): spent before this process took the run up.
+        images_before (`int`), passes_before (`float`), seconds_before (`float`): spent before this process took the run up.
     """
 
     generations: list[dict[str, Any]] = field(default_factory=list)
     calibration: Calibration | None = None
     images_before: int = 0
+    passes_before: float = 0.0
     seconds_before: float = 0.0
 
     def start(self, evaluator: Evaluator) -> None:
         """Begins to count what the evaluator forwards, and seconds."""
         self._evaluator = evaluator
         self._images_at_start = evaluator.images_forwarded
+        self._passes_at_start = evaluator.full_passes
         self._started = time.monotonic()
 
     @property
@@ -43,14 +45,21 @@ class RunState:
         return self.images_before + self._evaluator.images_forwarded - self._images_at_start
 
     @property
+    def full_passes(self) -> float:
+        return self.passes_before + self._evaluator.full_passes - self._passes_at_start
+
+    @property
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self._started
 
     def cost(self, num_fitness_images: int) -> dict[str, float]:
-        """What evolution has cost: images forwarded, the same in passes of one model over the fitness data, and seconds."""
+        """
+        What evolution has cost: images that variants were scored on; passes of one whole model over the fitness data that
+        this took, parts of a pass counted by their time; and seconds.
+        """
         return {
             "images_forwarded": self.images_forwarded,
-            "parent_passes": self.images_forwarded / num_fitness_images,
+            "parent_passes": self.full_passes / num_fitness_images,
             "seconds": self.seconds,
         }
 
@@ -68,11 +77,12 @@ class RunState:
         }
 
     def fitness_history(self) -> list[dict[str, Any]]:
-        """Fitness on the fitness data by generation, as `plot_fitness` takes it; NaN for children that failed."""
+        """Fitness by generation, as `plot_fitness` takes it: of children that saw all images, NaN for those that failed."""
         history = []
         for record in self.generations:
             parent = record["parent"]["fitness"]
-            children = [float("nan") if child["fitness"] is None else child["fitness"] for child in record["children"]]
+            whole = [child for child in record["children"] if not child.get("eliminated")]
+            children = [float("nan") if child["fitness"] is None else child["fitness"] for child in whole]
             history.append({"children": children, "parent": parent, "best": float(np.nanmax([parent, *children]))})
         return history
 
@@ -81,6 +91,7 @@ class RunState:
             "generations": self.generations,
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "images_forwarded": self.images_forwarded,
+            "full_passes": self.full_passes,
             "seconds": self.seconds,
         }
         write_json(folder / STATE_NAME, state)
@@ -98,4 +109,6 @@ class RunState:
         calibration = state["calibration"]
         if calibration is not None:
             calibration = Calibration(**calibration | {"curve": tuple(map(tuple, calibration["curve"]))})
-        return cls(state["generations"], calibration, state["images_forwarded"], state["seconds"])
+        return cls(
+            state["generations"], calibration, state["images_forwarded"], state["full_passes"], state["seconds"]
+        )

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import EvalPrediction
 
 from .errors import SMDError
-from .evaluation.engine import Score
+from .evaluation.scores import Score
 from .mutation import Child
 
 LOWER_IS_BETTER_ENDINGS = ("nll", "loss", "error", "perplexity", "distance", "cost")
@@ -70,7 +70,7 @@ class Fitness:
 
     def __call__(self, score: Score, labels: np.ndarray) -> float:
         """Fitness, better when greater; minus infinity where a logit or the metric is not finite."""
-        if not (score.finite and np.isfinite(score.nll_sum)):
+        if not score.finite:
             return float("-inf")
         value = self.value(score, labels)
         if not np.isfinite(value):
@@ -94,14 +94,21 @@ def as_number(key: str, value: Any) -> float:
 
 @dataclass(frozen=True)
 class ScoredChild:
-    """A child with what it got right on the fitness data."""
+    """
+    A child with what it got right on the fitness data.
+
+    Args:
+        child ([`Child`]), score ([`Score`]), fitness (`float`): the last two on the images that it has seen.
+        eliminated (`bool`, *optional*, defaults to `False`): it lost a race before it had seen all.
+    """
 
     child: Child
     score: Score
     fitness: float
+    eliminated: bool = False
 
 
 def ranked(children: Sequence[ScoredChild]) -> list[ScoredChild]:
-    """Children from the fittest down; the earlier child first where two are equal; without those that failed."""
-    alive = [scored for scored in children if np.isfinite(scored.fitness)]
+    """Children from the fittest down, the earlier first where two are equal; without those that failed or lost a race."""
+    alive = [scored for scored in children if np.isfinite(scored.fitness) and not scored.eliminated]
     return sorted(alive, key=lambda scored: (-scored.fitness, scored.child.index))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import integrate, special, stats
+from scipy import special, stats
 
 from .errors import SMDError
 
@@ -181,7 +181,7 @@ class _Outcomes:
                 f"but they are {labels.dtype} from {labels.min()} to {labels.max()}. Map them to the model's label2id."
             )
         loss, confidence, right = np.empty(len(labels)), np.empty(len(labels)), np.empty(len(labels), dtype=bool)
-        for rows in _row_blocks(*logits.shape):
+        for rows in row_blocks(*logits.shape):
             log_probs = log_softmax64(logits[rows])
             loss[rows] = -np.take_along_axis(log_probs, labels[rows, None].astype(np.int64), axis=1)[:, 0]
             confidence[rows] = np.exp(log_probs.max(axis=1))
@@ -200,7 +200,8 @@ class _Outcomes:
         )
 
 
-def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices that cover `rows` rows in order, each short enough to hold its rows of `columns` float64 at once."""
     step = max(1, _BLOCK_ELEMENTS // columns)
     return (slice(start, start + step) for start in range(0, rows, step))
 
@@ -355,7 +356,7 @@ def _resampled_means(
     sums = np.concatenate(sums, axis=1)
 
     means = np.empty((resamples, sums.shape[1] - 1))
-    for rows in _row_blocks(resamples, units):
+    for rows in row_blocks(resamples, units):
         count = len(range(*rows.indices(resamples)))
         drawn = rng.integers(units, size=(count, units)) + units * np.arange(count)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
@@ -396,123 +397,3 @@ def _verdict(
 def format_p(p_value: float) -> str:
     """`p = 0.031`, or `p < 0.0001`."""
     return "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.2g}"
-
-
-# ------------------------------------------------------------------------------------------- members of ensembles
-
-
-def disagreement(predictions: np.ndarray) -> float:
-    """
-    Share of images on which two members predict different classes, mean over all pairs of members; 0 to 1.
-
-    Args:
-        predictions (`np.ndarray` of shape `(members, n)`): predicted classes. One member alone has no pair: NaN.
-    """
-    predictions = np.asarray(predictions)
-    members, n = predictions.shape
-    differing = sum(int(np.sum(predictions[i + 1 :] != predictions[i])) for i in range(members - 1))
-    return differing / (n * math.comb(members, 2)) if members > 1 else math.nan
-
-
-def mean_pairwise_kl(log_probs: np.ndarray) -> float:
-    """
-    Kullback-Leibler divergence `KL(p_i || p_j)` in nats, mean over images and over all ordered pairs of members i != j.
-
-    With L the members' mean log-probability, the sum over j of `KL(p_i || p_j)` is `members * sum_c p_i (log p_i - L)`:
-    no loop over pairs is needed.
-
-    Args:
-        log_probs (`np.ndarray` of shape `(members, n, classes)`): log-probabilities, or logits. Infinite where one member
-            gives no probability to what another deems possible. One member alone has no pair: NaN.
-    """
-    log_probs = np.asarray(log_probs)
-    members, n, classes = log_probs.shape
-    if members < 2:
-        return math.nan
-    total = 0.0
-    for rows in _row_blocks(n, members * classes):
-        block = log_softmax64(log_probs[:, rows])
-        with np.errstate(invalid="ignore"):
-            terms = np.exp(block) * (block - block.mean(axis=0))
-        total += float(np.where(np.isneginf(block), 0.0, terms).sum())
-    return max(0.0, total / ((members - 1) * n))
-
-
-def output_correlation(log_probs: np.ndarray) -> float:
-    """
-    Pearson correlation of the predicted probabilities of two members, over all images and classes, mean over all pairs.
-
-    Args:
-        log_probs (`np.ndarray` of shape `(members, n, classes)`): log-probabilities, or logits. NaN for one member alone
-            and for a member whose output is constant.
-    """
-    log_probs = np.asarray(log_probs)
-    members, n, classes = log_probs.shape
-    gram = np.zeros((members, members))
-    for rows in _row_blocks(n, members * classes):
-        # Probabilities sum to one over the classes: their mean is 1 / classes, exactly.
-        centred = (np.exp(log_softmax64(log_probs[:, rows])) - 1 / classes).reshape(members, -1)
-        gram += centred @ centred.T
-    scale = np.sqrt(np.diag(gram))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        correlation = gram / np.outer(scale, scale)
-    return float(correlation[np.triu_indices(members, k=1)].mean()) if members > 1 else math.nan
-
-
-# ------------------------------------------------------------------------------------------------ winner's curse
-
-
-def expected_maximum(k: int, *, floor: bool = False) -> float:
-    """
-    Expected maximum of `k` independent standard normal variables, `integral of x d(Phi(x)^k)`; with `floor`, of these and 0.
-
-    0.56 for 2, 1.54 for 10, 2.34 for 64 (David and Nagaraja 2003, Order Statistics, section 3.1, integrated by parts).
-    """
-    if k < 1:
-        raise SMDError(f"The expected maximum needs at least one candidate, got {k}.")
-
-    def above(x: float) -> float:
-        return -math.expm1(k * special.log_ndtr(x))  # P(maximum > x)
-
-    positive = integrate.quad(above, 0, 12, points=[2, 4, 6])[0]
-    return positive if floor else positive - integrate.quad(lambda x: 1 - above(x), -12, 0)[0]
-
-
-def expected_optimism(
-    n_candidates: int,
-    n_images: int,
-    accuracy: float,
-    *,
-    discordance: float | None = None,
-    keeps_parent: bool = False,
-) -> float:
-    """
-    How far above the parent the best of `n_candidates` looks on the images it was chosen on, if none is truly better.
-
-    On each image candidate minus parent is -1, 0 or 1; it is not 0 on a share d of the images, and its mean is 0. The
-    paired difference of accuracy over n images then has the standard deviation `sqrt(d / n)`, and the best of k has the
-    expectation `sqrt(d / n) * E[max of k standard normals]`. The candidates' differences are taken as independent and
-    normal; they share the parent and the images, and a positive correlation makes the true optimism smaller (Slepian
-    1962), so this is an upper bound. Choosing by another score than accuracy makes it smaller, too.
-
-    Args:
-        n_candidates (`int`): number of candidates that were compared.
-        n_images (`int`): number of images they were compared on.
-        accuracy (`float`): accuracy of the parent, 0 to 1. It counts only if `discordance` is not given.
-        discordance (`float`, *optional*): mean share of the images on which exactly one of parent and candidate is right.
-            Defaults to `2 a (1 - a)`, that of unrelated models of accuracy a: several times too much for children.
-        keeps_parent (`bool`, *optional*, defaults to `False`): the parent stays unless a candidate looks better (elitism).
-
-    Returns:
-        `float`: expected apparent gain of accuracy, 0 to 1 (0.009 is 0.9 percentage points).
-
-    Raises:
-        `SMDError`: a count below 1, or a share outside 0 to 1.
-    """
-    d = 2 * accuracy * (1 - accuracy) if discordance is None else discordance
-    if n_images < 1 or not 0 <= accuracy <= 1 or not 0 <= d <= 1:
-        raise SMDError(
-            f"The expected optimism needs at least one image and shares from 0 to 1, but got {n_images} images, "
-            f"accuracy {accuracy} and discordance {d}."
-        )
-    return math.sqrt(d / n_images) * expected_maximum(n_candidates, floor=keeps_parent)

@@ -7,6 +7,7 @@ numbers: nothing of the size of children times parameters is ever held.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ import numpy as np
 from .blocks import contiguous_runs
 from .errors import SMDError
 from .keys import keyed_generator
+
+MIN_COST = 0.1
+"""No block gets more than ten times the children of the costliest one, however cheap it is to score."""
 
 
 @dataclass(frozen=True)
@@ -259,21 +263,37 @@ class Blocks(Decomposition):
     """
     Disjoint in depth: a direction changes weights of one contiguous run of blocks only, all of them or a random share.
 
-    With fewer directions than blocks, runs hold about as many coordinates each; with more, directions go round the blocks.
+    With fewer directions than blocks, runs hold about as many coordinates each. With more, every block is a run, and
+    directions go round the runs; or, where costs are given, a run has directions inversely to what it costs to score them.
 
     `density` is the share of the *run's* coordinates that is changed, 1 by default.
+
+    Args:
+        suffix_costs (sequence of `float`, *optional*): for each block of the space, what part of a full pass it takes from
+            there to the logits, in (0, 1]. Costs below `MIN_COST` count as that.
     """
 
     name = "blocks"
 
-    def __init__(self, space: ParameterSpace, directions: int, *args, **kwargs):
+    def __init__(
+        self,
+        space: ParameterSpace,
+        directions: int,
+        *args,
+        suffix_costs: Sequence[float] | None = None,
+        **kwargs,
+    ):
         block_sizes = np.bincount(space.blocks, weights=space.sizes).astype(np.int64)
         mutable_blocks = np.flatnonzero(block_sizes)
-        self.runs = contiguous_runs(block_sizes[mutable_blocks].tolist(), min(directions, len(mutable_blocks)))
-        run_of_block = {
-            int(mutable_blocks[position]): number for number, run in enumerate(self.runs) for position in run
-        }
+        runs = contiguous_runs(block_sizes[mutable_blocks].tolist(), min(directions, len(mutable_blocks)))
+        run_of_block = {int(mutable_blocks[position]): number for number, run in enumerate(runs) for position in run}
         self.run_of_tensor = [run_of_block[block] for block in space.blocks]
+        if suffix_costs is None:
+            self.run_of_direction = [direction % len(runs) for direction in range(directions)]
+        else:
+            costs = [suffix_costs[mutable_blocks[run[0]]] for run in runs]
+            counts = allotted(directions, [1 / max(cost, MIN_COST) for cost in costs])
+            self.run_of_direction = np.repeat(np.arange(len(runs)), counts).tolist()
         super().__init__(space, directions, *args, **kwargs)
 
     def own_density(self) -> float:
@@ -282,12 +302,8 @@ class Blocks(Decomposition):
     def check_density(self, density: float | None) -> float:
         return self.own_density() if density is None else density
 
-    def run(self, direction: int) -> int:
-        """Which run of blocks the direction changes."""
-        return direction % len(self.runs)
-
     def indices(self, generation: int, direction: int, tensor: int) -> np.ndarray | None:
-        if self.run_of_tensor[tensor] != self.run(direction):
+        if self.run_of_tensor[tensor] != self.run_of_direction[direction]:
             return np.empty(0, dtype=np.int64)
         size, count = self.space.sizes[tensor], self.count_in(generation, direction, tensor)
         if count == size:
@@ -296,9 +312,24 @@ class Blocks(Decomposition):
         return np.sort(keyed_generator("mask", *key).choice(size, count, replace=False, shuffle=False))
 
     def count_in(self, generation: int, direction: int, tensor: int) -> int:
-        if self.run_of_tensor[tensor] != self.run(direction):
+        if self.run_of_tensor[tensor] != self.run_of_direction[direction]:
             return 0
         return max(1, round(self.density * self.space.sizes[tensor]))
+
+
+def allotted(total: int, weights: Sequence[float]) -> list[int]:
+    """
+    `total` things dealt out in proportion to weights, one to each at the least, by largest remainders.
+
+    Args:
+        total (`int`): as many as there are weights, or more.
+        weights (sequence of `float`): positive.
+    """
+    shares = np.asarray(weights, dtype=np.float64) * (total - len(weights)) / np.sum(weights)
+    counts = 1 + np.floor(shares).astype(np.int64)
+    by_remainder = np.argsort(-(shares - np.floor(shares)), kind="stable")
+    counts[by_remainder[: total - counts.sum()]] += 1
+    return counts.tolist()
 
 
 DECOMPOSITIONS: dict[str, type[Decomposition]] = {
@@ -313,6 +344,7 @@ def make_decomposition(
     density: float | None = None,
     seed: int = 0,
     static: bool = False,
+    suffix_costs: Sequence[float] | None = None,
 ) -> Decomposition:
     """
     The decomposition of that name.
@@ -321,6 +353,7 @@ def make_decomposition(
         name (`str`): one of `DECOMPOSITIONS`: `dense`, `random`, `antirandom`, `partition` or `blocks`.
         space (`ParameterSpace`), directions (`int`), density (`float`, *optional*), seed (`int`), static (`bool`): as for
             [`Decomposition`].
+        suffix_costs (sequence of `float`, *optional*): as for [`Blocks`], the only one that takes them.
 
     Raises:
         `SMDError`: for a name that is none of them, a density outside (0, 1], or one that does not go with the name.
@@ -331,4 +364,5 @@ def make_decomposition(
         raise SMDError(
             f"density={density} is outside (0, 1]: it is the share of the coordinates that a child changes."
         )
-    return DECOMPOSITIONS[name](space, directions, density, seed, static)
+    costs = {} if suffix_costs is None else {"suffix_costs": suffix_costs}
+    return DECOMPOSITIONS[name](space, directions, density, seed, static, **costs)

@@ -16,13 +16,16 @@ from transformers.utils import logging
 from .arguments import EvolutionArguments
 from .calibration import calibrate_sigma
 from .checkpoints import save_checkpoint
-from .data import check_images
 from .errors import SMDError
+from .evaluation.costs import suffix_costs
 from .evaluation.engine import Evaluator
 from .evaluation.images import ImageBatches
+from .evaluation.pixels import codec_for
+from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
 from .files import check_output_dir, write_json, write_lines
 from .heads import replace_head
+from .images import check_images
 from .labels import stratified_order, stratified_split
 from .mutation import Mutation, scheduled_sigma
 from .parameters import parameter_space
@@ -32,7 +35,7 @@ from .recombination import make_recombination
 from .report import gain_report, write_report
 from .results import describe_method, plot_run
 from .run_state import RunState
-from .selection import Fitness
+from .selection import Fitness, ranked
 from .statistics import Scores
 from .subspaces import make_decomposition
 
@@ -114,6 +117,9 @@ class EvolutionTrainer(Trainer):
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
             self.add_callback(EvolutionProgressCallback)
 
+        if args.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+
         # 4. The three disjoint sets
         self._image_column = data.image_column
         self._fitness_batches = self._selection_batches = self._test_batches = None
@@ -127,12 +133,27 @@ class EvolutionTrainer(Trainer):
         # 6. The method
         space = parameter_space(self.model, args.mutable_parameters, args.frozen_parameters)
         decomposition = make_decomposition(
-            args.decomposition, space, args.directions, args.density, args.seed, args.subspace_schedule == "static"
+            args.decomposition,
+            space,
+            args.directions,
+            args.density,
+            args.seed,
+            static=args.subspace_schedule == "static",
+            suffix_costs=self._suffix_costs() if args.allocation == "cost" else None,
         )
         self.mutation = Mutation(
             self.model, decomposition, args.seed, args.sigma_units, args.match_norm, args.mirrored
         )
-        self.evaluator = Evaluator(self.model, args.device, self.autocast_smart_context_manager)
+        self.evaluator = Evaluator(
+            self.model,
+            args.device,
+            self.autocast_smart_context_manager,
+            Spread(args.spread, args.process_index, args.world_size),
+            args.prefix_replay,
+            int(args.child_cache_gb * 1e9),
+            forward=compiled(self.model, args) if args.torch_compile else None,
+            memory_format=torch.channels_last if args.channels_last else torch.preserve_format,
+        )
         self.run = RunState()
         self.report: dict[str, Any] | None = None
         self._parent_test_logits: np.ndarray | None = None
@@ -147,6 +168,9 @@ class EvolutionTrainer(Trainer):
             indices,
             cache_bytes=int(cache_share * self.args.image_cache_gb * 1e9),
             num_workers=self.args.dataloader_num_workers,
+            codec=codec_for(self.processing_class),
+            device=self.args.device if self.args.image_cache_on_device else None,
+            pin_memory=self.args.device.type == "cuda" and self.args.dataloader_pin_memory,
         )
 
     def _split_train_dataset(self, labels: np.ndarray | None) -> None:
@@ -175,8 +199,20 @@ class EvolutionTrainer(Trainer):
             raise SMDError(
                 "The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on."
             )
-        batches = ((batch.pixel_values, batch.labels) for batch in self._fitness_batches or self._batches_to_shape())
+        source = self._fitness_batches or self._batches_to_shape()
+        batches = (
+            (batch.pixel_values(self.args.device, self.model.dtype), batch.labels.to(self.args.device))
+            for batch in source
+        )
         replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
+
+    def _suffix_costs(self) -> list[float]:
+        if self._fitness_batches is None:
+            raise SMDError(
+                "allocation='cost' needs a train_dataset, whose first image shows the size of the model's input."
+            )
+        [batch] = self._fitness_batches.head(1)
+        return suffix_costs(self.model, batch.pixel_values(self.args.device, self.model.dtype))
 
     def _batches_to_shape(self) -> ImageBatches:
         return self._batches(self._reported_dataset(), np.arange(1), 0.0)
@@ -230,6 +266,7 @@ class EvolutionTrainer(Trainer):
             self._fitness_batches,
             self._selection_batches,
             args.elitism,
+            args.racing == "halving",
         )
         self._begin(resume_from_checkpoint, trial)
         sigma = args.sigma if args.sigma is not None else self._calibrated_sigma(evolution)
@@ -294,28 +331,32 @@ class EvolutionTrainer(Trainer):
             )
         return self.run.calibration.sigma
 
-    def _report_child(self) -> Callable[[int, float], None]:
+    def _report_child(self) -> Callable[[int, float | None], None]:
         """Tells the progress bar of each child scored in one generation."""
         best = float("-inf")
         bars = [each for each in self.callback_handler.callbacks if isinstance(each, EvolutionProgressCallback)]
 
-        def report(index: int, fitness: float) -> None:
+        def report(index: int, fitness: float | None) -> None:
             nonlocal best
-            is_best, best = fitness > best, max(fitness, best)
+            best = best if fitness is None else max(fitness, best)
             for bar in bars:
-                bar.on_child_scored(self.args, self.state, self.fitness.name, self.fitness.raw(fitness), is_best)
+                value = self.fitness.raw(best) if np.isfinite(best) else None
+                bar.on_child_scored(self.args, self.state, self.fitness.name, value)
 
         return report
 
     def _logs(self, generation: Generation) -> dict[str, float]:
         raw = self.fitness.raw
-        fitness = [scored.fitness for scored in generation.children if np.isfinite(scored.fitness)]
+        fitness = [scored.fitness for scored in ranked(generation.children)]
         logs = {
             "loss": generation.selected.nll,
             "sigma": generation.sigma,
             f"parent_{self.fitness.name}": raw(generation.parent_fitness),
             "accepted": float(bool(generation.chosen.parts)),
         }
+        if self.args.racing != "none":
+            seen = sum(scored.score.num_images for scored in generation.children)
+            logs["racing_saved"] = 1 - seen / (len(generation.children) * self._fitness_batches.num_images)
         if fitness:
             logs[f"best_{self.fitness.name}"] = raw(max(fitness))
             logs[f"mean_{self.fitness.name}"] = raw(float(np.mean(fitness)))
@@ -407,6 +448,11 @@ class EvolutionTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         pass
+
+
+def compiled(model: PreTrainedModel, args: EvolutionArguments) -> Callable:
+    """The model's call, compiled once for all children: their weights come and go in the same tensors."""
+    return torch.compile(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)
 
 
 def compute_classification_metrics(prediction: EvalPrediction) -> dict[str, float]:

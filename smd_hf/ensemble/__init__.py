@@ -1,4 +1,4 @@
-"""Ensembles of image classifiers. Importing this package lets transformers' auto classes load them without remote code."""
+"""Ensembles of image classifiers. Once this is imported, transformers' auto classes load them without remote code."""
 
 from transformers import AutoConfig, AutoModelForImageClassification
 

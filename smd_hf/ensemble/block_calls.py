@@ -116,7 +116,7 @@ class Probe(Trace, TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if not self._looking and func not in _METADATA:
-            pass
+            self._untouched = None
             self._watch(args)
             self._watch((kwargs or {}).values())
         return func(*args, **(kwargs or {}))

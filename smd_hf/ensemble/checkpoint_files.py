@@ -1,8 +1,8 @@
 """
 What an ensemble's checkpoint holds besides weights: the code of its models, and the headers of its weight files.
 
-Both are looked at before a model is built: code runs only where the user trusts it, and nothing is allocated for tensors
-that the files do not have.
+Both are looked at before a model is built: code runs only where the user trusts it, and nothing is allocated for
+tensors that the files do not have.
 
 This file travels with an ensemble's checkpoint: it imports transformers, torch and safetensors alone.
 """
@@ -42,7 +42,8 @@ def remote_classes(
     The classes of a model with code of its own, imported from the ensemble's folder.
 
     Args:
-        config (`dict`): the model's configuration, checked by [`SMDEnsembleConfig`]: its `auto_map` names no other place.
+        config (`dict`): the model's configuration, checked by [`SMDEnsembleConfig`]: its `auto_map` names no other
+            place.
         name_or_path (`str`): of the ensemble.
         trust_remote_code (`bool` or `None`): whether the user allows code from there to run.
         hub_kwargs: as for `cached_file`.
@@ -65,8 +66,9 @@ def remote_classes(
     if config["model_type"] in CONFIG_MAPPING:
         return None
     raise ValueError(
-        f"The ensemble {name_or_path} is built on a model with code of its own ({auto_map[AUTO_MODEL]}), which lies in the "
-        "ensemble's folder and was not run. Read it, and pass trust_remote_code=True to from_pretrained if you trust it."
+        f"The ensemble {name_or_path} is built on a model with code of its own ({auto_map[AUTO_MODEL]}), which lies "
+        "in the ensemble's folder and was not run. Read it, and pass trust_remote_code=True to from_pretrained if you "
+        "trust it."
     )
 
 
@@ -74,12 +76,15 @@ def build_model(
     config: dict[str, Any], classes: ModelClasses | None, attn_implementation: str | None = None
 ) -> PreTrainedModel:
     """
-    A model from its configuration, with weights that are to be loaded later, in the default dtype and on the default device.
+    A model from its configuration, with weights that are to be loaded later, in the default dtype and on the default
+    device.
 
     Args:
         config (`dict`): the model's configuration.
-        classes (pair of classes or `None`): [`remote_classes`]'s; `None` for a model that this process knows by itself.
-        attn_implementation (`str`, *optional*): of attention, as for `from_pretrained`; defaults to the model's own choice.
+        classes (pair of classes or `None`): [`remote_classes`]'s; `None` for a model that this process knows by
+            itself.
+        attn_implementation (`str`, *optional*): of attention, as for `from_pretrained`; defaults to the model's own
+            choice.
 
     Raises:
         `ValueError`: where no such model can be built.
@@ -89,8 +94,9 @@ def build_model(
     model_type = config["model_type"]
     if classes is None and model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"The ensemble is built on a model of type {model_type!r}, which this version of transformers does not know. "
-            "Where the ensemble's folder carries its code, load it with from_pretrained and trust_remote_code=True."
+            f"The ensemble is built on a model of type {model_type!r}, which this version of transformers does not "
+            "know. Where the ensemble's folder carries its code, load it with from_pretrained and "
+            "trust_remote_code=True."
         )
     dtype = torch.get_default_dtype()
     try:
@@ -142,8 +148,8 @@ def _weight_files(name_or_path: str, variant: str | None, hub_kwargs: dict[str, 
     index = find(SAFE_WEIGHTS_INDEX_NAME.removesuffix("json") + suffix + "json")
     if index is None:
         raise ValueError(
-            f"{name_or_path} has no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}: an ensemble's weights are loaded "
-            "from safetensors files alone."
+            f"{name_or_path} has no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}: an ensemble's weights are "
+            "loaded from safetensors files alone."
         )
     files = sorted({str(file) for file in json.loads(Path(index).read_text())["weight_map"].values()})
     for file in files:
@@ -163,7 +169,8 @@ def check_headers(ensemble: PreTrainedModel, members: Sequence[SparseMember], he
     Refuse files whose tensors are not those of the members, or hold less than the ensemble needs.
 
     Args:
-        ensemble ([`PreTrainedModel`]): built on the meta device, with [`SparseMember`]s named `member_0`, `member_1`, ...
+        ensemble ([`PreTrainedModel`]): built on the meta device, with [`SparseMember`]s named `member_0`,
+            `member_1`, ...
         members (sequence of [`SparseMember`]): those; empty where members are stored whole.
         headers (`dict`): of its files.
 
@@ -181,8 +188,8 @@ def check_headers(ensemble: PreTrainedModel, members: Sequence[SparseMember], he
         differing = sorted({name for name in headers if name.startswith("member_")} ^ set(expected))
         if differing:
             raise ValueError(
-                f"The ensemble's files and its config.json disagree on the members' tensors {', '.join(differing[:5])}: they "
-                "are missing, or belong to no member."
+                f"The ensemble's files and its config.json disagree on the members' tensors "
+                f"{', '.join(differing[:5])}: they are missing, or belong to no member."
             )
     for name, (dtypes, shape) in expected.items():
         if headers[name][0] not in dtypes or headers[name][1] != shape:
@@ -200,15 +207,15 @@ def check_headers(ensemble: PreTrainedModel, members: Sequence[SparseMember], he
     stored = sum(torch.Size(shape).numel() for _, shape in headers.values())
     if sum(state.values()) > stored:
         raise ValueError(
-            f"The ensemble's config.json describes models and members of {sum(state.values())} numbers, but its files hold "
-            f"{stored}."
+            f"The ensemble's config.json describes models and members of {sum(state.values())} numbers, but its "
+            f"files hold {stored}."
         )
 
 
 def copy_code(model: PreTrainedModel, config: dict[str, Any], folder: Path, reserved: dict[str, bytes]) -> None:
     """
-    Write the code of a model into an ensemble's folder, and name it in the model's configuration; nothing for a model that
-    transformers or an installed package defines.
+    Write the code of a model into an ensemble's folder, and name it in the model's configuration; nothing for a model
+    that transformers or an installed package defines.
 
     Args:
         model ([`PreTrainedModel`]): the parent or a member.
@@ -232,7 +239,7 @@ def copy_code(model: PreTrainedModel, config: dict[str, Any], folder: Path, rese
             content = file.read_bytes()
             if reserved.setdefault(file.name, content) != content:
                 raise ValueError(
-                    f"Two models of the ensemble bring different files of code named {file.name}, which cannot lie in one "
-                    "folder. Rename one of them, with the imports of it, and load its model again."
+                    f"Two models of the ensemble bring different files of code named {file.name}, which cannot lie in "
+                    "one folder. Rename one of them, with the imports of it, and load its model again."
                 )
             shutil.copyfile(file, folder / file.name)

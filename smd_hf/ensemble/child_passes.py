@@ -3,7 +3,8 @@ Passes of a parent as each of its children: the changes go in, the pass runs, an
 
 Children that leave the beginning of the parent as it is share that beginning: it runs once for all of them.
 
-This file travels with an ensemble's checkpoint: it imports torch and transformers alone, and files that travel with it.
+This file travels with an ensemble's checkpoint: it imports torch and transformers alone, and files that travel with
+it.
 """
 
 import copy
@@ -22,7 +23,7 @@ from .sparse_member import SparseMember, changeable_tensors
 
 
 def model_logits(model: PreTrainedModel, pixel_values: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
-    """A model's logits, of shape `(batch, classes)`, in float32 at least; `pixel_values` are cast to the model's dtype."""
+    """A model's logits, `(batch, classes)`, in float32 at least; `pixel_values` are cast to the model's dtype."""
     output = model(pixel_values.to(model.dtype), **kwargs)
     logits = output[0] if isinstance(output, tuple) else output.logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -30,7 +31,7 @@ def model_logits(model: PreTrainedModel, pixel_values: torch.Tensor, kwargs: Map
 
 @contextmanager
 def _put_in_place(parent: PreTrainedModel, member: SparseMember) -> Iterator[None]:
-    """Within the block, the parent is this member; afterwards its bytes are what they were, also where the block raises."""
+    """Within the block, the parent is this member; its bytes come back, also where the block raises."""
     undo = []
     try:
         for name, (indices, values) in member.changes():
@@ -103,8 +104,8 @@ class ChildPasses:
 
 def _member_to_record(parent: PreTrainedModel, members: Sequence[SparseMember]) -> int | None:
     """
-    The member whose pass the others can begin with: the one whose first change comes last, by the order of the parent's
-    parameters. `None` where no other member leaves the beginning as it is.
+    The member whose pass the others can begin with: the one whose first change comes last, by the order of the
+    parent's parameters. `None` where no other member leaves the beginning as it is.
 
     The order is a guess that can cost time alone: what may be replayed is found out by watching a pass.
     """

@@ -20,10 +20,11 @@ def combine(member_logits: torch.Tensor, member_weights: torch.Tensor, combinati
 
             - `"mean_probabilities"`: the weighted mean of the members' probabilities.
             - `"mean_logits"`: the softmax of the weighted mean of the members' logits.
-            - `"majority_vote"`: each member votes with its weight for its most probable class. The share of the votes is
-              smoothed by the mean of the members' probabilities p, which votes as one member more: the probability of a
-              class is (1 - e) share + e p, with e = 1 / (members + 1), or smaller where shares are so close that p would
-              reverse their order. So it is never 0, classes rank by votes, and equal votes rank by p.
+            - `"majority_vote"`: each member votes with its weight for its most probable class. The share of the
+              votes is smoothed by the mean of the members' probabilities p, which votes as one member more: the
+              probability of a class is (1 - e) share + e p, with e = 1 / (members + 1), or smaller where shares
+              are so close that p would reverse their order. So it is never 0, classes rank by votes, and equal votes
+              rank by p.
 
     Returns:
         `torch.Tensor`: of shape `(batch, classes)` and the logits' dtype; the exponentials of a row sum to 1.

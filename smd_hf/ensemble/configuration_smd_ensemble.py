@@ -1,8 +1,8 @@
 """
 Configuration of an ensemble of image classifiers, and the checks of it that need no weights.
 
-A configuration comes from the Hub, so it is taken for hostile until it is checked: nothing in it may name a file outside
-its folder, and every number in it is compared with the model that it describes before anything is allocated.
+A configuration comes from the Hub, so it is taken for hostile until it is checked: nothing in it may name a file
+outside its folder, and every number in it is compared with the model that it describes before anything is allocated.
 
 This file travels with an ensemble's checkpoint: it imports transformers alone.
 """
@@ -29,17 +29,19 @@ class SMDEnsembleConfig(PreTrainedConfig):
     """
     Configuration of an [`SMDEnsembleForImageClassification`].
 
-    Its members are either children of one parent (`parent_config` and `changes`) or models of their own (`member_configs`).
+    Its members are either children of one parent (`parent_config` and `changes`) or models of their own
+    (`member_configs`).
 
     Args:
-        member_weights (`list[float]`, *optional*, defaults to `[]`): what each member counts for, at least 0 and not all 0;
-            they need not sum to 1. There are as many members as weights.
+        member_weights (`list[float]`, *optional*, defaults to `[]`): what each member counts for, at least 0 and not
+            all 0; they need not sum to 1. There are as many members as weights.
         combination (`str`, *optional*, defaults to `"mean_probabilities"`): `"mean_probabilities"`, `"mean_logits"` or
             `"majority_vote"`.
-        parent_config (`dict`, *optional*): the configuration of the parent, with its `auto_map` where it has code of its own.
-        changes (`dict[str, list[int | None]]`, *optional*, defaults to `{}`): for each of the parent's tensors that some
-            member changes, by its name in a checkpoint of the parent, the number of coordinates that each member changes:
-            0 for none, `None` where the whole tensor is stored, without indices.
+        parent_config (`dict`, *optional*): the configuration of the parent, with its `auto_map` where it has code of
+            its own.
+        changes (`dict[str, list[int | None]]`, *optional*, defaults to `{}`): for each of the parent's tensors that
+            some member changes, by its name in a checkpoint of the parent, the number of coordinates that each member
+            changes: 0 for none, `None` where the whole tensor is stored, without indices.
         member_configs (`list[dict]`, *optional*): the configurations of members which are stored whole.
         format_version (`int`, *optional*, defaults to 1): of the layout of configuration and weights.
         kwargs: those of [`~transformers.PreTrainedConfig`], `id2label` and `label2id` among them.
@@ -79,8 +81,8 @@ class SMDEnsembleConfig(PreTrainedConfig):
         Tell `AutoImageProcessor` how timm prepares images; transformers reads that from a model's `config.json`.
 
         Args:
-            pretrained_cfg (`dict` or `None`): timm's settings (input size, mean, standard deviation, interpolation, ...);
-                `None` takes them out, for an image processor which has a file of its own.
+            pretrained_cfg (`dict` or `None`): timm's settings (input size, mean, standard deviation, interpolation,
+                ...); `None` takes them out, for an image processor which has a file of its own.
             architecture (`str`, *optional*): timm's name of the model.
         """
         entries = {
@@ -104,8 +106,8 @@ class SMDEnsembleConfig(PreTrainedConfig):
         # Not `!=` alone: True and 1.0 equal 1.
         if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
             raise ValueError(
-                f"This ensemble has format version {self.format_version!r}, but this code reads version {FORMAT_VERSION}. "
-                "Install a newer smd_hf, or save the ensemble again with this one."
+                f"This ensemble has format version {self.format_version!r}, but this code reads version "
+                f"{FORMAT_VERSION}. Install a newer smd_hf, or save the ensemble again with this one."
             )
         if self.combination not in COMBINATIONS:
             raise ValueError(f"combination is {self.combination!r}; expected one of {', '.join(COMBINATIONS)}.")
@@ -113,8 +115,8 @@ class SMDEnsembleConfig(PreTrainedConfig):
         check_code_references("config.json", getattr(self, "auto_map", None))
         if getattr(self, "transformers_weights", None) is not None:
             raise ValueError(
-                f"config.json names {self.transformers_weights!r} as the file of the weights (transformers_weights). An "
-                "ensemble's weights are in model.safetensors: take the entry out."
+                f"config.json names {self.transformers_weights!r} as the file of the weights (transformers_weights). "
+                "An ensemble's weights are in model.safetensors: take the entry out."
             )
         self._check_members()
         for config in self.model_configs:
@@ -124,8 +126,8 @@ class SMDEnsembleConfig(PreTrainedConfig):
         count = len(self.member_weights)
         if count and (self.parent_config is None) == (self.member_configs is None):
             raise ValueError(
-                "An ensemble's config.json holds either parent_config, for children of one parent, or member_configs, for "
-                "members stored whole; this one has both or neither."
+                "An ensemble's config.json holds either parent_config, for children of one parent, or member_configs, "
+                "for members stored whole; this one has both or neither."
             )
         if self.member_configs is not None and (
             not isinstance(self.member_configs, list) or len(self.member_configs) != count
@@ -184,7 +186,7 @@ def check_code_references(where: str, auto_map: Any) -> None:
 
 
 def _check_model_config(config: Any) -> None:
-    """Refuse a member's or the parent's configuration if it has no type, is an ensemble's, or names files elsewhere."""
+    """Refuse a model's configuration if it has no type, is an ensemble's, or names files elsewhere."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ValueError(
             "A model's configuration within an ensemble's config.json must be an object with a model_type."
@@ -195,8 +197,8 @@ def _check_model_config(config: Any) -> None:
     if config["model_type"] == "timm_wrapper":
         if str(config.get("architecture")).startswith(_TIMM_SOURCES):
             raise ValueError(
-                f"The timm architecture {config['architecture']!r} names another folder or repository; expected the plain "
-                "name of an architecture."
+                f"The timm architecture {config['architecture']!r} names another folder or repository; expected the "
+                "plain name of an architecture."
             )
         arguments = config.get("model_args") or {}
         refused = [name for name in _TIMM_FILE_ARGUMENTS if name in arguments]
@@ -206,7 +208,7 @@ def _check_model_config(config: Any) -> None:
 
 
 def _check_paths(where: str, value: Any) -> None:
-    """Refuse absolute paths and ways out of the folder in any text of a configuration, labels apart (they may begin "/m/")."""
+    """Refuse absolute paths and ways out of the folder in a configuration, labels apart (they may begin "/m/")."""
     if isinstance(value, dict):
         for key, entry in value.items():
             if "label" not in str(key):
@@ -216,6 +218,6 @@ def _check_paths(where: str, value: Any) -> None:
             _check_paths(where, entry)
     elif isinstance(value, str) and (_ABSOLUTE_PATH.match(value) or ".." in re.split(r"[/\\]", value)):
         raise ValueError(
-            f"{where} in the ensemble's configuration is {value!r}, a path outside the ensemble's folder. Take the entry "
-            "out of the model's configuration."
+            f"{where} in the ensemble's configuration is {value!r}, a path outside the ensemble's folder. Take the "
+            "entry out of the model's configuration."
         )

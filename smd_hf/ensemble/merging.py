@@ -1,8 +1,8 @@
 """
 Merging an ensemble into one model: the weighted mean of its members' weights.
 
-Means are taken in float64 on the CPU and rounded to the weights' dtype once. Coordinates that no member changes keep their
-bytes.
+Means are taken in float64 on the CPU and rounded to the weights' dtype once. Coordinates that no member changes keep
+their bytes.
 
 This file travels with an ensemble's checkpoint: it imports torch alone, and files that travel with it.
 """

@@ -1,8 +1,9 @@
 """
 An ensemble of image classifiers as one model: one parent with its children as sparse changes, or models stored whole.
 
-A child predicts by putting its changes into the parent, in place, and taking them out again, so that memory is that of the
-parent and the changes, however many members there are. What is put back are copies of what stood there: exact bytes.
+A child predicts by putting its changes into the parent, in place, and taking them out again, so that memory is that of
+the parent and the changes, however many members there are. What is put back are copies of what stood there: exact
+bytes.
 
 This file travels with an ensemble's checkpoint, and with it the files that it imports relatively.
 """
@@ -31,19 +32,15 @@ from .checkpoint_files import (
 )
 from .child_passes import ChildPasses, model_logits
 from .combination import combine
-from .configuration_smd_ensemble import SMDEnsembleConfig, check_weights
+from .config_of_models import config_of_children, config_of_models
+from .configuration_smd_ensemble import SMDEnsembleConfig
 from .merging import merge_children, merge_models
-from .sparse_changes import check_change
-from .sparse_member import (
-    Change,
-    SparseMember,
-    changeable_tensors,
-    checkpoint_names,
-    segments_from_counts,
-)
+from .sparse_member import Change, SparseMember, changeable_tensors, segments_from_counts
 
 # What `from_pretrained` takes to find files on the Hub.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# What `push_to_hub` takes of what `save_pretrained` is given.
+_PUSH_ARGUMENTS = ("commit_message", "create_pr", "private", "revision", "token")
 
 
 @dataclass
@@ -54,8 +51,8 @@ class SMDEnsembleOutput(ImageClassifierOutput):
     Args:
         loss (`torch.FloatTensor`, *optional*): mean negative log-probability of the labels, where `labels` are given.
         logits (`torch.FloatTensor`): log-probabilities of the combination, of shape `(batch, classes)`.
-        member_logits (`torch.FloatTensor`, *optional*): each member's logits, of shape `(batch, members, classes)`, with
-            `output_members=True`.
+        member_logits (`torch.FloatTensor`, *optional*): each member's logits, of shape `(batch, members, classes)`,
+            with `output_members=True`.
     """
 
     member_logits: torch.FloatTensor | None = None
@@ -65,12 +62,14 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
     """
     An ensemble of image classifiers. Make one by [`from_children`], [`from_models`] or `from_pretrained`.
 
-    Predictions carry no gradient. Members run in the ensemble's own mode (`train()` or `eval()`). One instance may be called
-    by several threads: they take turns. `parent` itself is not to be called by one thread while another calls the ensemble.
+    Predictions carry no gradient. Members run in the ensemble's own mode (`train()` or `eval()`). One instance may be
+    called by several threads: they take turns. `parent` itself is not to be called by one thread while another calls
+    the ensemble.
 
     Args:
         config ([`SMDEnsembleConfig`]): with at least one member.
-        models (list of [`PreTrainedModel`], *optional*): the parent, or each member, in place of models built from `config`.
+        models (list of [`PreTrainedModel`], *optional*): the parent, or each member, in place of models built from
+            `config`.
         members (list of [`SparseMember`], *optional*): the children of `models[0]`.
         model_classes (list, *optional*): for each of the config's models its classes, see [`remote_classes`].
         headers (`dict`, *optional*): of the files that weights are about to be loaded from, see [`read_headers`].
@@ -99,7 +98,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         config.check()
         if not config.member_weights:
             raise ValueError("An ensemble needs at least one member: its config.json has no member_weights.")
-        # As the user asked for it. transformers puts a choice for the ensemble in place of `None`, which is not its models'.
+        # As the user asked for it. transformers puts a choice for the ensemble in place of `None`, which is not its
+        # models'.
         attention = config._attn_implementation
         super().__init__(config)
         config._attn_implementation = attention
@@ -110,7 +110,7 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         for model in models:
             if model.config.num_labels != config.num_labels:
                 raise ValueError(
-                    f"The ensemble has {config.num_labels} labels, but one of its models has {model.config.num_labels}."
+                    f"The ensemble has {config.num_labels} labels, but a model of it has {model.config.num_labels}."
                 )
         # 2. The members. They are named one by one, not in a ModuleList, for transformers looks for what a model needs
         # (tied weights, tensors to keep in float32) in its own children.
@@ -144,29 +144,17 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
 
         Args:
             parent_model ([`PreTrainedModel`]): becomes a part of the ensemble, in eval mode; it is not copied.
-            children (sequence of mappings): for each, the name of a parameter in memory -> (indices, values): flat indices
-                (int32 or int64, strictly increasing) or `None` for the whole tensor, and the new values in the parameter's
-                dtype. They are copied. An empty mapping is the parent itself.
+            children (sequence of mappings): for each, the name of a parameter in memory -> (indices, values): flat
+                indices (int32 or int64, strictly increasing) or `None` for the whole tensor, and the new values in the
+                parameter's dtype. They are copied. An empty mapping is the parent itself.
             member_weights (sequence of `float`, *optional*): defaults to equal weights.
             combination (`str`, *optional*, defaults to `"mean_probabilities"`): see [`SMDEnsembleConfig`].
 
         Raises:
             `ValueError`: for no child, or a change that does not fit the parent.
         """
-        tensors = changeable_tensors(parent_model)
-        for child in children:
-            for name, (indices, values) in child.items():
-                if name not in tensors:
-                    raise ValueError(
-                        f"A child changes {name}, which is no floating-point parameter of {type(parent_model).__name__}."
-                    )
-                check_change(name, indices, values, tensors[name].shape, tensors[name].dtype)
-        stored = checkpoint_names(parent_model)
-        counts = {stored[name]: [_count(child.get(name)) for child in children] for name in tensors}
-        counts = {name: row for name, row in counts.items() if any(count != 0 for count in row)}
-        config = cls._new_config([parent_model], len(children), member_weights, combination)
-        config.parent_config, config.changes = _config_dict(parent_model), counts
-        segments = segments_from_counts(parent_model, counts, len(children))
+        config = config_of_children(parent_model, children, member_weights, combination)
+        segments = segments_from_counts(parent_model, config.changes, len(children))
         members = [SparseMember.packed(part, child, parent_model.device) for part, child in zip(segments, children)]
         return cls(config, models=[parent_model], members=members).eval()
 
@@ -181,52 +169,16 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         An ensemble of models of any architectures, stored whole.
 
         Args:
-            models (sequence of [`PreTrainedModel`]): become parts of the ensemble, in eval mode; they are not copied. They
-                must agree on the labels and on how images are prepared.
+            models (sequence of [`PreTrainedModel`]): become parts of the ensemble, in eval mode; they are not copied.
+                They must agree on the labels and on how images are prepared.
             member_weights (sequence of `float`, *optional*): defaults to equal weights.
             combination (`str`, *optional*, defaults to `"mean_probabilities"`): see [`SMDEnsembleConfig`].
 
         Raises:
             `ValueError`: for no model, the same model twice, or labels that differ.
         """
-        if len({id(tensor) for model in models for tensor in model.parameters()}) < sum(
-            len(list(model.parameters())) for model in models
-        ):
-            raise ValueError(
-                "Members of an ensemble must not share tensors. To count a model twice, give it twice the weight; to make an "
-                "ensemble of children of one parent, use from_children."
-            )
-        if any(model.config.id2label != models[0].config.id2label for model in models):
-            raise ValueError("Members of an ensemble must have the same labels in the same order (config.id2label).")
-        config = cls._new_config(models, len(models), member_weights, combination)
-        config.member_configs = [_config_dict(model) for model in models]
+        config = config_of_models(models, member_weights, combination)
         return cls(config, models=models).eval()
-
-    @classmethod
-    def _new_config(
-        cls,
-        models: Sequence[PreTrainedModel],
-        count: int,
-        member_weights: Sequence[float] | None,
-        combination: str,
-    ) -> SMDEnsembleConfig:
-        """A configuration with labels, weights and combination, and without its models."""
-        if count == 0:
-            raise ValueError("An ensemble needs at least one member.")
-        weights = [1.0 / count] * count if member_weights is None else [float(weight) for weight in member_weights]
-        if len(weights) != count:
-            raise ValueError(f"The ensemble has {count} members, but {len(weights)} member_weights.")
-        check_weights(weights)
-        first = models[0].config
-        if first.problem_type in ("regression", "multi_label_classification") or first.num_labels < 2:
-            raise ValueError("An ensemble combines classifiers of images into one of at least two classes.")
-        config = cls.config_class(combination=combination, id2label=first.id2label, label2id=first.label2id)
-        config.problem_type = first.problem_type
-        config.member_weights = weights
-        pretrained_cfg = getattr(first, "pretrained_cfg", None)
-        if first.model_type == "timm_wrapper" and pretrained_cfg is not None:
-            config.set_timm_processor(pretrained_cfg, first.architecture)
-        return config
 
     @property
     def member_count(self) -> int:
@@ -260,7 +212,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
             kwargs: passed to each member's forward (`interpolate_pos_encoding`, for example).
 
         Returns:
-            [`SMDEnsembleOutput`]: computed in float32 at least, whatever the dtype of the weights, and without gradients.
+            [`SMDEnsembleOutput`]: computed in float32 at least, whatever the dtype of the weights, and without
+            gradients.
         """
         member_logits = self._member_logits(pixel_values, kwargs)
         weights = torch.tensor(self.config.member_weights, device=member_logits.device)
@@ -269,7 +222,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         output = SMDEnsembleOutput(loss=loss, logits=logits, member_logits=member_logits if output_members else None)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    # In-place changes of weights are nothing that a compiler could make faster; under torch.compile they run as they are.
+    # In-place changes of weights are nothing that a compiler could make faster; under torch.compile they run as they
+    # are.
     @torch.compiler.disable
     @torch.no_grad()
     def _member_logits(self, pixel_values: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -297,7 +251,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         """
         One model of a member's size, whose weights are the weighted mean of the members' (a "model soup").
 
-        Means are taken in float64 and rounded once. It is another classifier than the ensemble, and may be better or worse.
+        Means are taken in float64 and rounded once. It is another classifier than the ensemble, and may be better or
+        worse.
 
         Raises:
             `ValueError`: for members stored whole that have not the same architecture.
@@ -318,9 +273,18 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
 
         Args:
             save_directory (`str` or `Path`): the folder; made where it does not exist.
-            is_main_process (`bool`, *optional*, defaults to `True`): `False` saves nothing but is needed on other ranks.
+            is_main_process (`bool`, *optional*, defaults to `True`): `False` saves nothing but is needed on other
+                ranks.
             kwargs: as for [`~PreTrainedModel.save_pretrained`].
         """
+        if kwargs.pop("push_to_hub", False):
+            # Saved once more by `push_to_hub`: here, transformers would leave out files that it did not write itself.
+            hub = {key: kwargs.pop(key) for key in _PUSH_ARGUMENTS if key in kwargs}
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            self.save_pretrained(save_directory, is_main_process, **kwargs)
+            if is_main_process:
+                self.push_to_hub(repo_id, **hub)
+            return
         if is_main_process:
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             own_code = [__file__, *get_relative_import_files(__file__)]
@@ -346,8 +310,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         Args:
             pretrained_model_name_or_path (`str` or `Path`): the folder or repository.
             config ([`SMDEnsembleConfig`], *optional*): defaults to the one there.
-            trust_remote_code (`bool`, *optional*): `True` allows the code of a parent or member that lies in the folder to run;
-                without it, an ensemble that needs such code is refused.
+            trust_remote_code (`bool`, *optional*): `True` allows the code of a parent or member that lies in the
+                folder to run; without it, an ensemble that needs such code is refused.
             output_loading_info (`bool`, *optional*, defaults to `False`): also return transformers' report.
             kwargs: `combination` and `member_weights` take the place of what is stored; the others are those of
                 [`~PreTrainedModel.from_pretrained`].
@@ -413,19 +377,3 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
     def _turn(self) -> AbstractContextManager:
         """Within the block, no other thread has a member in the parent's place."""
         return nullcontext() if self._passes is None else self._passes.lock
-
-
-def _count(change: Change | None) -> int | None:
-    """How an ensemble's configuration counts a change: `None` for the whole tensor."""
-    if change is None:
-        return 0
-    return None if change[0] is None else change[0].numel()
-
-
-def _config_dict(model: PreTrainedModel) -> dict[str, Any]:
-    """A model's configuration to be stored in an ensemble's: all that builds it again, and no path of this machine."""
-    config = model.config.to_dict()
-    config["architectures"] = [type(model).__name__]
-    for key in ("_name_or_path", "transformers_version", "auto_map"):
-        config.pop(key, None)
-    return config

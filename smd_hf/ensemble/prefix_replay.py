@@ -88,7 +88,7 @@ class PrefixReplay:
     def clear(self) -> None:
         """Free the recording, and keep what was learned about the model (calls, positions, times)."""
         self._outputs: dict[int, Any] = {}
-        self._inputs: Any = None
+        self._inputs: list[tuple[torch.Tensor, int]] = []
         self._plans: dict[int, dict[int, list[int | None]]] = {}
         self._queues: dict[int, Iterator[int | None]] = {}
 
@@ -98,6 +98,7 @@ class PrefixReplay:
         self.positions = {}
         self._key = key
         self._probe: Probe | None = None
+        self._proven = False
         self._units: list[nn.Module] = []
         self._refusal: str | None = None
         self._durations: list[float] | None = None
@@ -210,8 +211,7 @@ class PrefixReplay:
             return forward(*args, **kwargs)
         if key != self._key:
             self._restart(key)
-        first = self._probe is None
-        if first and self._refusal is None:
+        if self._probe is None and self._refusal is None:
             try:
                 self._learn(forward, args, kwargs)
             except Exception as error:
@@ -223,7 +223,7 @@ class PrefixReplay:
             self._tell(self._refusal)
             return forward(*args, **kwargs)
         kept = self._kept()
-        before = _state(self.model, self._device) if first else None
+        before = _state(self.model, self._device) if not self._proven else None
         take = Recording(self._probe.calls, kept, self._device.type == "cuda")
         with wrapped({module: take.wrapper(unit) for unit, module in enumerate(self._units)}):
             take.stamp()
@@ -231,12 +231,14 @@ class PrefixReplay:
             take.stamp()
         if take.events != self._probe.events:
             self._refuse("its blocks are not called in the same order in each pass")
-        elif first and not _same_state(before, _state(self.model, self._device)):
+        elif not self._proven and not _same_state(before, _state(self.model, self._device)):
             self._refuse("a pass changes a buffer or an attribute of a module, or draws random numbers")
         elif _has_hooks(self.model):
             self._refuse("forward hooks are registered on it")
         else:
-            self._outputs, self._inputs = take.outputs, (args, kwargs)
+            self._proven = True
+            self._outputs = take.outputs
+            self._inputs = [(tensor, modifications(tensor)) for tensor in tensors_in((args, kwargs))]
             self._take_times()
             self._stamps = take.stamps
         return output
@@ -321,8 +323,11 @@ class PrefixReplay:
             same = _signature((args, kwargs), self._device) == self._key
         except TypeError:
             same = False
-        pairs = zip(tensors_in(self._inputs), tensors_in((args, kwargs))) if same else ()
-        if same and all(a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in pairs):
+        if same and all(
+            modifications(recorded) == version
+            and (given is recorded or (given.shape == recorded.shape and torch.equal(given, recorded)))
+            for (recorded, version), given in zip(self._inputs, tensors_in((args, kwargs)))
+        ):
             return True
         self._tell("its inputs, or the autocast, inference or gradient mode, are not those of the recording")
         return False

@@ -27,9 +27,7 @@ def save_ensemble(
     """
     if isinstance(processor, TimmWrapperImageProcessor):
         model.config.set_timm_processor(dict(processor.data_config), getattr(model.config, "architecture", None))
-        model.save_pretrained(folder, **kwargs)
-        return
-    model.config.set_timm_processor(None)
-    model.save_pretrained(folder, **kwargs)
-    if processor is not None:
+    elif processor is not None:
+        model.config.set_timm_processor(None)
         processor.save_pretrained(folder)
+    model.save_pretrained(folder, **kwargs)

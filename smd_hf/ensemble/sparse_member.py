@@ -1,9 +1,11 @@
 """
-A member of an ensemble as its difference from the parent: one buffer of indices and one of values, whatever the tensors.
+A member of an ensemble as its difference from the parent: one buffer of indices and one of values, whatever the
+tensors.
 
-The changes of all tensors follow one another in the two buffers, in the order of the tensors' names in a checkpoint; which
-part belongs to which tensor follows from the counts in the ensemble's configuration. So a member costs two entries in a
-safetensors file, names with dots need no escaping, and `.to()` moves and casts the values as it does the parent's weights.
+The changes of all tensors follow one another in the two buffers, in the order of the tensors' names in a checkpoint;
+which part belongs to which tensor follows from the counts in the ensemble's configuration. So a member costs two
+entries in a safetensors file, names with dots need no escaping, and `.to()` moves and casts the values as it does the
+parent's weights.
 
 This file travels with an ensemble's checkpoint: it imports torch and transformers alone.
 """
@@ -54,8 +56,8 @@ class SparseMember(nn.Module):
 
     Args:
         segments (list of [`Segment`]): by tensor, in the order in which the buffers hold them.
-        indices (`torch.Tensor` or `None`): flat indices within each tensor, int32, or int64 where a tensor needs it; `None`
-            where no segment has any, as an empty tensor cannot be saved beside another.
+        indices (`torch.Tensor` or `None`): flat indices within each tensor, int32, or int64 where a tensor needs it;
+            `None` where no segment has any, as an empty tensor cannot be saved beside another.
         values (`torch.Tensor` or `None`): the new values, flat; `None` where there is none.
     """
 
@@ -67,7 +69,7 @@ class SparseMember(nn.Module):
 
     @classmethod
     def blank(cls, segments: list[Segment]) -> "SparseMember":
-        """A member with room for its changes, in the default dtype and on the default device: its weights are loaded later."""
+        """A member with room for its changes, which are loaded later; in the default dtype, on the default device."""
         indices = sum(segment.indices for segment in segments)
         values = sum(segment.values for segment in segments)
         return cls(
@@ -131,8 +133,8 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
     """
     The names that the parameters of a model have in a checkpoint, where transformers gives them others in memory.
 
-    They depend on the model's class and configuration alone, not on where it was loaded from, and on renamings alone: a
-    parameter which is stored otherwise than one to one keeps a name that no other has.
+    They depend on the model's class and configuration alone, not on where it was loaded from, and on renamings alone:
+    a parameter which is stored otherwise than one to one keeps a name that no other has.
 
     Returns:
         `dict[str, str]`: name in memory -> name in a checkpoint; no two are the same.
@@ -174,14 +176,15 @@ def segments_from_counts(
         name = in_memory.get(stored)
         if name not in tensors:
             raise ValueError(
-                f"The ensemble's config.json lists changes of {stored}, but its parent ({type(parent).__name__}) has no "
-                "floating-point parameter of this name: parent_config and changes do not belong together."
+                f"The ensemble's config.json lists changes of {stored}, but its parent ({type(parent).__name__}) has "
+                "no floating-point parameter of this name: parent_config and changes do not belong together."
             )
         shape = tensors[name].shape
         for segments, count in zip(members, counts):
             if count is not None and count > shape.numel():
                 raise ValueError(
-                    f"The ensemble's config.json lists {count} changes of {stored}, which has {shape.numel()} coordinates."
+                    f"The ensemble's config.json lists {count} changes of {stored}, which has {shape.numel()} "
+                    "coordinates."
                 )
             if count != 0:
                 segments.append(Segment(name, shape, count))

@@ -1,16 +1,22 @@
-"""Scores of variants of one model: the batch loop, with batches outside and variants inside."""
+"""Scores of variants of one model: which of them runs on which batch, in what order, and from which block on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from ..mutation import MakeChanges, applied
+from ..blocks import find_blocks
+from ..ensemble.prefix_replay import PrefixReplay
+from ..mutation import Change, MakeChanges, applied
 from .images import Batch, ImageBatches
+from .scores import Cell, Score
+from .spread import Spread
+
+REPLAY_FROM = 0.25
+"""Prefixes are replayed where at least this share of the variants leaves the first block alone."""
 
 
 @dataclass
@@ -21,48 +27,12 @@ class Variant:
     Args:
         name (`str`): for messages.
         changes (`Callable`): gives the changes, as often as it is called; nothing for the parent itself.
+        changed (set of `str`, *optional*): names of the parameters that are changed, where they are known beforehand.
     """
 
     name: str
-    changes: MakeChanges = field(default=lambda: ())
-
-
-@dataclass
-class Score:
-    """
-    What a variant got right.
-
-    Args:
-        num_images (`int`): how many images it saw.
-        nll_sum (`float`): summed negative log-likelihood, in nats.
-        finite (`bool`): whether all its logits were finite.
-        correct_batches (list of `numpy.ndarray`): of each batch, which images it classified rightly.
-        logit_batches (list of `numpy.ndarray`, *optional*): logits of each batch, where they were asked for.
-    """
-
-    num_images: int = 0
-    nll_sum: float = 0.0
-    finite: bool = True
-    correct_batches: list[np.ndarray] = field(default_factory=list)
-    logit_batches: list[np.ndarray] | None = None
-
-    @property
-    def correct(self) -> np.ndarray:
-        """Which images it classified rightly, bool, of shape `(num_images,)`."""
-        return np.concatenate(self.correct_batches)
-
-    @property
-    def logits(self) -> np.ndarray:
-        """All logits, float32, of shape `(num_images, num_labels)`."""
-        return np.concatenate(self.logit_batches)
-
-    @property
-    def accuracy(self) -> float:
-        return int(self.correct.sum()) / self.num_images
-
-    @property
-    def nll(self) -> float:
-        return self.nll_sum / self.num_images
+    changes: MakeChanges = field(default=tuple)
+    changed: frozenset[str] | None = None
 
 
 class Evaluator:
@@ -73,9 +43,16 @@ class Evaluator:
         model (`torch.nn.Module`): takes `pixel_values` and returns an output with `logits`; put into eval mode.
         device (`torch.device`): where the model is.
         autocast (`Callable`, *optional*): makes the context of each forward pass, for mixed precision.
+        spread ([`Spread`], *optional*): over which processes; over none by default.
+        prefix_replay (`bool`, *optional*, defaults to `True`): passes of variants begin at the first block that is changed.
+        change_cache_bytes (`int`, *optional*, defaults to 1e9): memory for the weights of children while batches go by one at
+            a time; beyond it they are made anew for each batch.
+        forward (`Callable`, *optional*): what is called in place of the model: the same, compiled.
+        memory_format (`torch.memory_format`, *optional*): of the pixel values.
 
     Attributes:
-        images_forwarded (`int`): images that have gone through the model so far, over all variants.
+        images_forwarded (`int`): images that variants were scored on so far, over all variants and processes.
+        full_passes (`float`): the same, with images which a part of the model was enough for counted by that part.
     """
 
     def __init__(
@@ -83,63 +60,170 @@ class Evaluator:
         model: nn.Module,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
+        spread: Spread | None = None,
+        prefix_replay: bool = True,
+        change_cache_bytes: int = 10**9,
+        forward: Callable | None = None,
+        memory_format: torch.memory_format = torch.preserve_format,
     ):
         self.model = model
         self.device = device
         self.autocast = autocast
+        self.spread = spread or Spread()
         self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
+        self.change_cache_bytes = change_cache_bytes
+        self.memory_format = memory_format
+        self._call = forward or model
+        self._replay = PrefixReplay(model) if prefix_replay and forward is None else None
+        self._first_block = frozenset(find_blocks(model)[0].parameter_names)
         self.images_forwarded = 0
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
-        pixel_values = batch.pixel_values.to(self.device, self.model.dtype, non_blocking=True)
-        with torch.inference_mode(), self.autocast():
-            logits = self.model(pixel_values=pixel_values).logits
-        self.images_forwarded += len(pixel_values)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        self.full_passes = 0.0
 
     def score(
         self,
-        variants: list[Variant],
+        variants: Sequence[Variant],
         batches: ImageBatches,
         keep_logits: bool = False,
         on_scored: Callable[[int, Score], None] | None = None,
+        numbers: range | None = None,
     ) -> list[Score]:
         """
-        Scores of several variants on the same images.
+        Scores of several variants on the same images, on every process.
 
         Args:
-            variants (list of [`Variant`]): what to score.
+            variants (sequence of [`Variant`]): what to score.
             batches ([`ImageBatches`]): the images; each is decoded once for all variants.
             keep_logits (`bool`, *optional*, defaults to `False`): also keeps every variant's logits.
-            on_scored (`Callable`, *optional*): called with a variant's number and its score so far whenever it has been
-                through a group of batches: with its whole score in the last group.
+            on_scored (`Callable`, *optional*): called with a variant's number and its score on this process's batches when
+                these are done, for the progress bar.
+            numbers (`range`, *optional*): which batches; all by default.
 
         Returns:
-            list of [`Score`], one a variant and in their order. NLL is summed in float64, over batches
-            in their order.
+            list of [`Score`], one a variant and in their order.
+
+        Raises:
+            `RuntimeError`: on every process, if another one failed.
         """
         self.model.eval()
-        scores = [Score(logit_batches=[] if keep_logits else None) for _ in variants]
-        for group in batches.groups():
-            for number, (variant, score) in enumerate(zip(variants, scores)):
-                with applied(self.parameters, variant.changes()):
-                    for batch in group:
-                        self._add(score, batch, self.forward(batch))
-                if on_scored is not None:
-                    on_scored(number, score)
+        numbers = range(len(batches)) if numbers is None else numbers
+        mine, my_batches = self.spread.share(len(variants), numbers)
+
+        def work() -> tuple[dict[int, Score], dict[int, np.ndarray], float]:
+            scores = {number: Score() for number in mine}
+            passes = self._run(variants, scores, batches.groups(my_batches), my_batches, keep_logits, on_scored)
+            return scores, batches.labels_by_batch(my_batches if mine else ()), passes
+
+        scores = [Score() for _ in variants]
+        for part, labels, passes in self.spread.together(work):
+            for number, score in part.items():
+                scores[number].cells.update(score.cells)
+            batches.add_labels(labels)
+            self.full_passes += passes
+        self.images_forwarded += sum(score.num_images for score in scores)
         return scores
 
-    def _add(self, score: Score, batch: Batch, logits: torch.Tensor) -> None:
-        labels = batch.labels.to(self.device)
-        score.num_images += len(labels)
-        score.correct_batches.append((logits.argmax(-1) == labels).cpu().numpy())
-        score.nll_sum += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-        score.finite = score.finite and bool(torch.isfinite(logits).all())
-        if score.logit_batches is not None:
-            score.logit_batches.append(logits.float().cpu().numpy())
-
-    def logits(self, batches: ImageBatches, changes: MakeChanges = tuple) -> np.ndarray:
-        """Logits of the model, or of one variant of it: float32, of shape `(num_images, num_labels)`."""
-        [score] = self.score([Variant("model", changes)], batches, keep_logits=True)
+    def logits(self, batches: ImageBatches) -> np.ndarray:
+        """Logits of the model as it is: float32, of shape `(num_images, num_labels)`."""
+        [score] = self.score([Variant("model")], batches, keep_logits=True)
         return score.logits
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
+        pixel_values = batch.pixel_values(self.device, self.model.dtype).to(memory_format=self.memory_format)
+        with torch.inference_mode(), self.autocast():
+            logits = self._call(pixel_values=pixel_values).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _run(
+        self,
+        variants: Sequence[Variant],
+        scores: dict[int, Score],
+        groups: Iterator[list[Batch]],
+        my_batches: Sequence[int],
+        keep_logits: bool,
+        on_scored: Callable[[int, Score], None] | None,
+    ) -> float:
+        """Scores this process's variants; returns how many images went through, in images of full passes."""
+        passes = 0.0
+        changes = ChangeCache(variants, self.change_cache_bytes)
+        replays = self._replay is not None and self._worth_replaying([variants[number] for number in scores])
+        for group in groups if scores else ():
+            # Prefix replay holds the outputs of one batch: batches go outside. Else a child is put in once a group.
+            for cell_batches in [[batch] for batch in group] if replays else [group]:
+                if replays:
+                    passes += self._record(variants, scores, cell_batches[0], keep_logits)
+                for number, score in scores.items():
+                    if not replays or variants[number].changed:
+                        passes += self._score_one(number, variants, score, cell_batches, changes, keep_logits, replays)
+                    if on_scored is not None and cell_batches[-1].number == my_batches[-1]:
+                        on_scored(number, score)
+        if self._replay is not None:
+            self._replay.clear()
+        return passes
+
+    def _worth_replaying(self, variants: Sequence[Variant]) -> bool:
+        late = [variant.changed is not None and not variant.changed & self._first_block for variant in variants]
+        known = all(variant.changed is not None for variant in variants)
+        return known and sum(late) >= max(2, REPLAY_FROM * len(late))
+
+    def _record(self, variants: Sequence[Variant], scores: dict[int, Score], batch: Batch, keep_logits: bool) -> float:
+        """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
+        with self._replay.record([variants[number].changed for number in scores]):
+            logits = self.forward(batch)
+        for number, score in scores.items():
+            if not variants[number].changed:
+                score.cells[batch.number] = self._cell(logits, batch, keep_logits)
+        return len(batch)
+
+    def _score_one(
+        self,
+        number: int,
+        variants: Sequence[Variant],
+        score: Score,
+        batches: list[Batch],
+        changes: "ChangeCache",
+        keep_logits: bool,
+        replays: bool,
+    ) -> float:
+        passes = 0.0
+        with applied(self.parameters, changes(number, once=not replays)):
+            for batch in batches:
+                changed = variants[number].changed
+                with self._replay.replay(changed) if replays else nullcontext():
+                    logits = self.forward(batch)
+                score.cells[batch.number] = self._cell(logits, batch, keep_logits)
+                passes += len(batch) * (self._replay.suffix_share(changed) if replays else 1.0)
+        return passes
+
+    def _cell(self, logits: torch.Tensor, batch: Batch, keep_logits: bool) -> Cell:
+        return Cell.from_logits(logits, batch.labels.to(self.device), keep_logits)
+
+
+class ChangeCache:
+    """
+    The changes of variants, kept as far as a budget allows while batches go by one at a time.
+
+    Args:
+        variants (sequence of [`Variant`]): whose.
+        max_bytes (`int`): the budget.
+    """
+
+    def __init__(self, variants: Sequence[Variant], max_bytes: int):
+        self.variants = variants
+        self.left = max_bytes
+        self._kept: dict[int, list[tuple[str, Change]]] = {}
+
+    def __call__(self, number: int, once: bool) -> Iterable[tuple[str, Change]]:
+        """The changes of one variant; streamed, and not kept, where they are asked for `once`."""
+        if once:
+            return self.variants[number].changes()
+        if number in self._kept:
+            return self._kept[number]
+        if self.left <= 0:
+            return self.variants[number].changes()
+        changes = list(self.variants[number].changes())
+        size = sum(values.nbytes + (0 if indices is None else indices.nbytes) for _, (indices, values) in changes)
+        if size <= self.left:
+            self.left -= size
+            self._kept[number] = changes
+        return changes

@@ -8,6 +8,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from .pixels import PixelCodec
+
+STREAMED_SHARE = 0.25
+"""Share of the cache that is for batches on their way, where not all can be kept."""
+
 
 @dataclass
 class Batch:
@@ -16,19 +21,27 @@ class Batch:
 
     Args:
         number (`int`): its place among the batches.
-        start (`int`): the place of its first image among the images.
-        pixel_values (`torch.Tensor`): float, of shape `(batch, channels, height, width)`.
+        pixels (`torch.Tensor`): pixel values, or the uint8 they come from, of shape `(batch, channels, height, width)`.
         labels (`torch.Tensor`): int64, of shape `(batch,)`.
+        codec ([`PixelCodec`], *optional*): makes pixel values of uint8.
     """
 
     number: int
-    start: int
-    pixel_values: torch.Tensor
+    pixels: torch.Tensor
     labels: torch.Tensor
+    codec: PixelCodec | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @property
     def nbytes(self) -> int:
-        return self.pixel_values.nbytes + self.labels.nbytes
+        return self.pixels.nbytes + self.labels.nbytes
+
+    def pixel_values(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """What the model takes: floating-point, of shape `(batch, channels, height, width)`, on the device."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        return (pixels if self.codec is None else self.codec.decode(pixels)).to(dtype)
 
 
 class ImageBatches:
@@ -42,9 +55,12 @@ class ImageBatches:
         collator (`Callable`): rows to `{"pixel_values", "labels"}`.
         batch_size (`int`): images a batch; the last may hold fewer.
         indices (sequence of `int`, *optional*): the rows that count, in order; all by default.
-        cache_bytes (`int`, *optional*, defaults to 0): how much decoded data may stay in memory. Where all fits, images are
-            decoded once in a run; else once a generation, in groups of this size.
+        cache_bytes (`int`, *optional*, defaults to 0): how much decoded data may be in memory. What fits is decoded once in a
+            run, the rest once each time that it is asked for.
         num_workers (`int`, *optional*, defaults to 0): processes that decode.
+        codec ([`PixelCodec`], *optional*): keeps pixel values as uint8 where that is exact.
+        device (`torch.device`, *optional*): where batches that are kept are put; in memory, pinned for a GPU, by default.
+        pin_memory (`bool`, *optional*, defaults to `False`): page-locked memory, from which copies to a GPU overlap.
     """
 
     def __init__(
@@ -55,6 +71,9 @@ class ImageBatches:
         indices: Sequence[int] | np.ndarray | None = None,
         cache_bytes: int = 0,
         num_workers: int = 0,
+        codec: PixelCodec | None = None,
+        device: torch.device | None = None,
+        pin_memory: bool = False,
     ):
         self.dataset = dataset
         self.collator = collator
@@ -62,16 +81,12 @@ class ImageBatches:
         self.indices = list(range(len(dataset))) if indices is None else [int(index) for index in indices]
         self.cache_bytes = cache_bytes
         self.num_workers = num_workers
-        self._kept: list[Batch] | None = None
+        self.codec = codec
+        self.device = device
+        self.pin_memory = pin_memory
+        self._kept: dict[int, Batch] = {}
+        self._kept_bytes = 0
         self._labels: dict[int, np.ndarray] = {}
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The labels that the collator gives, int64, of shape `(num_images,)`; reads the data if nothing has yet."""
-        if len(self._labels) < len(self):
-            for _ in self:
-                pass
-        return np.concatenate([self._labels[number] for number in range(len(self))])
 
     @property
     def num_images(self) -> int:
@@ -79,6 +94,22 @@ class ImageBatches:
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels that the collator gives, int64, of shape `(num_images,)`; reads what nothing has read yet."""
+        missing = [number for number in range(len(self)) if number not in self._labels]
+        for _ in self._read(missing):
+            pass
+        return np.concatenate([self._labels[number] for number in range(len(self))])
+
+    def add_labels(self, labels: dict[int, np.ndarray]) -> None:
+        """Labels by number of the batch, which another process has read."""
+        self._labels.update(labels)
+
+    def labels_by_batch(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
+        """Labels of batches that this process has read."""
+        return {number: self._labels[number] for number in numbers}
 
     def head(self, num_images: int) -> "ImageBatches":
         """The first images alone, with the same budget: a sample for a cheap look."""
@@ -89,43 +120,59 @@ class ImageBatches:
             self.indices[:num_images],
             self.cache_bytes,
             self.num_workers,
+            self.codec,
+            self.device,
+            self.pin_memory,
         )
 
-    def groups(self) -> Iterator[list[Batch]]:
+    def groups(self, numbers: Sequence[int] | None = None) -> Iterator[list[Batch]]:
         """
-        All batches in order, in lists that are in memory together: one list where the budget holds everything.
+        Batches in order, in lists that are in memory together: one list where the budget holds everything.
 
         A list holds one batch at the least, whatever the budget.
+
+        Args:
+            numbers (sequence of `int`, *optional*): which batches, in increasing order; all by default.
         """
-        if self._kept is not None:
-            yield self._kept
-            return
+        numbers = range(len(self)) if numbers is None else numbers
+        fresh = self._read([number for number in numbers if number not in self._kept])
         group: list[Batch] = []
-        held, everything = 0, True
-        for batch in self._read():
-            if group and held + batch.nbytes > self.cache_bytes:
-                everything = False
-                yield group
-                group, held = [], 0
+        held, budget = 0, None
+        for number in numbers:
+            batch = self._kept[number] if number in self._kept else next(fresh)
+            if budget is None:
+                all_fit = batch.nbytes * len(self) <= self.cache_bytes
+                budget = self.cache_bytes * (1 if all_fit else 1 - STREAMED_SHARE)
+            if number not in self._kept and self._kept_bytes + batch.nbytes <= budget:
+                batch = self._keep(batch)
+            if number not in self._kept:
+                if held and held + batch.nbytes > self.cache_bytes * STREAMED_SHARE:
+                    yield group
+                    group, held = [], 0
+                held += batch.nbytes
             group.append(batch)
-            held += batch.nbytes
-        if everything and held <= self.cache_bytes:
-            self._kept = group
-        yield group
+        if group:
+            yield group
 
     def __iter__(self) -> Iterator[Batch]:
         for group in self.groups():
             yield from group
 
-    def release(self) -> None:
-        """Frees what is kept in memory."""
-        self._kept = None
+    def _keep(self, batch: Batch) -> Batch:
+        if self.device is not None:
+            batch.pixels, batch.labels = batch.pixels.to(self.device), batch.labels.to(self.device)
+        self._kept[batch.number] = batch
+        self._kept_bytes += batch.nbytes
+        return batch
 
-    def _read(self) -> Iterator[Batch]:
-        rows = [
-            self.indices[start : start + self.batch_size] for start in range(0, len(self.indices), self.batch_size)
-        ]
+    def _read(self, numbers: Sequence[int]) -> Iterator[Batch]:
+        rows = [self.indices[number * self.batch_size : (number + 1) * self.batch_size] for number in numbers]
         loader = DataLoader(self.dataset, batch_sampler=rows, collate_fn=self.collator, num_workers=self.num_workers)
-        for number, columns in enumerate(loader):
-            self._labels[number] = columns["labels"].numpy()
-            yield Batch(number, number * self.batch_size, columns["pixel_values"], columns["labels"])
+        for number, columns in zip(numbers, loader):
+            labels, pixels = columns["labels"], columns["pixel_values"]
+            self._labels[number] = labels.numpy()
+            compact = None if self.codec is None else self.codec.encode(pixels)
+            batch = Batch(number, pixels, labels) if compact is None else Batch(number, compact, labels, self.codec)
+            if self.pin_memory:
+                batch.pixels = batch.pixels.pin_memory()
+            yield batch

@@ -1,0 +1,130 @@
+"""
+Text of a model card: what comes from outside is escaped, and every number is formatted in one place.
+
+Names of models, data sets, labels and arguments are chosen by others, and a card is rendered as Markdown with HTML. So the
+templates escape whatever they print, unless one of the filters below has made it Markdown on purpose.
+"""
+
+import json
+import math
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+# style: (factor, format)
+_STYLES = {
+    "percent": (100, ".2f"),
+    "points": (100, "+.2f"),
+    "nats": (1, ".4f"),
+    "nats_change": (1, "+.4f"),
+    "level": (100, "g"),
+    "count": (1, ",.0f"),
+    "amount": (1, ",.1f"),
+    "value": (1, ".4g"),
+    "p_value": (1, ".2g"),
+    "score": (1, ".3f"),
+}
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+
+
+def format_number(value: float | None, style: str) -> str:
+    """
+    A number of the gain report as a card prints it.
+
+    Args:
+        value (`float`, *optional*): `None` where it was not finite.
+        style (`str`): `"percent"` and `"points"` (signed) of a share, `"nats"` and `"nats_change"` (signed), `"level"` of
+            confidence, `"count"`, `"amount"`, `"value"`, `"p_value"`, or `"score"` of a prediction.
+    """
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    factor, form = _STYLES[style]
+    return format(factor * value, form)
+
+
+def plain_line(value: Any, limit: int = 300) -> str:
+    """The value as one line of text, without control and direction characters, and without anything like a token."""
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(value))
+    text = _TOKEN.sub("hf_***", " ".join(text.split()))
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def escape_markdown(value: Any) -> Markup:
+    """Text which stays text: Markdown and HTML in it are shown, not obeyed. It is no start of a line."""
+    return Markup(_SPECIAL.sub(r"\\\1", plain_line(value)))
+
+
+def code_span(value: Any, in_table: bool = False) -> Markup:
+    """A name in code type; in a table, where even code ends at a bar, bars are escaped."""
+    text = plain_line(value) or " "
+    ticks = "`" * (_longest_run(text) + 1)
+    if text.startswith("`") or text.endswith("`"):
+        text = f" {text} "
+    if in_table:
+        text = text.replace("|", "\\|")
+    return Markup(f"{ticks}{text}{ticks}")
+
+
+def code_block(text: str, language: str = "") -> Markup:
+    """Lines in a fence that none of them can close."""
+    ticks = "`" * max(3, _longest_run(text) + 1)
+    return Markup(f"{ticks}{language}\n{text.rstrip(chr(10))}\n{ticks}")
+
+
+def python_string(text: str) -> Markup:
+    """A string as a Python literal on one line."""
+    return Markup(json.dumps(text) if text.isascii() else ascii(text))
+
+
+def json_text(value: Any) -> str:
+    """The value of an argument, as JSON. Of a path only the last part: where a user keeps files is nobody's business."""
+    if isinstance(value, str):
+        is_path = value.startswith(("/", "~", "\\\\")) or re.match(r"[A-Za-z]:[/\\]", value)
+        value = re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
+    elif isinstance(value, dict):
+        entries = {
+            key: json_text(each) for key, each in value.items() if not str(key).endswith(("token", "cache_dir"))
+        }
+        return "{" + ", ".join(f"{json.dumps(key)}: {text}" for key, text in entries.items()) + "}"
+    elif isinstance(value, list):
+        return "[" + ", ".join(json_text(each) for each in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def render(template: str, **facts: Any) -> str:
+    """
+    A template of the package, filled in.
+
+    Raises:
+        `jinja2.UndefinedError`: if the template uses a fact that is not there.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(value),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": lambda value, style: Markup(format_number(value, style)),
+        "code": code_span,
+        "cell": lambda value: code_span(value, in_table=True),
+        "block": code_block,
+        "python": python_string,
+        "json": json_text,
+    }
+    text = environment.get_template(template).render(**facts)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _longest_run(text: str) -> int:
+    """The longest run of backticks."""
+    return max(map(len, re.findall("`+", text)), default=0)

@@ -1,0 +1,138 @@
+"""Arguments from the command line and from a YAML or JSON file into dataclasses; every mistake is an [`SMDError`]."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..errors import SMDError
+
+
+class CommandParser(HfArgumentParser):
+    """
+    `HfArgumentParser` for one command: a first argument without dashes is a file of arguments, which the others override.
+
+    Args:
+        command (`str`): its name.
+        dataclass_types (iterable of `type`): dataclasses that the arguments fill.
+        description (`str`): for `--help`.
+    """
+
+    def __init__(self, command: str, dataclass_types: Iterable[type], description: str):
+        super().__init__(
+            list(dataclass_types),
+            prog=f"smd-hf {command}",
+            usage=f"smd-hf {command} [ARGUMENTS.yaml] [--name value ...]",
+            description=description,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> None:
+        raise SMDError(message)
+
+    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """
+        One instance of each dataclass.
+
+        Args:
+            argv (`Sequence[str]`): the command's arguments.
+
+        Raises:
+            `SMDError`: for an unknown argument (naming similar ones), a value of the wrong kind, a file of arguments that
+                cannot be read, and whatever the dataclasses refuse.
+        """
+        argv = list(argv)
+        if argv and not argv[0].startswith("-"):
+            argv = [*self._file_arguments(Path(argv[0]).expanduser()), *argv[1:]]
+        try:
+            *instances, unknown = self.parse_args_into_dataclasses(
+                argv, return_remaining_strings=True, look_for_args_file=False
+            )
+        except SMDError:
+            raise
+        except (ValueError, ImportError) as error:  # what TrainingArguments raises for choices that do not go together
+            raise SMDError(str(error)) from error
+        if unknown:
+            option = next((each for each in unknown if each.startswith("-")), unknown[0])
+            raise SMDError(f"there is no argument '{option}'.{self._near(option.partition('=')[0])}")
+        return tuple(instances)
+
+    def _near(self, option: str) -> str:
+        options = [each for each in self._option_string_actions if each.startswith("--") and "-" not in each[2:]]
+        near = get_close_matches(f"--{option.lstrip('-').replace('-', '_')}", options, n=2)
+        return f" Did you mean {' or '.join(near)}?" if near else f" `{self.prog} --help` lists those there are."
+
+    def _file_arguments(self, path: Path) -> Iterator[str]:
+        for key, value in read_arguments(path).items():
+            option = f"--{str(key).replace('-', '_')}"
+            action = self._option_string_actions.get(option)
+            if action is None:
+                raise SMDError(f"'{path}' sets '{key}', which is no argument.{self._near(option)}")
+            if value is None:
+                continue
+            if not isinstance(value, list):
+                yield f"{option}={_as_text(value)}"
+            elif action.nargs == "+":
+                yield from (option, *map(_as_text, value))
+            elif action.type is str:  # such as report_to, which HfArgumentParser takes one of, and Trainer several
+                self.set_defaults(**{action.dest: [str(each) for each in value]})
+            else:
+                raise SMDError(f"'{path}' sets '{key}' to a list; expected one value.")
+
+
+def read_arguments(path: Path) -> dict[str, Any]:
+    """
+    A mapping from a YAML or JSON file.
+
+    Raises:
+        `SMDError`: if there is no such file (naming similar ones), or it holds something else.
+    """
+    if not path.is_file():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, siblings, n=2)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise SMDError(
+            f"there is no file '{path}'.{hint} Arguments begin with --; a first one that does not is a YAML or JSON file of "
+            "arguments."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SMDError(f"'{path}' cannot be read as a YAML or JSON file of arguments: {error}") from error
+    if not isinstance(values, dict):
+        raise SMDError(f"'{path}' holds {type(values).__name__}; expected arguments with values, such as sigma: 0.3.")
+    return values
+
+
+def required(arguments: Any, name: str) -> Any:
+    """The value of an argument that has no default; [`SMDError`] where it is missing."""
+    value = getattr(arguments, name)
+    if value is None:
+        raise SMDError(f"--{name} is missing. {arguments.__dataclass_fields__[name].metadata['help']}")
+    return value
+
+
+@contextmanager
+def hub_token(token: str | None) -> Iterator[None]:
+    """The token for every request to the Hub meanwhile, by the variable that its client reads; kept nowhere else."""
+    before = os.environ.get("HF_TOKEN")
+    try:
+        if token is not None:
+            os.environ["HF_TOKEN"] = token
+        yield
+    finally:
+        if token is not None:
+            os.environ.pop("HF_TOKEN")
+            if before is not None:
+                os.environ["HF_TOKEN"] = before
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool | dict) else str(value)

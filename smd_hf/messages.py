@@ -1,0 +1,17 @@
+"""Parts of messages to the user: a library's own words on one line, and the names that may have been meant."""
+
+import difflib
+import re
+from typing import Any
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """A library's message as one line, without anything that looks like a token, ending in no full stop."""
+    text = re.sub(r"\bhf_\w+", "hf_***", " ".join(text.split())).rstrip(".")
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def did_you_mean(name: str, candidates: Any) -> str:
+    """A question, with a leading space, that lists up to three candidates with a similar name; or nothing."""
+    near = difflib.get_close_matches(name, [str(candidate) for candidate in candidates], n=3)
+    return f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""

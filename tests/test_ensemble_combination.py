@@ -1,0 +1,55 @@
+"""Combining members' logits: properties of the three combinations."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smd_hf.ensemble.combination import combine
+from smd_hf.ensemble.configuration_smd_ensemble import COMBINATIONS
+
+arrays = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(2, 7), st.integers(0, 10**6))
+
+
+@given(arrays, st.sampled_from(COMBINATIONS), st.sampled_from([1.0, 30.0, 1e4]))
+@settings(max_examples=60, deadline=None)
+def test_combinations_are_finite_log_probabilities(shape, combination, scale):
+    *sizes, seed = shape
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(*sizes, generator=generator) * scale
+    weights = torch.rand(sizes[1], generator=generator) + 0.01
+    combined = combine(logits, weights, combination)
+    assert combined.isfinite().all()
+    torch.testing.assert_close(combined.logsumexp(-1), torch.zeros(sizes[0]), atol=1e-5, rtol=0)
+    # Neither the scale of the weights nor a constant in a member's logits matters.
+    torch.testing.assert_close(combine(logits, 7 * weights, combination), combined, atol=1e-4 * scale, rtol=1e-4)
+
+
+@given(arrays)
+@settings(max_examples=60, deadline=None)
+def test_majority_vote_ranks_by_votes_then_by_mean_probability(shape):
+    *sizes, seed = shape
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(*sizes, generator=generator) * 3
+    weights = torch.randint(1, 4, (sizes[1],), generator=generator).float()
+    combined = combine(logits, weights, "majority_vote")
+    probabilities = (logits.softmax(-1) * weights[:, None]).sum(1) / weights.sum()
+    for row, members, mean in zip(combined, logits, probabilities):
+        votes = torch.zeros(sizes[2])
+        for member, weight in zip(members, weights):
+            votes[member.argmax()] += weight
+        best = (votes == votes.max()).nonzero().flatten()
+        assert row.argmax() == best[mean[best].argmax()]
+
+
+def test_equal_votes_are_smoothed_by_one_vote_of_the_mean_probability():
+    logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])
+    mean = logits.softmax(-1).mean(1)
+    expected = (torch.tensor([[2.0, 1.0, 0.0]]) + mean) / 4
+    torch.testing.assert_close(combine(logits, torch.ones(3), "majority_vote").exp(), expected)
+
+
+def test_a_member_of_weight_zero_does_not_count():
+    logits = torch.randn(2, 3, 4)
+    for combination in ("mean_probabilities", "mean_logits"):
+        found = combine(logits, torch.tensor([0.5, 0.0, 0.5]), combination)
+        torch.testing.assert_close(found, combine(logits[:, [0, 2]], torch.ones(2), combination))
