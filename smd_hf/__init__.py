@@ -3,11 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# Registers the ensemble with transformers' auto classes.
+from . import ensemble as ensemble
 from .errors import SMDError
 
 if TYPE_CHECKING:
     from .arguments import EvolutionArguments
     from .data import ImageCollator
+    from .delta import SparseDelta
+    from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
+    from .loading import load
     from .models import load_image_processor, load_model
     from .script_arguments import DataArguments, ModelArguments
     from .splits import load_splits
@@ -15,13 +20,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-# Imported when they are first asked for: `import smd_hf` takes no seconds.
+# Imported when they are first asked for.
 _HOMES = {
     "DataArguments": "script_arguments",
     "EvolutionArguments": "arguments",
     "EvolutionTrainer": "trainer",
     "ImageCollator": "data",
     "ModelArguments": "script_arguments",
+    "SMDEnsembleConfig": "ensemble",
+    "SMDEnsembleForImageClassification": "ensemble",
+    "SparseDelta": "delta",
+    "load": "loading",
     "load_image_processor": "models",
     "load_model": "models",
     "load_splits": "splits",

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from .ensemble.configuration_smd_ensemble import COMBINATIONS
+from .ensemble_choice import SELECTIONS
 from .errors import SMDError
 from .evaluation.spread import MODES
 from .mutation import scheduled_sigma
@@ -140,6 +142,34 @@ class EvolutionArguments(TrainingArguments):
             "help": "Also leave an ensemble of so many children of the last generation in output_dir/ensemble; 0: none."
         },
     )
+    ensemble_selection: str = field(
+        default="greedy",
+        metadata={
+            "help": "How its members are chosen, on the selection split: top_k by fitness; all; greedy forward selection with "
+            "replacement (Caruana 2004).",
+            "choices": ["top_k", "all", "greedy"],
+        },
+    )
+    ensemble_combination: str = field(
+        default="mean_probabilities",
+        metadata={
+            "help": "How the ensemble combines its members: mean_probabilities, mean_logits or majority_vote.",
+            "choices": ["mean_probabilities", "mean_logits", "majority_vote"],
+        },
+    )
+    save_children: int = field(
+        default=0,
+        metadata={
+            "help": "Also leave so many of the last generation's fittest children as deltas in output_dir/children."
+        },
+    )
+    push_ensemble: bool = field(
+        default=False, metadata={"help": "With push_to_hub, also push the ensemble, to {hub_model_id}-ensemble."}
+    )
+    push_children: int = field(
+        default=0,
+        metadata={"help": "With push_to_hub, also push so many of the fittest children, to {hub_model_id}-children."},
+    )
     image_column_name: str | None = field(
         default=None, metadata={"help": "The column of images. Found by its type or usual name by default."}
     )
@@ -222,6 +252,7 @@ class EvolutionArguments(TrainingArguments):
         check_evolution_arguments(self)
         self.max_steps = self.num_generations
         self.num_train_epochs = self.num_generations
+        self.save_children = max(self.save_children, self.push_children)
         super().__post_init__()
         self._settled = self.to_dict()
 
@@ -266,6 +297,10 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
         "selection_fraction": (0 <= args.selection_fraction < 1, "within [0, 1)"),
         "recombination_top_k": (args.recombination_top_k >= 1, "1 or more"),
         "ensemble_size": (0 <= args.ensemble_size <= args.population_size, "between 0 and population_size"),
+        "save_children": (0 <= args.save_children <= args.population_size, "between 0 and population_size"),
+        "push_children": (0 <= args.push_children <= args.population_size, "between 0 and population_size"),
+        "ensemble_selection": (args.ensemble_selection in SELECTIONS, ", ".join(SELECTIONS)),
+        "ensemble_combination": (args.ensemble_combination in COMBINATIONS, ", ".join(COMBINATIONS)),
         "image_cache_gb": (args.image_cache_gb >= 0, "0 or more"),
         "child_cache_gb": (args.child_cache_gb >= 0, "0 or more"),
         "allocation": (args.allocation in ("uniform", "cost"), "uniform or cost"),
@@ -279,6 +314,8 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
     for name, (holds, what) in expected.items():
         if not holds:
             raise SMDError(f"{name} is {getattr(args, name)}; expected {what}.")
+    if args.push_ensemble and not args.ensemble_size:
+        raise SMDError("push_ensemble needs an ensemble to push. Set ensemble_size to the number of its members.")
     if args.allocation == "cost" and args.decomposition != "blocks":
         raise SMDError(
             f"allocation='cost' deals children out to blocks, but decomposition is '{args.decomposition}'. Choose "

@@ -23,6 +23,13 @@ class Calibration:
     target: float
     curve: tuple[tuple[float, float], ...]
 
+    def __str__(self) -> str:
+        curve = ", ".join(f"{sigma:.4g}: {100 * share:.1f} %" for sigma, share in self.curve)
+        return (
+            f"sigma was calibrated to {self.sigma:.4g}, at which a child flips {100 * self.flipped:.1f} % of the predictions "
+            f"(curve: {curve})."
+        )
+
 
 def calibrate_sigma(
     flipped: Callable[[float], float],

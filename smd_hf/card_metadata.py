@@ -73,18 +73,14 @@ def inherited_entries(parent: str, revision: str | None = None, token: str | boo
                 entries[key] = value
     datasets = data.get("datasets")
     datasets = datasets if isinstance(datasets, list) else [datasets]
-    datasets = [each for each in datasets if is_hub_dataset(each)]
+    # Old data sets of the Hub have no owner in front, as imagenet-1k in the cards of timm.
+    datasets = [each for each in datasets if _is_repo_id(each) and each not in _FILE_FORMATS]
     return entries | ({"datasets": datasets} if datasets else {})
 
 
 def is_hub_id(name: Any) -> bool:
-    """Whether the name can be a model's on the Hub (`owner/name`) and is no folder here."""
+    """Whether the name can be an id on the Hub (`owner/name`), and is no file or folder here."""
     return _is_repo_id(name) and "/" in name and not os.path.exists(name)
-
-
-def is_hub_dataset(name: Any) -> bool:
-    """Whether the name can be a data set's on the Hub, where some have no owner in front."""
-    return _is_repo_id(name) and name not in _FILE_FORMATS and not os.path.exists(name)
 
 
 def _is_repo_id(name: Any) -> bool:
@@ -109,9 +105,9 @@ def card_metadata(
         name (`str`): of the model, on one line.
         is_timm (`bool`): whether the parent is a model of timm.
     """
-    inherited = report.get("inherited", {})
+    inherited = report["inherited"]
     data, parent = report["data"], report["parent_name"]
-    used = [data["name"]] if is_hub_dataset(data.get("name")) else []
+    used = [data["name"]] if is_hub_id(data["name"]) else []
     datasets = list(dict.fromkeys(used + inherited.get("datasets", [])))
     base_model = parent if is_hub_id(parent) else None
     library = {"delta": "smd_hf", "ensemble": "transformers", "child": "timm" if is_timm else "transformers"}[kind]

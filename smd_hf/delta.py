@@ -21,8 +21,8 @@ from transformers.utils import logging
 from . import __version__
 from .checkpoints import checkpoint_names, weights_hash
 from .delta_config import DeltaConfig, shown
-from .delta_files import check, read_delta, write_delta
-from .delta_weights import AppliedDelta, checkpoint_tensors, smallest_change
+from .delta_files import cached_commit, check, read_delta, write_delta
+from .delta_weights import AppliedDelta, checkpoint_tensors, same_bits, smallest_change
 from .errors import SMDError
 from .models import load_model
 from .mutation import Change
@@ -67,8 +67,9 @@ class SparseDelta:
                 coordinates whose value is the base's are left out.
             base_model (`str` or `os.PathLike`, *optional*): Hub id or folder of the base; defaults to where the model says
                 it was loaded from. It must be given where the model's weights have changed since.
-            base_revision (`str`, *optional*): the base's commit, 40 digits; defaults to the one the model was loaded from,
-                where `base_model` is left out too.
+            base_revision (`str`, *optional*): the base's commit, or a branch or tag of which the cache knows the commit.
+                Defaults to the commit that the model was loaded from, where that can be told; otherwise the delta names
+                none, and its base is looked for on the main branch.
             density (`float`, *optional*): defaults to the share of the model's parameters that differ.
             seed (`int`, *optional*), generation (`int`, *optional*), child (`int`, *optional*), record (`dict`, *optional*):
                 see [`~smd_hf.delta_config.DeltaConfig`].
@@ -110,7 +111,8 @@ class SparseDelta:
                     f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} in the base, and {child[name].dtype} of shape "
                     f"{tuple(child[name].shape)} in the child. Expected two models with the same configuration and dtype."
                 )
-        return cls._of(base_model, {name: (None, tensor) for name, tensor in child.items()}, info)
+        changed = {name: (None, tensor) for name, tensor in child.items() if not same_bits(tensor, base[name])}
+        return cls._of(base_model, changed, info)
 
     @classmethod
     def _of(cls, model: PreTrainedModel, given: Mapping[str, Change], info: dict[str, Any]) -> "SparseDelta":
@@ -324,11 +326,11 @@ class SparseDelta:
                 )
             # Which exceptions a broken connection raises depends on the HTTP library under huggingface_hub.
             except Exception as error:
-                reason = shown((str(error).strip().splitlines() or [""])[0], quote=False)
+                reason = (str(error).strip().splitlines() or [""])[0]
                 if isinstance(token, str) and token:
                     reason = reason.replace(token, "***")
                 raise SMDError(
-                    f"The delta could not be pushed to '{repo_id}' ({type(error).__name__}: {reason}). Check the name, the "
+                    f"The delta could not be pushed to '{repo_id}' ({type(error).__name__}: {shown(reason, quote=False)}). Check the name, the "
                     "network and that you may write there (`hf auth login`, or token=...). Nothing is lost: save it with "
                     f"save_pretrained(folder), and push later with `hf upload {repo_id} folder`."
                 ) from error
@@ -336,15 +338,13 @@ class SparseDelta:
 
 def _base(model: PreTrainedModel, info: Mapping[str, Any]) -> dict[str, str | None]:
     """Where the base is: as told, or as the model remembers."""
-    if "base_model" in info:
-        base, revision = info["base_model"], info.get("base_revision")
-        base = None if base is None else os.fspath(base)
-    else:
-        base, revision = (
-            model.name_or_path or None,
-            info.get("base_revision", getattr(model.config, "_commit_hash", None)),
-        )
+    base = info.get("base_model", model.name_or_path or None)
+    base = None if base is None else os.fspath(base)
     if base is not None and os.path.isdir(folder := os.path.expanduser(base)):
         # A relative path means nothing to another process, and would look like the id of a model on the Hub.
         return {"base_model": os.path.abspath(folder), "base_revision": None}
-    return {"base_model": base, "base_revision": revision}
+    revision = info.get("base_revision")
+    if revision is None and base == model.name_or_path:
+        # Not every release of transformers keeps the commit that a model was loaded from.
+        revision = getattr(model.config, "_commit_hash", None)
+    return {"base_model": base, "base_revision": revision if base is None else cached_commit(base, revision)}

@@ -115,7 +115,7 @@ class DeltaConfig:
     def _check_base(self) -> None:
         base, revision = self.base_model, self.base_revision
         _require(
-            base is None or (isinstance(base, str) and (is_path(base) or _is_repo_id(base))),
+            base is None or (isinstance(base, str) and (is_path(base) or is_repo_id(base))),
             "base_model",
             base,
             "the id of a model on the Hub, the absolute path of a folder without '..', or null",
@@ -187,6 +187,15 @@ def is_path(base_model: str) -> bool:
     return os.path.isabs(base_model) and os.path.normpath(base_model) == base_model and base_model.isprintable()
 
 
+def is_repo_id(name: str) -> bool:
+    """Whether a base is named by something that can be the id of a model on the Hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return len(name) <= _MAX_NAME
+
+
 def shown(value: Any, quote: bool = True) -> str:
     """A value out of a file as a message may show it: on one line, without control characters, and short."""
     text = repr(value) if quote else repr(str(value))[1:-1]
@@ -203,14 +212,6 @@ def _require(condition: Any, name: str, value: Any, expected: str) -> None:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_repo_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return len(name) <= _MAX_NAME
 
 
 def _is_json(value: dict[str, Any]) -> bool:

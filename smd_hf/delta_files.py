@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from huggingface_hub.file_download import _CACHED_NO_EXIST
+from huggingface_hub.file_download import _CACHED_NO_EXIST, repo_folder_name
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import extract_commit_hash
 
-from .delta_config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig, shown
+from .delta_config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig, is_repo_id, shown
 from .ensemble.sparse_changes import check_change
 from .errors import SMDError
 from .loading_errors import explain_loading_error
@@ -77,6 +77,28 @@ def find_file(
         return None
     except (OSError, ValueError) as error:
         raise SMDError(explain_loading_error(name, error, "delta", dict(source))) from error
+
+
+def cached_commit(repo_id: str, revision: str | None) -> str | None:
+    """
+    The commit that a revision of a repository was when it was downloaded, without asking the Hub.
+
+    Args:
+        repo_id (`str`): the repository.
+        revision (`str`, *optional*): a commit, branch or tag; `None` for whichever commit is in the cache.
+
+    Returns:
+        `str` or `None`: the commit; `None` where no commit or several are in the cache. A revision that is not in the cache
+        comes back as it is.
+    """
+    if not is_repo_id(repo_id):
+        return revision
+    if revision is not None:
+        path = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+        return (extract_commit_hash(path, None) if isinstance(path, str) else None) or revision
+    snapshots = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"), "snapshots")
+    commits = sorted(path.parent.name for path in snapshots.glob("*/config.json"))
+    return commits[0] if len(commits) == 1 else None
 
 
 def read_delta(

@@ -60,6 +60,12 @@ def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {names.get(name, name): tensor.detach() for name, tensor in reversed(distinct.values())}
 
 
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one shape and dtype hold the same bytes: 0.0 is not -0.0."""
+    first, second = (tensor.cpu().contiguous().flatten().view(torch.uint8) for tensor in (first, second))
+    return torch.equal(first, second)
+
+
 def smallest_change(
     name: str, tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.Tensor
 ) -> tuple[Change, int]:
@@ -67,15 +73,13 @@ def smallest_change(
     base = tensor.detach().cpu().flatten()
     indices, values = None if indices is None else indices.detach().cpu(), values.detach().cpu()
     if tensor.dtype not in VALUE_DTYPES.values():
-        if indices is None and values.dtype == tensor.dtype and torch.equal(base, values.flatten()):
-            return (None, values), 0
         raise SMDError(
             f"The child changes {shown(name)}, a tensor of {tensor.dtype}. Expected one of "
             f"{', '.join(map(str, VALUE_DTYPES.values()))}: leave it as it is in the base."
         )
     check(name, indices, values, tensor.shape, tensor.dtype)
     flat, before = (values.flatten(), base) if indices is None else (values, base[indices.long()])
-    # Compared as bits: 0.0 and -0.0 are different weights, whose hashes differ.
+    # By their bits: 0.0 and -0.0 are different weights, whose hashes differ.
     bits = _BITS[flat.element_size()]
     differing = (flat.contiguous().view(bits) != before.view(bits)).nonzero().flatten()
     positions = differing if indices is None else indices[differing]

@@ -21,6 +21,7 @@ from transformers import AutoModelForImageClassification, ResNetConfig, ViTImage
 
 from .arguments import EvolutionArguments
 from .data import ImageCollator
+from .files import check_output_dir
 from .labels import label_maps, stratified_split
 from .plots import plot_shift
 from .trainer import EvolutionTrainer
@@ -75,7 +76,9 @@ def digit_splits(seed: int) -> dict[str, Dataset]:
 
     def part(indices: np.ndarray, change=lambda image: image) -> Dataset:
         rows = {"image": [change(images[i]) for i in indices], "label": digits.target[indices].tolist()}
-        return Dataset.from_dict(rows, features=Features({"image": ImageFeature(), "label": ClassLabel(names=DIGITS)}))
+        return Dataset.from_dict(
+            rows, features=Features({"image": ImageFeature(), "label": ClassLabel(names=list(DIGITS))})
+        )
 
     return {
         "parent": part(rest[first]),
@@ -137,6 +140,7 @@ def run_demo(
     Raises:
         `SMDError`: if `output_dir` cannot be written to.
     """
+    check_output_dir(output_dir)
     folder = Path(output_dir)
     args = EvolutionArguments(
         output_dir=str(folder / "evolved"),

@@ -1,6 +1,7 @@
 """One generation: mutate, score, select, recombine. Everything of a run that is not Trainer's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ from .evaluation.engine import Evaluator, Variant
 from .evaluation.images import ImageBatches
 from .evaluation.racing import race
 from .evaluation.scores import Score
-from .mutation import Child, Mutation, keep
+from .mutation import Change, Child, Mutation, applied, keep
 from .recombination import Candidate, Recombination
-from .selection import Fitness, ScoredChild
+from .selection import Fitness, ScoredChild, ranked
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +68,25 @@ class Generation:
             "parts": [[child.index, coefficient] for child, coefficient in self.chosen.parts],
         }
 
+    def logs(self, fitness: Fitness) -> dict[str, float]:
+        """The generation as Trainer logs it, metrics in their own direction; of the children that saw all images."""
+        name, raw = fitness.name, fitness.raw
+        values = [scored.fitness for scored in ranked(self.children)]
+        seen = sum(scored.score.num_images for scored in self.children)
+        logs = {
+            "loss": self.selected.nll,
+            "sigma": self.sigma,
+            f"parent_{name}": raw(self.parent_fitness),
+            "accepted": float(bool(self.chosen.parts)),
+        }
+        if any(scored.eliminated for scored in self.children):
+            logs["racing_saved"] = 1 - seen / (len(self.children) * self.parent.num_images)
+        if values:
+            logs[f"best_{name}"] = raw(max(values))
+            logs[f"mean_{name}"] = raw(float(np.mean(values)))
+            logs[f"std_{name}"] = float(np.std(values))
+        return logs
+
 
 def _record_score(score: Score, fitness: float) -> dict[str, Any]:
     return {
@@ -104,6 +124,11 @@ class Evolution:
             are none.
         elitism (`bool`, *optional*, defaults to `True`): the parent is among the candidates.
         halving (`bool`, *optional*, defaults to `False`): children race by successive halving.
+        keep_parent (`bool`, *optional*, defaults to `False`): remembers each generation's parent, for
+            [`Evolution.last_parent`]: as much memory as the weights that change.
+
+    Attributes:
+        last ([`Generation`], *optional*): the last generation, once there is one.
     """
 
     def __init__(
@@ -117,6 +142,7 @@ class Evolution:
         selection_batches: ImageBatches | None = None,
         elitism: bool = True,
         halving: bool = False,
+        keep_parent: bool = False,
     ):
         self.model = model
         self.mutation = mutation
@@ -127,6 +153,9 @@ class Evolution:
         self.selection_batches = selection_batches or fitness_batches
         self.elitism = elitism
         self.halving = halving
+        self.keep_parent = keep_parent
+        self.last: Generation | None = None
+        self._undo: list[tuple[str, Change]] = []
         self._warned_of_failed_children = False
 
     def step(
@@ -160,10 +189,13 @@ class Evolution:
         # The first of equals: the parent before all others.
         best = int(np.argmax([fitness for _, fitness in results]))
         chosen, (selected, _) = candidates[best], results[best]
+        self._undo = []
         if chosen.parts:
-            keep(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
+            undo = keep(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
             self.mutation.parent_changed()
-        return Generation(
+            if self.keep_parent:
+                self._undo = undo
+        self.last = Generation(
             generation,
             sigma,
             parent,
@@ -174,6 +206,15 @@ class Evolution:
             selected=selected,
             discordance=_discordance(candidates, [score for score, _ in results]),
         )
+        return self.last
+
+    @contextmanager
+    def last_parent(self) -> Iterator[None]:
+        """For as long as the context lasts, the model is the parent of the last generation's children again."""
+        with applied(self.mutation.parameters, self._undo):
+            self.mutation.parent_changed()
+            yield
+        self.mutation.parent_changed()
 
     def _score(
         self, children: list[Child], on_scored: Callable[[int, float | None], None] | None
@@ -187,7 +228,7 @@ class Evolution:
             if on_scored is not None and number > 0:
                 on_scored(number - 1, known.get(number))
 
-        variants = [PARENT, *map(self._variant, children)]
+        variants = [PARENT, *map(self.variant, children)]
         if self.halving:
             scores = race(self.evaluator, variants, batches, self.recombination.top_k, keep_logits, report)
         else:
@@ -218,7 +259,8 @@ class Evolution:
         labels = self.selection_batches.labels
         return [(score, self.fitness(score, labels)) for score in scores]
 
-    def _variant(self, child: Child) -> Variant:
+    def variant(self, child: Child) -> Variant:
+        """A child as the evaluator takes it."""
         return Variant(
             f"child {child.index}", lambda: self.mutation.changes(child), self.mutation.changed_names(child)
         )
@@ -238,7 +280,7 @@ class Evolution:
         probes = [
             children[round(place)] for place in np.linspace(0, len(children) - 1, min(num_probes, len(children)))
         ]
-        variants = [PARENT, *map(self._variant, probes)]
+        variants = [PARENT, *map(self.variant, probes)]
         parent, *scores = self.evaluator.score(variants, sample, keep_logits=True)
         check_parent(parent)
         predictions = parent.logits.argmax(-1)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from .delta import SparseDelta
-from .delta_config import DELTA_CONFIG_NAME
+from .delta_config import DELTA_CONFIG_NAME, shown
 from .delta_files import find_file
 from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 from .errors import SMDError
@@ -73,7 +73,7 @@ def load(
             f"{DELTA_CONFIG_NAME} of a sparse delta. Check the name and the revision; of a repository with several deltas, "
             "name one with subfolder=..."
         )
-    if _model_type(config) == SMDEnsembleConfig.model_type:
+    if _model_type(config, name) == SMDEnsembleConfig.model_type:
         try:
             return SMDEnsembleForImageClassification.from_pretrained(
                 name, **source, trust_remote_code=trust_remote_code, dtype=dtype
@@ -83,12 +83,18 @@ def load(
     return load_model(name, **source, trust_remote_code=trust_remote_code, dtype=dtype)
 
 
-def _model_type(config: Path) -> str | None:
-    """The model type in a `config.json`; `None` for what is no such file, which the loading of it will say better."""
+def _model_type(config: Path, name: str) -> str | None:
+    """The model type in a `config.json`; `None` for a file that cannot be read, which the loading of it will say better."""
     try:
         if not config.is_file() or config.stat().st_size > _MAX_CONFIG_BYTES:
             return None
         entries = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return entries.get("model_type") if isinstance(entries, dict) else None
+    model_type = entries.get("model_type") if isinstance(entries, dict) else entries
+    if not isinstance(entries, dict) or not isinstance(model_type, str | None):
+        raise SMDError(
+            f"config.json of '{name}' does not name a type of model: model_type is {shown(model_type)}. Expected a checkpoint "
+            "as `save_pretrained` writes it: download or save it again."
+        )
+    return model_type

@@ -19,8 +19,9 @@ from PIL import Image
 from transformers import PreTrainedModel, pipeline
 
 from .arguments import DERIVED, EvolutionArguments
-from .card_metadata import card_metadata, inherited_entries, is_hub_dataset, is_hub_id
+from .card_metadata import card_metadata, inherited_entries, is_hub_id
 from .card_text import format_number, plain_line, python_string, render
+from .delta_config import DELTA_CONFIG_NAME
 from .errors import SMDError
 from .files import write_text
 from .run_state import RunState
@@ -29,7 +30,6 @@ from .selection import Fitness
 KINDS = ("child", "delta", "ensemble")
 CARD_NAME = "README.md"
 EXAMPLE_NAME = "example.png"
-DELTA_CONFIG_NAME = "smd_delta_config.json"
 PLOTS = {
     "gain.png": "Accuracy and NLL of the models, with intervals of the difference to the parent",
     "fitness.png": "Fitness of the children by generation",
@@ -38,11 +38,25 @@ PLOTS = {
     "calibration.png": "Share of flipped predictions by sigma",
 }
 
+# Entries of the report that a card can do without.
+_OPTIONAL: dict[str, Any] = {
+    "all_arguments": {},
+    "deltas": {},
+    "ensemble_members": None,
+    "examples": {},
+    "generations": [],
+    "inherited": {},
+    "new_head": None,
+    "selection": None,
+}
 # Where files go and who may read them is no part of how a model came about.
 _NOT_SHOWN = ("output_dir", "logging_dir", "run_name", *DERIVED)
 _NOT_SHOWN_PREFIXES = ("hub_", "push_")
-_ROWS = (("accuracy", "accuracy (%)", "percent", "points", 1), ("nll", "NLL (nats)", "nats", "nats_change", -1)) + (
-    ("calibration_error", "calibration error (%)", "percent", "points", -1),
+# key in the report, label, style of a value and of a difference, whether more is better
+_ROWS = (
+    ("accuracy", "accuracy (%)", "percent", "points", True),
+    ("nll", "NLL (nats)", "nats", "nats_change", False),
+    ("calibration_error", "calibration error (%)", "percent", "points", False),
 )
 
 
@@ -80,14 +94,16 @@ def _is_shown(name: str) -> bool:
 
 
 def _summary(record: Mapping[str, Any], fitness: Fitness) -> dict[str, Any]:
-    values = [child["fitness"] for child in record["children"] if child["fitness"] is not None]
+    whole = [child for child in record["children"] if not child.get("eliminated")]
+    values = [child["fitness"] for child in whole if child["fitness"] is not None]
     return {
         "number": record["generation"] + 1,
         "sigma": record["sigma"],
         "parent": fitness.raw(record["parent"]["fitness"]),
         "best_child": fitness.raw(max(values)) if values else None,
         "mean_child": fitness.raw(math.fsum(values) / len(values)) if values else None,
-        "failed_children": len(record["children"]) - len(values),
+        "failed_children": len(whole) - len(values),
+        "eliminated_children": len(record["children"]) - len(whole),
         "chosen": record["chosen"],
     }
 
@@ -146,13 +162,12 @@ def write_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, repo
     return path
 
 
-def render_card(
-    kind: str, folder: str | Path, report: Mapping[str, Any], *, repo_id: str | None = None
-) -> ModelCard:
+def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, repo_id: str | None = None) -> ModelCard:
     """The card that [`write_card`] writes."""
     if kind not in KINDS:
         raise SMDError(f"There is no card of kind '{kind}'; expected one of {', '.join(KINDS)}.")
     folder = Path(folder).resolve()
+    report = _OPTIONAL | report | {"data": {"name": None} | report["data"]}
     parent = report["parent_name"]
     parent_label = parent if is_hub_id(parent) else plain_line(Path(parent).name or "the parent")
     title = repo_id.split("/")[-1] if repo_id else f"{parent_label.split('/')[-1]}-{_SUFFIXES[kind]}"
@@ -168,24 +183,21 @@ def render_card(
         report=report,
         parent=parent_label,
         parent_is_on_hub=is_hub_id(parent),
-        dataset_is_on_hub=is_hub_dataset(report["data"].get("name")),
+        dataset_is_on_hub=is_hub_id(report["data"].get("name")),
         subject=subject,
         rows=[] if subject is None else _rows(report["parent"], subject),
         source=repo_id or folder.name,
         is_on_hub=repo_id is not None,
         example=f"{folder.name}/{EXAMPLE_NAME}",
-        base=parent if is_hub_id(parent) else parent_label,
         is_timm=is_timm,
         has_code=bool(config.get("auto_map")),
         labels=_labels(config),
         config=config,
-        deltas=deltas,
-        subfolder=_keywords({"subfolder": deltas[0]} if (folder / deltas[0]).is_dir() else {}) if deltas else "",
-        loading=_keywords(_loading(report)),
+        delta=_delta_facts(folder, deltas, parent_label) if kind == "delta" else None,
         output=printed(report["examples"][kind]) if _has_example(kind, folder, report) else None,
         plots={name: text for name, text in PLOTS.items() if (folder / name).is_file()},
         arguments={name: value for name, value in report["arguments"].items() if _is_shown(name)},
-        kept_parent=bool(report.get("generations")) and all(g["chosen"] == "parent" for g in report["generations"]),
+        kept_parent=bool(report["generations"]) and all(g["chosen"] == "parent" for g in report["generations"]),
     )
     scores = None if subject is None else subject["scores"]
     metadata = card_metadata(kind, report, scores, plain_line(title), is_timm)
@@ -197,7 +209,7 @@ _SUFFIXES = {"child": "evolved", "delta": "delta", "ensemble": "ensemble"}
 
 def _subject(kind: str, report: Mapping[str, Any], deltas: list[str]) -> dict[str, Any] | None:
     """The model that the card speaks of, as it was measured against the parent; `None` if it was not."""
-    measured = report.get("deltas", {})
+    measured = report["deltas"]
     match kind:
         case "child" if "evolved" in report:
             name, scores, difference, verdict = "evolved", report["evolved"], report["difference"], report["verdict"]
@@ -224,9 +236,9 @@ def _subject(kind: str, report: Mapping[str, Any], deltas: list[str]) -> dict[st
 def _rows(parent: Mapping[str, Any], subject: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The table of the gain: a metric a row, and which of the two models is better."""
     rows = []
-    for key, label, style, change, direction in _ROWS:
+    for key, label, style, change, more_is_better in _ROWS:
         before, after = parent[key], subject["scores"][key]
-        gain = 0 if before is None or after is None else direction * (after - before)
+        gain = 0 if before is None or after is None else (after - before) * (1 if more_is_better else -1)
         rows.append(
             {
                 "label": label,
@@ -242,7 +254,7 @@ def _rows(parent: Mapping[str, Any], subject: Mapping[str, Any]) -> list[dict[st
 
 
 def _has_example(kind: str, folder: Path, report: Mapping[str, Any]) -> bool:
-    return kind in report.get("examples", {}) and (folder / EXAMPLE_NAME).is_file()
+    return kind in report["examples"] and (folder / EXAMPLE_NAME).is_file()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -280,17 +292,25 @@ def _deltas(folder: Path) -> list[str]:
     return names
 
 
-def _loading(report: Mapping[str, Any]) -> dict[str, Any]:
-    """How the run's parent has to be loaded again."""
-    loading = report["arguments"].get("model_init_kwargs")
-    loading = loading if isinstance(loading, dict) else {}
-    return {key: loading[key] for key in ("revision", "trust_remote_code") if loading.get(key)}
+def _delta_facts(folder: Path, names: list[str], parent_label: str) -> dict[str, Any]:
+    """What the snippet for the first delta of a folder needs to know."""
+    place = folder if (folder / DELTA_CONFIG_NAME).is_file() else folder / names[0]
+    config = _read_json(place / DELTA_CONFIG_NAME)
+    on_hub = is_hub_id(config.get("base_model"))
+    revision = {"revision": config["base_revision"]} if on_hub and config.get("base_revision") else {}
+    trust = {"trust_remote_code": True} if config.get("base_custom_code") else {}
+    return {
+        "names": names,
+        "base": config["base_model"] if on_hub else parent_label,
+        "base_is_on_hub": on_hub,
+        "subfolder": _keywords({} if place == folder else {"subfolder": names[0]}),
+        "trust": _keywords(trust),
+        "loading": _keywords(revision | trust),
+        "dtype": _keywords({"dtype": config["dtype"]}),
+    }
 
 
 def _keywords(arguments: Mapping[str, Any]) -> Markup:
     """Keyword arguments of a Python call, after its first argument."""
-    return Markup("".join(f", {key}={_literal(value)}" for key, value in arguments.items()))
-
-
-def _literal(value: Any) -> str:
-    return str(value is True) if not isinstance(value, str) else python_string(value)
+    literals = {key: python_string(value) if isinstance(value, str) else value for key, value in arguments.items()}
+    return Markup("".join(f", {key}={literal}" for key, literal in literals.items()))

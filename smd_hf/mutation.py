@@ -219,10 +219,9 @@ def applied(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str,
             exchange(parameters[name], indices, before)
 
 
-def keep(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str, Change]]) -> None:
-    """Puts changes into the model for good."""
-    for name, (indices, values) in changes:
-        exchange(parameters[name], indices, values)
+def keep(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str, Change]]) -> list[tuple[str, Change]]:
+    """Puts changes into the model for good; returns those that would take them back."""
+    return [(name, (indices, exchange(parameters[name], indices, values))) for name, (indices, values) in changes]
 
 
 def scheduled_sigma(sigma: float, schedule: str, generation: int, num_generations: int) -> float:

@@ -1,7 +1,13 @@
 """The progress bar: child k of N, best fitness so far, time left."""
 
+from collections.abc import Callable, Iterable
+
+import numpy as np
 from tqdm.auto import tqdm
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerCallback, TrainerState
+
+from .arguments import EvolutionArguments
+from .selection import Fitness
 
 
 class EvolutionProgressCallback(ProgressCallback):
@@ -41,3 +47,19 @@ class EvolutionProgressCallback(ProgressCallback):
                 f"generation {state.global_step + 1}/{args.num_generations}, child {self.done}/{args.population_size}",
                 refresh=False,
             )
+
+
+def child_reporter(
+    callbacks: Iterable[TrainerCallback], args: EvolutionArguments, state: TrainerState, fitness: Fitness
+) -> Callable[[int, float | None], None]:
+    """What tells the progress bar, if there is one among the callbacks, of each child scored in one generation."""
+    best = float("-inf")
+    bars = [each for each in callbacks if isinstance(each, EvolutionProgressCallback)]
+
+    def report(index: int, value: float | None) -> None:
+        nonlocal best
+        best = best if value is None else max(value, best)
+        for bar in bars:
+            bar.on_child_scored(args, state, fitness.name, fitness.raw(best) if np.isfinite(best) else None)
+
+    return report

@@ -99,17 +99,35 @@ def gain_report(
     if candidates is not None:
         report["selection"] = _selection_entry(candidates, comparison.baseline.accuracy)
     if ensemble_logits is not None:
-        ensemble = compare(parent_logits, ensemble_logits, labels, names=("parent", "ensemble"), seed=seed)
-        report["ensemble"] = _scores_entry(ensemble.candidate)
-        report["ensemble_difference"] = {
-            **_difference_entry(ensemble),
-            "significant": ensemble.significant,
-            "verdict": ensemble.verdict,
-        }
+        report["ensemble"], report["ensemble_difference"] = measured(
+            parent_logits, ensemble_logits, labels, "ensemble", seed
+        )
     taken = sorted(report.keys() & method.keys())
     if taken:
         raise SMDError(f"`method` must not hold {taken}: the gain report has entries of these names. Rename them.")
     return _plain({**report, **method})
+
+
+def measured(
+    parent_logits: np.ndarray, logits: np.ndarray, labels: np.ndarray, name: str, seed: int = 0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Another model beside the parent on the test split.
+
+    Args:
+        parent_logits, logits (`np.ndarray` of shape `(n, classes)`), labels (`np.ndarray` of shape `(n,)`), seed (`int`): as
+            for [`gain_report`].
+        name (`str`): what the model is called in the verdict and in `mcnemar`.
+
+    Returns:
+        `tuple[dict, dict]`: its scores, and the paired difference with `significant` and `verdict`.
+    """
+    comparison = compare(parent_logits, logits, labels, names=("parent", name), seed=seed)
+    difference = _difference_entry(comparison)
+    return _scores_entry(comparison.candidate), difference | {
+        "significant": comparison.significant,
+        "verdict": comparison.verdict,
+    }
 
 
 def write_report(report: Mapping[str, Any], folder: str | os.PathLike) -> Path:

@@ -1,5 +1,6 @@
 """`EvolutionTrainer`: a Trainer whose step is one generation."""
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,18 +25,18 @@ from .evaluation.pixels import codec_for
 from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
 from .files import check_output_dir, write_json, write_lines
+from .harvest import Harvest, harvest, write_harvest
 from .heads import replace_head
 from .images import check_images
 from .labels import stratified_order, stratified_split
 from .mutation import Mutation, scheduled_sigma
 from .parameters import parameter_space
 from .preparation import prepare_data, resolve_model
-from .progress import EvolutionProgressCallback
+from .progress import EvolutionProgressCallback, child_reporter
 from .recombination import make_recombination
-from .report import gain_report, write_report
-from .results import describe_method, plot_run
+from .results import run_report, write_run_files
 from .run_state import RunState
-from .selection import Fitness, ranked
+from .selection import Fitness
 from .statistics import Scores
 from .subspaces import make_decomposition
 
@@ -64,6 +65,7 @@ class EvolutionTrainer(Trainer):
 
     Attributes:
         run ([`RunState`]): what happened in each generation, and what it cost.
+        dataset_name (`str`, *optional*): of the data set on the Hub, for report and cards; set it where the data do not say.
         report (`dict`): `gain_report.json`, once trained with an `eval_dataset`.
 
     Raises:
@@ -92,6 +94,7 @@ class EvolutionTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ):
         # 1. What is given
+        self._given_by_name = isinstance(model, str | Path)
         if args is None:
             args = EvolutionArguments(output_dir="tmp_trainer")
         check_output_dir(args.output_dir)
@@ -121,12 +124,13 @@ class EvolutionTrainer(Trainer):
             self.model.to(memory_format=torch.channels_last)
 
         # 4. The three disjoint sets
-        self._image_column = data.image_column
-        self._fitness_batches = self._selection_batches = self._test_batches = None
+        self.image_column = data.image_column
+        self.fitness_batches = self.selection_batches = self.test_batches = None
         if train_dataset is not None:
             self._split_train_dataset(data.train_labels)
 
         # 5. A head for the data set's labels
+        self.new_head = None if data.new_labels is None else args.head_init
         if data.new_labels is not None:
             self._replace_head(data.new_labels)
 
@@ -155,8 +159,11 @@ class EvolutionTrainer(Trainer):
             memory_format=torch.channels_last if args.channels_last else torch.preserve_format,
         )
         self.run = RunState()
+        self.dataset_name: str | None = None
         self.report: dict[str, Any] | None = None
-        self._parent_test_logits: np.ndarray | None = None
+        self.parent_test_logits: np.ndarray | None = None
+        self.parent_name = str(self.model.config._name_or_path) or type(self.model).__name__
+        self.first_parent: PreTrainedModel | None = None
 
     # ---- Data -------------------------------------------------------------------------------------------------------
 
@@ -185,21 +192,23 @@ class EvolutionTrainer(Trainer):
                 f"{len(selection)} for selection. Both need one at the least: give more images, or set it to 0."
             )
         fitness = fitness[stratified_order(labels[fitness], seed)]
-        self._fitness_batches = self._batches(self.train_dataset, fitness, 1 - fraction)
+        self.fitness_batches = self._batches(self.train_dataset, fitness, 1 - fraction)
         if fraction > 0:
-            self._selection_batches = self._batches(self.train_dataset, selection, fraction)
+            self.selection_batches = self._batches(self.train_dataset, selection, fraction)
 
-    def _reported_dataset(self) -> Any | None:
+    @property
+    def reported_dataset(self) -> Any | None:
+        """The data set that the gain is reported on."""
         if isinstance(self.eval_dataset, dict):
             return next(iter(self.eval_dataset.values()), None)
         return self.eval_dataset
 
     def _replace_head(self, names: list[str]) -> None:
-        if self.args.head_init == "linear_probe" and self._fitness_batches is None:
+        if self.args.head_init == "linear_probe" and self.fitness_batches is None:
             raise SMDError(
                 "The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on."
             )
-        source = self._fitness_batches or self._batches_to_shape()
+        source = self.fitness_batches or self._batches_to_shape()
         batches = (
             (batch.pixel_values(self.args.device, self.model.dtype), batch.labels.to(self.args.device))
             for batch in source
@@ -207,15 +216,15 @@ class EvolutionTrainer(Trainer):
         replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
 
     def _suffix_costs(self) -> list[float]:
-        if self._fitness_batches is None:
+        if self.fitness_batches is None:
             raise SMDError(
                 "allocation='cost' needs a train_dataset, whose first image shows the size of the model's input."
             )
-        [batch] = self._fitness_batches.head(1)
+        [batch] = self.fitness_batches.head(1)
         return suffix_costs(self.model, batch.pixel_values(self.args.device, self.model.dtype))
 
     def _batches_to_shape(self) -> ImageBatches:
-        return self._batches(self._reported_dataset(), np.arange(1), 0.0)
+        return self._batches(self.reported_dataset, np.arange(1), 0.0)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As in Trainer; pixel values in the model's dtype, which models of custom code do not see to themselves."""
@@ -235,18 +244,30 @@ class EvolutionTrainer(Trainer):
         Raises:
             `SMDError`: if there is no train_dataset, an image does not decode, or the parent's logits are not finite.
         """
-        if self._fitness_batches is None:
+        if self.fitness_batches is None:
             raise SMDError("There is no train_dataset to score children on. Pass one to EvolutionTrainer.")
-        if self._image_column is not None:
-            check_images(self.train_dataset, self._image_column, what="train_dataset")
-        test = self._reported_dataset()
+        if self.image_column is not None:
+            check_images(self.train_dataset, self.image_column, what="train_dataset")
+        test = self.reported_dataset
         if test is not None:
-            if self._image_column is not None:
-                check_images(test, self._image_column, what="eval_dataset")
+            if self.image_column is not None:
+                check_images(test, self.image_column, what="eval_dataset")
             # Read once for the parent now and once for the evolved model at the end: not worth keeping in memory.
-            self._test_batches = self._batches(test, None, 0.0)
-            self._parent_test_logits = self.evaluator.logits(self._test_batches)
+            self.test_batches = self._batches(test, None, 0.0)
+            self.parent_test_logits = self.evaluator.logits(self.test_batches)
+        if self.args.save_children:
+            self.first_parent = self._copy_of_parent()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _copy_of_parent(self) -> PreTrainedModel:
+        """The parent that deltas are relative to; saved beside them where its name alone does not give it again."""
+        parent = copy.deepcopy(self.model).cpu()
+        if not self._given_by_name or self.new_head is not None:
+            folder = Path(self.args.output_dir) / "parent"
+            if self.args.should_save:
+                save_checkpoint(parent, self.processing_class, folder)
+            parent.config._name_or_path, parent.config._commit_hash = str(folder), None
+        return parent
 
     def _inner_training_loop(
         self,
@@ -263,10 +284,11 @@ class EvolutionTrainer(Trainer):
             self.evaluator,
             self.fitness,
             make_recombination(args.recombination, args.recombination_top_k),
-            self._fitness_batches,
-            self._selection_batches,
+            self.fitness_batches,
+            self.selection_batches,
             args.elitism,
             args.racing == "halving",
+            keep_parent=bool(args.ensemble_size or args.save_children),
         )
         self._begin(resume_from_checkpoint, trial)
         sigma = args.sigma if args.sigma is not None else self._calibrated_sigma(evolution)
@@ -280,21 +302,35 @@ class EvolutionTrainer(Trainer):
             generation_sigma = scheduled_sigma(
                 sigma, args.sigma_schedule, self.state.global_step, args.num_generations
             )
-            generation = evolution.step(self.state.global_step, generation_sigma, self._report_child())
+            generation = evolution.step(
+                self.state.global_step,
+                generation_sigma,
+                child_reporter(self.callback_handler.callbacks, args, self.state, self.fitness),
+            )
             self._record(generation)
             self.state.global_step += 1
             self.state.epoch = float(self.state.global_step)
             self._total_loss_scalar += generation.selected.nll
             self.control = self.callback_handler.on_step_end(args, self.state, self.control)
-            logs = self._logs(generation)
+            logs = generation.logs(self.fitness)
             self._log_evaluate_save(logs, trial, ignore_keys_for_eval)
             self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
             self._log_evaluate_save(logs, trial, ignore_keys_for_eval)
 
-        num_samples = evolution.fitness_batches.num_images * args.population_size * args.num_generations
+        cost = self.run.cost(self.fitness_batches.num_images)
+        found = self._harvest(evolution)
+        num_samples = self.fitness_batches.num_images * args.population_size * args.num_generations
         output = self._finalize_training(trial, num_samples, start)
-        self._write_results(output.metrics)
+        self._write_results(output.metrics, cost, found)
         return output
+
+    def _harvest(self, evolution: Evolution) -> Harvest:
+        wanted = self.args.ensemble_size or self.args.save_children
+        if wanted and evolution.last is None:
+            logger.warning("No generation was run, so there are no children for an ensemble or deltas.")
+        if not wanted or evolution.last is None:
+            return Harvest()
+        return harvest(evolution, self.args, self.test_batches, self.first_parent)
 
     def _begin(self, resume_from_checkpoint: str | None, trial: Any) -> None:
         """A fresh state, or that of a checkpoint whose weights Trainer has loaded already."""
@@ -314,54 +350,15 @@ class EvolutionTrainer(Trainer):
     def _calibrated_sigma(self, evolution: Evolution) -> float:
         """Sigma by bisection; the one of the first run where this one resumes."""
         if self.run.calibration is None:
-            args = self.args
-            sample = self._fitness_batches.head(args.calibration_samples)
-            self.run.calibration = calibrate_sigma(
-                lambda sigma: evolution.flipped(sigma, sample),
-                args.calibration_target,
-                start=0.1 if args.sigma_units == "relative" else 0.01,
+            sample = self.fitness_batches.head(self.args.calibration_samples)
+            start = 0.1 if self.args.sigma_units == "relative" else 0.01
+            found = calibrate_sigma(
+                lambda sigma: evolution.flipped(sigma, sample), self.args.calibration_target, start
             )
-            curve = ", ".join(f"{sigma:.4g}: {100 * share:.1f} %" for sigma, share in self.run.calibration.curve)
-            logger.warning(
-                f"sigma was calibrated to {self.run.calibration.sigma:.4g}, at which a child flips "
-                f"{100 * self.run.calibration.flipped:.1f} % of the predictions (curve: {curve})."
-            )
-            self.log(
-                {"calibrated_sigma": self.run.calibration.sigma, "calibrated_flipped": self.run.calibration.flipped}
-            )
+            logger.warning(str(found))
+            self.run.calibration = found
+            self.log({"calibrated_sigma": found.sigma, "calibrated_flipped": found.flipped})
         return self.run.calibration.sigma
-
-    def _report_child(self) -> Callable[[int, float | None], None]:
-        """Tells the progress bar of each child scored in one generation."""
-        best = float("-inf")
-        bars = [each for each in self.callback_handler.callbacks if isinstance(each, EvolutionProgressCallback)]
-
-        def report(index: int, fitness: float | None) -> None:
-            nonlocal best
-            best = best if fitness is None else max(fitness, best)
-            for bar in bars:
-                value = self.fitness.raw(best) if np.isfinite(best) else None
-                bar.on_child_scored(self.args, self.state, self.fitness.name, value)
-
-        return report
-
-    def _logs(self, generation: Generation) -> dict[str, float]:
-        raw = self.fitness.raw
-        fitness = [scored.fitness for scored in ranked(generation.children)]
-        logs = {
-            "loss": generation.selected.nll,
-            "sigma": generation.sigma,
-            f"parent_{self.fitness.name}": raw(generation.parent_fitness),
-            "accepted": float(bool(generation.chosen.parts)),
-        }
-        if self.args.racing != "none":
-            seen = sum(scored.score.num_images for scored in generation.children)
-            logs["racing_saved"] = 1 - seen / (len(generation.children) * self._fitness_batches.num_images)
-        if fitness:
-            logs[f"best_{self.fitness.name}"] = raw(max(fitness))
-            logs[f"mean_{self.fitness.name}"] = raw(float(np.mean(fitness)))
-            logs[f"std_{self.fitness.name}"] = float(np.std(fitness))
-        return logs
 
     def _record(self, generation: Generation) -> None:
         record = generation.record()
@@ -384,41 +381,21 @@ class EvolutionTrainer(Trainer):
 
     # ---- Results ----------------------------------------------------------------------------------------------------
 
-    def _write_results(self, metrics: dict[str, float]) -> None:
-        """Saves the evolved model, compares it with the parent on the test data, and writes what was found."""
-        cost = self.run.cost(self._fitness_batches.num_images)
+    def _write_results(self, metrics: dict[str, float], cost: dict[str, float], found: Harvest) -> None:
+        """Saves the evolved model and the harvest, compares them with the parent on the test data, and says what it found."""
         self.save_model(_internal_call=True)
         self.save_state()
         self.save_metrics("train", metrics)
-        if self._test_batches is None:
+        evolved_logits = None if self.test_batches is None else self.evaluator.logits(self.test_batches)
+        if not self.args.should_save:
             return
-        evolved_logits = self.evaluator.logits(self._test_batches)
-        self.report = gain_report(
-            self._parent_test_logits,
-            evolved_logits,
-            self._test_batches.labels,
-            arguments=self.args.non_default(),
-            method=describe_method(self.args, self.mutation, self.run, self.model.config._name_or_path),
-            cost=cost,
-            data=self._describe_data(),
-            candidates=self.run.candidates((self._selection_batches or self._fitness_batches).num_images),
-            seed=self.args.seed,
-        )
+        folder = Path(self.args.output_dir)
+        write_harvest(found, self.processing_class, folder)
+        if evolved_logits is None:
+            return
+        self.report = run_report(self, evolved_logits, cost, found)
         self.save_metrics("test", {f"test_{key}": value for key, value in self.report["evolved"].items()})
-        if self.args.should_save:
-            write_report(self.report, self.args.output_dir)
-            plot_run(self.run, self.report, self.fitness, Path(self.args.output_dir))
-
-    def _describe_data(self) -> dict[str, Any]:
-        selection = self._selection_batches.num_images if self._selection_batches else 0
-        return {
-            "fitness": {"num_images": self._fitness_batches.num_images},
-            "selection": {"num_images": selection},
-            "test": {
-                "num_images": self._test_batches.num_images,
-                "used_to_choose": bool(self.args.load_best_model_at_end),
-            },
-        }
+        write_run_files(self, evolved_logits, found)
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
 

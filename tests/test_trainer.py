@@ -6,10 +6,12 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from transformers import AutoModelForImageClassification, EarlyStoppingCallback, Trainer, TrainerCallback, pipeline
 
+import smd_hf
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.checkpoints import weights_hash
 from smd_hf.evolution import rebuild_child
 from smd_hf.models import load_model
+from smd_hf.statistics import Scores
 from smd_hf.subspaces import DECOMPOSITIONS
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
@@ -353,3 +355,43 @@ def test_the_private_names_of_trainer_that_we_override_exist():
         "autocast_smart_context_manager",
     ):
         assert callable(getattr(Trainer, name)), f"transformers has changed: Trainer.{name} is gone"
+
+
+def test_an_ensemble_and_the_best_children_are_left_beside_the_evolved_model(checkpoint, data, tmp_path):
+    trainer = make_trainer(
+        checkpoint, tmp_path, data, num_generations=2, elitism=False, sigma=0.1, ensemble_size=3, save_children=2
+    )
+    trainer.train()
+    report = json.loads((tmp_path / "gain_report.json").read_text())
+    for name in ("ensemble", "ensemble_difference", "ensemble_members", "deltas", "examples"):
+        assert report[name]
+
+    # The ensemble on disk says what was measured.
+    ensemble = smd_hf.load(tmp_path / "ensemble")
+    logits = trainer.evaluator.__class__(ensemble, torch.device("cpu")).logits(trainer.test_batches)
+    scores = Scores.from_logits(logits, trainer.test_batches.labels)
+    assert report["ensemble"]["accuracy"] == scores.accuracy
+    assert report["ensemble"]["nll"] == pytest.approx(scores.nll, abs=1e-9)
+    members = report["ensemble_members"]
+    assert 1 <= members["size"] <= 3 and sum(member["votes"] for member in members["members"]) == 3
+    assert members["accuracy_by_size"][-1] == scores.accuracy
+
+    # So do the deltas, against the parent that the run began with.
+    children = trainer.run.generations[1]["children"]
+    best = sorted(children, key=lambda child: -child["fitness"])[:2]
+    for number, child in enumerate(best):
+        model = smd_hf.load(tmp_path / "children" / f"{number:04d}")
+        logits = trainer.evaluator.__class__(model, torch.device("cpu")).logits(trainer.test_batches)
+        scores = Scores.from_logits(logits, trainer.test_batches.labels)
+        entry = report["deltas"][f"{number:04d}"]
+        assert entry["child"] == child["index"] and entry["generation"] == 1
+        assert entry["scores"]["accuracy"] == scores.accuracy
+        assert entry["scores"]["nll"] == pytest.approx(scores.nll, abs=1e-9)
+    for folder in (tmp_path, tmp_path / "ensemble", tmp_path / "children"):
+        assert "forward passes" in (folder / "README.md").read_text()
+
+
+def test_the_evolved_model_is_the_same_with_and_without_a_harvest(checkpoint, data, tmp_path):
+    for name, extra in (("plain", {}), ("harvest", {"ensemble_size": 2, "save_children": 1})):
+        make_trainer(checkpoint, tmp_path / name, data, num_generations=2, elitism=False, **extra).train()
+    assert weights(tmp_path / "plain") == weights(tmp_path / "harvest")

@@ -36,7 +36,6 @@ def run(argv: Sequence[str]) -> int:
     )
     [arguments] = parser.parse(argv)
     quiet_libraries()
-    print("A small ResNet is trained on scikit-learn's digits by SGD; then the images change, and it is evolved.")
     result = run_demo(**asdict(arguments))
     report = result.report
     print(

@@ -8,9 +8,9 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..arguments import EvolutionArguments
-from ..data import load_splits
 from ..report import format_table
 from ..script_arguments import DataArguments, ModelArguments
+from ..splits import load_splits
 from ..trainer import EvolutionTrainer
 from .parsing import CommandParser, hub_token, required
 from .terminal import quiet_libraries

@@ -64,9 +64,13 @@ class CommandParser(HfArgumentParser):
         return tuple(instances)
 
     def _near(self, option: str) -> str:
-        options = [each for each in self._option_string_actions if each.startswith("--") and "-" not in each[2:]]
-        near = get_close_matches(f"--{option.lstrip('-').replace('-', '_')}", options, n=2)
-        return f" Did you mean {' or '.join(near)}?" if near else f" `{self.prog} --help` lists those there are."
+        names = [each[2:] for each in self._option_string_actions if each.startswith("--") and "-" not in each[2:]]
+        near = get_close_matches(option.lstrip("-").replace("-", "_"), names, n=2, cutoff=0.7)
+        return (
+            f" Did you mean {' or '.join(f'--{name}' for name in near)}?"
+            if near
+            else f" `{self.prog} --help` lists those there are."
+        )
 
     def _file_arguments(self, path: Path) -> Iterator[str]:
         for key, value in read_arguments(path).items():

@@ -127,12 +127,16 @@ class Evaluator:
         [score] = self.score([Variant("model")], batches, keep_logits=True)
         return score.logits
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def pixel_values(self, batch: Batch) -> torch.Tensor:
+        """What the model takes for a batch, on its device and in its dtype and memory format."""
+        return batch.pixel_values(self.device, self.model.dtype).to(memory_format=self.memory_format)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
-        pixel_values = batch.pixel_values(self.device, self.model.dtype).to(memory_format=self.memory_format)
         with torch.inference_mode(), self.autocast():
             logits = self._call(pixel_values=pixel_values).logits
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        # A copy, as a compiled model may write its next output into the same memory.
+        return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 
     def _run(
         self,
@@ -150,11 +154,15 @@ class Evaluator:
         for group in groups if scores else ():
             # Prefix replay holds the outputs of one batch: batches go outside. Else a child is put in once a group.
             for cell_batches in [[batch] for batch in group] if replays else [group]:
+                recorded = None
                 if replays:
-                    passes += self._record(variants, scores, cell_batches[0], keep_logits)
+                    recorded = self.pixel_values(cell_batches[0])
+                    passes += self._record(variants, scores, cell_batches[0], recorded, keep_logits)
                 for number, score in scores.items():
                     if not replays or variants[number].changed:
-                        passes += self._score_one(number, variants, score, cell_batches, changes, keep_logits, replays)
+                        passes += self._score_one(
+                            number, variants, score, cell_batches, changes, keep_logits, recorded
+                        )
                     if on_scored is not None and cell_batches[-1].number == my_batches[-1]:
                         on_scored(number, score)
         if self._replay is not None:
@@ -166,13 +174,20 @@ class Evaluator:
         known = all(variant.changed is not None for variant in variants)
         return known and sum(late) >= max(2, REPLAY_FROM * len(late))
 
-    def _record(self, variants: Sequence[Variant], scores: dict[int, Score], batch: Batch, keep_logits: bool) -> float:
+    def _record(
+        self,
+        variants: Sequence[Variant],
+        scores: dict[int, Score],
+        batch: Batch,
+        pixel_values: torch.Tensor,
+        keep_logits: bool,
+    ) -> float:
         """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
         with self._replay.record([variants[number].changed for number in scores]):
-            logits = self.forward(batch)
+            logits = self.forward(pixel_values)
         for number, score in scores.items():
             if not variants[number].changed:
-                score.cells[batch.number] = self._cell(logits, batch, keep_logits)
+                score.cells[batch.number] = Cell.from_logits(logits, batch.labels, keep_logits)
         return len(batch)
 
     def _score_one(
@@ -183,20 +198,23 @@ class Evaluator:
         batches: list[Batch],
         changes: "ChangeCache",
         keep_logits: bool,
-        replays: bool,
+        recorded: torch.Tensor | None,
     ) -> float:
-        passes = 0.0
-        with applied(self.parameters, changes(number, once=not replays)):
+        """Scores one variant on batches, or on the one whose pass over these pixel values was recorded."""
+        changed, passes = variants[number].changed, 0.0
+        waiting: tuple[Batch, torch.Tensor] | None = None
+        with applied(self.parameters, changes(number, once=recorded is None)):
             for batch in batches:
-                changed = variants[number].changed
-                with self._replay.replay(changed) if replays else nullcontext():
-                    logits = self.forward(batch)
-                score.cells[batch.number] = self._cell(logits, batch, keep_logits)
-                passes += len(batch) * (self._replay.suffix_share(changed) if replays else 1.0)
+                with nullcontext() if recorded is None else self._replay.replay(changed):
+                    logits = self.forward(self.pixel_values(batch) if recorded is None else recorded)
+                # A GPU is at work on this batch while the one before is looked at.
+                if waiting is not None:
+                    score.cells[waiting[0].number] = Cell.from_logits(waiting[1], waiting[0].labels, keep_logits)
+                waiting = batch, logits
+                passes += len(batch) * (1.0 if recorded is None else self._replay.suffix_share(changed))
+        if waiting is not None:
+            score.cells[waiting[0].number] = Cell.from_logits(waiting[1], waiting[0].labels, keep_logits)
         return passes
-
-    def _cell(self, logits: torch.Tensor, batch: Batch, keep_logits: bool) -> Cell:
-        return Cell.from_logits(logits, batch.labels.to(self.device), keep_logits)
 
 
 class ChangeCache:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from .pixels import PixelCodec
 
 STREAMED_SHARE = 0.25
-"""Share of the cache that is for batches on their way, where not all can be kept."""
+"""Share of the cache that is for batches on their way, where not all can be kept: those in use, and those that come next."""
 
 
 @dataclass
@@ -112,8 +112,8 @@ class ImageBatches:
         return {number: self._labels[number] for number in numbers}
 
     def head(self, num_images: int) -> "ImageBatches":
-        """The first images alone, with the same budget: a sample for a cheap look."""
-        return ImageBatches(
+        """The first images alone, a sample for a cheap look: with what is kept of them, and what is left of the budget."""
+        sample = ImageBatches(
             self.dataset,
             self.collator,
             self.batch_size,
@@ -124,6 +124,11 @@ class ImageBatches:
             self.device,
             self.pin_memory,
         )
+        same = range(len(self) if sample.num_images == self.num_images else sample.num_images // self.batch_size)
+        sample._kept = {number: batch for number, batch in self._kept.items() if number in same}
+        sample._labels = {number: labels for number, labels in self._labels.items() if number in same}
+        sample._kept_bytes = self._kept_bytes
+        return sample
 
     def groups(self, numbers: Sequence[int] | None = None) -> Iterator[list[Batch]]:
         """
@@ -137,19 +142,20 @@ class ImageBatches:
         numbers = range(len(self)) if numbers is None else numbers
         fresh = self._read([number for number in numbers if number not in self._kept])
         group: list[Batch] = []
-        held, budget = 0, None
+        size = held = 0  # bytes of the latest batch, and of those in the group that are not kept
         for number in numbers:
+            # Whoever has the last group holds it until there is the next.
+            if held and number not in self._kept and 2 * (held + size) > self.cache_bytes - self._kept_bytes:
+                yield group
+                group, held = [], 0
             batch = self._kept[number] if number in self._kept else next(fresh)
-            if budget is None:
-                all_fit = batch.nbytes * len(self) <= self.cache_bytes
-                budget = self.cache_bytes * (1 if all_fit else 1 - STREAMED_SHARE)
-            if number not in self._kept and self._kept_bytes + batch.nbytes <= budget:
-                batch = self._keep(batch)
+            size = batch.nbytes
+            all_fit = size * len(self) <= self.cache_bytes
+            budget = self.cache_bytes * (1 if all_fit else 1 - STREAMED_SHARE)
+            if number not in self._kept and self._kept_bytes + size <= budget:
+                self._keep(batch)
             if number not in self._kept:
-                if held and held + batch.nbytes > self.cache_bytes * STREAMED_SHARE:
-                    yield group
-                    group, held = [], 0
-                held += batch.nbytes
+                held += size
             group.append(batch)
         if group:
             yield group
@@ -158,12 +164,11 @@ class ImageBatches:
         for group in self.groups():
             yield from group
 
-    def _keep(self, batch: Batch) -> Batch:
+    def _keep(self, batch: Batch) -> None:
         if self.device is not None:
             batch.pixels, batch.labels = batch.pixels.to(self.device), batch.labels.to(self.device)
         self._kept[batch.number] = batch
         self._kept_bytes += batch.nbytes
-        return batch
 
     def _read(self, numbers: Sequence[int]) -> Iterator[Batch]:
         rows = [self.indices[number * self.batch_size : (number + 1) * self.batch_size] for number in numbers]

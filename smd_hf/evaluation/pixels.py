@@ -9,9 +9,9 @@ Formula = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tens
 
 # The orders in which image processors rescale and normalise: they round differently in the last bit.
 FORMULAS: tuple[Formula, ...] = (
-    lambda pixels, mean, std, rescale: (pixels * rescale - mean) / std,
-    lambda pixels, mean, std, rescale: (pixels / (1 / rescale) - mean) / std,
-    lambda pixels, mean, std, rescale: (pixels - mean * (1 / rescale)) / (std * (1 / rescale)),
+    lambda pixels, mean, std, rescale: (pixels * rescale).sub_(mean).div_(std),
+    lambda pixels, mean, std, rescale: (pixels / (1 / rescale)).sub_(mean).div_(std),
+    lambda pixels, mean, std, rescale: (pixels - mean * (1 / rescale)).div_(std * (1 / rescale)),
 )
 
 
@@ -37,7 +37,7 @@ class PixelCodec:
         Args:
             pixel_values (`torch.Tensor`): float32, of shape `(batch, channels, height, width)`, on the CPU.
         """
-        if pixel_values.dtype != torch.float32 or pixel_values.shape[1] % len(self.mean):
+        if pixel_values.dtype != torch.float32 or len(self.mean) not in (1, pixel_values.shape[1]):
             return None
         pixels = ((pixel_values * self.std + self.mean) / self.rescale).round_().clamp_(0, 255).to(torch.uint8)
         for formula in FORMULAS if self._formula is None else (self._formula,):

@@ -28,12 +28,13 @@ class Cell:
 
     @classmethod
     def from_logits(cls, logits: torch.Tensor, labels: torch.Tensor, keep_logits: bool = False) -> "Cell":
-        """From logits of shape `(batch, num_labels)` and labels of shape `(batch,)`, on the same device."""
+        """From floating-point logits of shape `(batch, num_labels)` and labels of shape `(batch,)`, on any device."""
+        logits, labels = logits.cpu(), labels.cpu()
         return cls(
-            correct=(logits.argmax(-1) == labels).cpu().numpy(),
+            correct=(logits.argmax(-1) == labels).numpy(),
             nll_sum=float(F.cross_entropy(logits.double(), labels, reduction="sum")),
             finite=bool(torch.isfinite(logits).all()),
-            logits=logits.float().cpu().numpy() if keep_logits else None,
+            logits=logits.float().numpy() if keep_logits else None,
         )
 
 

@@ -1,0 +1,25 @@
+"""
+The same surroundings for every test: one thread, no network, no bars, and caches that leave the user's own alone.
+
+All of it is environment, set before any library is imported, so that processes which tests start inherit it.
+"""
+
+import os
+import shutil
+import tempfile
+
+HF_HOME = tempfile.mkdtemp(prefix="smd-hf-tests-")
+
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HOME=HF_HOME,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+)
+os.environ.pop("HF_TOKEN", None)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HF_HOME, ignore_errors=True)
