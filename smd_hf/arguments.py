@@ -1,5 +1,6 @@
 """Every choice of a run: `TrainingArguments`, and what evolution adds to them."""
 
+import copy
 import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
@@ -11,8 +12,22 @@ from .ensemble_choice import SELECTIONS
 from .errors import SMDError
 from .evaluation.spread import MODES
 from .mutation import scheduled_sigma
-from .recombination import make_recombination
+from .objectives import OBJECTIVES
+from .strategies import RECOMBINATIONS
 from .subspaces import DECOMPOSITIONS
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "adapt": {
+        "population_size": 64,
+        "num_generations": 5,
+        "decomposition": "blocks",
+        "allocation": "cost",
+        "mutable_parameters": ["norms", "head"],
+        "sigma": 0.1,
+        "recombination": "gauss_newton",
+    }
+}
+"""What each `preset` stands for."""
 
 DERIVED = ("max_steps", "num_train_epochs", "remove_unused_columns")
 """Arguments that a run sets itself."""
@@ -29,6 +44,14 @@ class EvolutionArguments(TrainingArguments):
         `SMDError`: for a value outside its range, or for choices that do not go together.
     """
 
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Several choices in one; what is given beside it still holds. adapt: for a checkpoint that meets images from "
+            "another source: five generations of Gauss-Newton steps over norm parameters and head.",
+            "choices": list(PRESETS),
+        },
+    )
     population_size: int = field(default=16, metadata={"help": "Children a generation, 2 at the least."})
     num_generations: int = field(default=1, metadata={"help": "How many generations to evolve."})
     decomposition: str = field(
@@ -120,14 +143,34 @@ class EvolutionArguments(TrainingArguments):
     recombination: str = field(
         default="best",
         metadata={
-            "help": "How scored children become the next parent: best takes the fittest; top_k_mean averages the fittest.",
+            "help": "How scored children become the next parent: best takes the fittest; top_k_mean averages the fittest; "
+            "greedy_soup averages those of the fittest that help; gauss_newton takes a step of second order in the span of all.",
+            "choices": list(RECOMBINATIONS),
         },
     )
     recombination_top_k: int = field(
         default=4,
         metadata={
             "help": "best: how many of the fittest children are scored again on the selection split, which chooses one. "
-            "top_k_mean: how many are averaged."
+            "top_k_mean: how many are averaged. greedy_soup: how many are tried. gauss_newton: how many are tried beside the step."
+        },
+    )
+    objective: str = field(
+        default="cross_entropy",
+        metadata={
+            "help": "What a gauss_newton step lowers: cross_entropy (with label_smoothing_factor and class_weights), focal, "
+            "ordinal, expected_cost (with cost_matrix).",
+            "choices": list(OBJECTIVES),
+        },
+    )
+    class_weights: list[float] | None = field(
+        default=None, metadata={"help": "For objective cross_entropy: what an image of each class counts."}
+    )
+    cost_matrix: str | None = field(
+        default=None,
+        metadata={
+            "help": "For objective expected_cost: a JSON list of rows, in row i and column j what it costs to call an image of "
+            "class i a j."
         },
     )
     elitism: bool = field(
@@ -249,6 +292,13 @@ class EvolutionArguments(TrainingArguments):
     def __post_init__(self):
         # Trainer fills in many arguments below: what was chosen shows only here.
         self._chosen = {argument.name for argument in fields(self) if _differs(argument, getattr(self, argument.name))}
+        if self.preset is not None:
+            if self.preset not in PRESETS:
+                raise SMDError(f"preset='{self.preset}' is not one of {', '.join(PRESETS)}.")
+            for name, value in PRESETS[self.preset].items():
+                if name not in self._chosen:
+                    setattr(self, name, copy.copy(value))
+                    self._chosen.add(name)
         check_evolution_arguments(self)
         self.max_steps = self.num_generations
         self.num_train_epochs = self.num_generations
@@ -303,6 +353,8 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
         "ensemble_combination": (args.ensemble_combination in COMBINATIONS, ", ".join(COMBINATIONS)),
         "image_cache_gb": (args.image_cache_gb >= 0, "0 or more"),
         "child_cache_gb": (args.child_cache_gb >= 0, "0 or more"),
+        "recombination": (args.recombination in RECOMBINATIONS, ", ".join(RECOMBINATIONS)),
+        "objective": (args.objective in OBJECTIVES, ", ".join(OBJECTIVES)),
         "allocation": (args.allocation in ("uniform", "cost"), "uniform or cost"),
         "racing": (args.racing in ("none", "halving"), "none or halving"),
         "spread": (args.spread in MODES, ", ".join(MODES)),
@@ -316,6 +368,10 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
             raise SMDError(f"{name} is {getattr(args, name)}; expected {what}.")
     if args.push_ensemble and not args.ensemble_size:
         raise SMDError("push_ensemble needs an ensemble to push. Set ensemble_size to the number of its members.")
+    if args.recombination == "gauss_newton" and args.racing == "halving":
+        raise SMDError(
+            "recombination='gauss_newton' measures all children on all fitness images, and racing='halving' does not. Choose one."
+        )
     if args.allocation == "cost" and args.decomposition != "blocks":
         raise SMDError(
             f"allocation='cost' deals children out to blocks, but decomposition is '{args.decomposition}'. Choose "
@@ -346,4 +402,3 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
             "set HF_TOKEN."
         )
     scheduled_sigma(1.0, args.sigma_schedule, 0, args.num_generations)
-    make_recombination(args.recombination, args.recombination_top_k)

@@ -23,6 +23,7 @@ logger = logging.get_logger(__name__)
 RELATIONS = {"child": "finetune", "delta": "adapter", "ensemble": "merge"}
 TAGS = ["smd_hf", "evolution", "gradient-free", "sparse-mutation-decompositions"]
 
+_MAX_CHARACTERS = 2**20
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # What `load_dataset` takes for a name where the data are files of the user's.
 _FILE_FORMATS = ("imagefolder", "parquet", "arrow", "json", "csv", "webdataset", "generator", "pandas")
@@ -56,7 +57,11 @@ def inherited_entries(parent: str, revision: str | None = None, token: str | boo
             return {}
         if not path.is_file():
             return {}
-        data = ModelCard.load(path, ignore_metadata_errors=True).data
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(_MAX_CHARACTERS)
+        if not text.lstrip().startswith("---"):
+            return {}
+        data = ModelCard(text, ignore_metadata_errors=True).data
     except Exception as error:  # the file is another's, and network, YAML and Hub fail in ways of their own
         logger.warning(
             f"The parent's model card was not read ({one_line(str(error))}): license and data sets are left out."

@@ -123,7 +123,8 @@ class Evolution:
         selection_batches ([`ImageBatches`], *optional*): choose among finished candidates; the fitness data where there
             are none.
         elitism (`bool`, *optional*, defaults to `True`): the parent is among the candidates.
-        halving (`bool`, *optional*, defaults to `False`): children race by successive halving.
+        survivors (`int`, *optional*, defaults to 0): children race by successive halving, until no more than so many are
+            left; 0: they do not race.
         keep_parent (`bool`, *optional*, defaults to `False`): remembers each generation's parent, for
             [`Evolution.last_parent`]: as much memory as the weights that change.
 
@@ -141,7 +142,7 @@ class Evolution:
         fitness_batches: ImageBatches,
         selection_batches: ImageBatches | None = None,
         elitism: bool = True,
-        halving: bool = False,
+        survivors: int = 0,
         keep_parent: bool = False,
     ):
         self.model = model
@@ -152,7 +153,7 @@ class Evolution:
         self.fitness_batches = fitness_batches
         self.selection_batches = selection_batches or fitness_batches
         self.elitism = elitism
-        self.halving = halving
+        self.survivors = survivors
         self.keep_parent = keep_parent
         self.last: Generation | None = None
         self._undo: list[tuple[str, Change]] = []
@@ -176,16 +177,14 @@ class Evolution:
         """
         parent_hash = weights_hash(self.model)
         children = self.mutation.children(generation, sigma)
-        parent, parent_fitness, scored = self._score(children, on_scored)
+        sums = self.recombination.sums(children)
+        parent, parent_fitness, scored = self._score(children, on_scored, sums)
         if weights_hash(self.model) != parent_hash:
             raise RuntimeError(
                 "The parent's weights are not what they were before its children were scored. This is a bug in smd_hf, or the "
                 "model changes its own weights in a forward pass. Nothing was saved."
             )
-        candidates = self.recombination.candidates(scored)
-        if self.elitism or not candidates:
-            candidates = [KEEP_PARENT, *candidates]
-        results = self._score_candidates(candidates)
+        candidates, results = self._finalists(scored, sums)
         # The first of equals: the parent before all others.
         best = int(np.argmax([fitness for _, fitness in results]))
         chosen, (selected, _) = candidates[best], results[best]
@@ -217,7 +216,7 @@ class Evolution:
         self.mutation.parent_changed()
 
     def _score(
-        self, children: list[Child], on_scored: Callable[[int, float | None], None] | None
+        self, children: list[Child], on_scored: Callable[[int, float | None], None] | None, sums: Any | None
     ) -> tuple[Score, float, list[ScoredChild]]:
         batches, keep_logits = self.fitness_batches, self.fitness.needs_logits
         known: dict[int, float] = {}
@@ -229,16 +228,18 @@ class Evolution:
                 on_scored(number - 1, known.get(number))
 
         variants = [PARENT, *map(self.variant, children)]
-        if self.halving:
-            scores = race(self.evaluator, variants, batches, self.recombination.top_k, keep_logits, report)
+        if self.survivors:
+            scores = race(self.evaluator, variants, batches, self.survivors, keep_logits, report)
         else:
-            scores = self.evaluator.score(variants, batches, keep_logits, report)
+            scores = self.evaluator.score(variants, batches, keep_logits, report, sums=sums)
         check_parent(scores[0])
         labels = batches.labels
-        fitness = [
-            known[number] if number in known else self.fitness(score, labels[: score.num_images])
-            for number, score in enumerate(scores)
-        ]
+        fitness = self.evaluator.spread.each(
+            len(scores),
+            lambda number: (
+                known[number] if number in known else self.fitness(scores[number], labels[: scores[number].num_images])
+            ),
+        )
         scored = [
             ScoredChild(child, score, value, eliminated=score.num_images < batches.num_images)
             for child, score, value in zip(children, scores[1:], fitness[1:])
@@ -252,8 +253,32 @@ class Evolution:
             )
         return scores[0], fitness[0], scored
 
+    def _finalists(
+        self, children: list[ScoredChild], sums: Any | None
+    ) -> tuple[list[Candidate], list[tuple[Score, float]]]:
+        """All candidates of all rounds, with score and fitness on the selection split; the parent first where it counts."""
+        finalists: list[Candidate] = []
+        results: list[tuple[Score, float]] = []
+        if self.elitism:
+            finalists, results = [KEEP_PARENT], self._score_candidates([KEEP_PARENT])
+        rounds = self.recombination.propose(children, sums)
+        proposed = next(rounds, None)
+        while proposed is not None:
+            scored = self._score_candidates(proposed)
+            finalists += proposed
+            results += scored
+            try:
+                proposed = rounds.send([fitness for _, fitness in scored])
+            except StopIteration:
+                proposed = None
+        if not finalists:
+            return [KEEP_PARENT], self._score_candidates([KEEP_PARENT])
+        return finalists, results
+
     def _score_candidates(self, candidates: list[Candidate]) -> list[tuple[Score, float]]:
         """Score and fitness of each candidate on the selection split."""
+        if not candidates:
+            return []
         variants = [self._candidate_variant(candidate) for candidate in candidates]
         scores = self.evaluator.score(variants, self.selection_batches, keep_logits=self.fitness.needs_logits)
         labels = self.selection_batches.labels

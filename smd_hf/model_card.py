@@ -186,10 +186,13 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
         dataset_is_on_hub=is_hub_id(report["data"].get("name")),
         subject=subject,
         rows=[] if subject is None else _rows(report["parent"], subject),
+        member_rows=(members := _member_rows(report)),
+        best=_best(members),
         source=repo_id or folder.name,
         is_on_hub=repo_id is not None,
         example=f"{folder.name}/{EXAMPLE_NAME}",
         is_timm=is_timm,
+        timm_name=f"{'hf_hub' if repo_id else 'local-dir'}:{repo_id or folder.name}",
         has_code=bool(config.get("auto_map")),
         labels=_labels(config),
         config=config,
@@ -251,6 +254,29 @@ def _rows(parent: Mapping[str, Any], subject: Mapping[str, Any]) -> list[dict[st
             }
         )
     return rows
+
+
+def _member_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The scores of the ensemble beside those of its members and the parent, for a table."""
+    members = report["ensemble_members"]
+    if members is None or "ensemble" not in report:
+        return []
+    scores = {
+        "parent": report["parent"],
+        "fittest member": members["best"],
+        "mean member": members["mean"],
+        "ensemble": report["ensemble"],
+    }
+    return [{"name": name} | {key: each[key] for key, *_ in _ROWS} for name, each in scores.items()]
+
+
+def _best(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """The best value of each metric, `None` where none is finite."""
+    best = {}
+    for key, *_, more_is_better in _ROWS:
+        values = [row[key] for row in rows if row[key] is not None]
+        best[key] = None if not values else max(values) if more_is_better else min(values)
+    return best
 
 
 def _has_example(kind: str, folder: Path, report: Mapping[str, Any]) -> bool:

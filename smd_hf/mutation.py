@@ -192,7 +192,8 @@ class Mutation:
 
 def tensor_scale(tensor: torch.Tensor) -> float:
     """The standard deviation of a tensor's values, in float64; their root mean square where they are all equal."""
-    values = tensor.detach().to("cpu", torch.float64).numpy()
+    # In row-major order, whatever the memory layout: the order of a sum shows in its last bits.
+    values = tensor.detach().to("cpu", torch.float64).contiguous().numpy()
     deviation = float(np.std(values))
     return deviation if deviation > 0 else float(np.sqrt(np.mean(values**2)))
 

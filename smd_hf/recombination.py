@@ -1,15 +1,15 @@
 """
 Recombination: scored children become candidates for the next parent.
 
-A candidate is theta + sum of coefficient x (child - theta). A strategy proposes candidates; which of them is taken is
-decided on the selection split, with the parent among them where elitism is on.
+A candidate is theta + sum of coefficient x (child - theta). A strategy proposes candidates, round by round; each is scored
+on the selection split, and the best of all rounds is taken, with the parent among them where elitism is on.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .errors import SMDError
 from .mutation import Child
 from .selection import ScoredChild, ranked
 
@@ -42,9 +42,26 @@ class Recombination(ABC):
     def __init__(self, top_k: int):
         self.top_k = top_k
 
+    def sums(self, children: Sequence[Child]) -> Any | None:
+        """
+        What is to be summed over batches while children are scored, if anything.
+
+        A callable from the logits of parent and children and the labels of a batch to an array; the sum over all batches
+        becomes its `total`, and it is passed to [`Recombination.propose`].
+        """
+        return None
+
     @abstractmethod
-    def candidates(self, children: Sequence[ScoredChild]) -> list[Candidate]:
-        """The candidates, none where every child failed; `children` are all of a generation, in their order."""
+    def propose(
+        self, children: Sequence[ScoredChild], sums: Any | None = None
+    ) -> Generator[list[Candidate], list[float], None]:
+        """
+        Yields candidates round by round; each `yield` gives their fitness on the selection split, in their order.
+
+        Args:
+            children (sequence of [`ScoredChild`]): all of a generation, in their order.
+            sums (*optional*): what [`Recombination.sums`] gave, with its `total`.
+        """
 
 
 class Best(Recombination):
@@ -53,10 +70,16 @@ class Best(Recombination):
     name = "best"
 
     def candidates(self, children: Sequence[ScoredChild]) -> list[Candidate]:
+        """The fittest children as they are."""
         return [
             Candidate(f"child {scored.child.index}", ((scored.child, 1.0),))
             for scored in ranked(children)[: self.top_k]
         ]
+
+    def propose(
+        self, children: Sequence[ScoredChild], sums: Any | None = None
+    ) -> Generator[list[Candidate], list[float], None]:
+        yield self.candidates(children)
 
 
 class TopKMean(Recombination):
@@ -64,19 +87,35 @@ class TopKMean(Recombination):
 
     name = "top_k_mean"
 
-    def candidates(self, children: Sequence[ScoredChild]) -> list[Candidate]:
-        top = sorted(ranked(children)[: self.top_k], key=lambda scored: scored.child.index)
-        if not top:
-            return []
-        share = 1 / len(top)
-        return [Candidate(f"mean of {len(top)}", tuple((scored.child, share) for scored in top))]
+    def propose(
+        self, children: Sequence[ScoredChild], sums: Any | None = None
+    ) -> Generator[list[Candidate], list[float], None]:
+        top = [scored.child for scored in ranked(children)[: self.top_k]]
+        yield [mean_of(top)] if top else []
 
 
-RECOMBINATIONS: dict[str, type[Recombination]] = {kind.name: kind for kind in (Best, TopKMean)}
+class GreedySoup(Recombination):
+    """
+    The greedy soup of Wortsman et al. (2022): from the fittest of the `top_k` children down, each goes into the mean of the
+    weights if the mean is then no worse on the selection split.
+    """
+
+    name = "greedy_soup"
+
+    def propose(
+        self, children: Sequence[ScoredChild], sums: Any | None = None
+    ) -> Generator[list[Candidate], list[float], None]:
+        soup: list[Child] = []
+        best = float("-inf")
+        for scored in ranked(children)[: self.top_k]:
+            [fitness] = yield [mean_of([*soup, scored.child])]
+            if fitness >= best:
+                best = fitness
+                soup.append(scored.child)
 
 
-def make_recombination(name: str, top_k: int) -> Recombination:
-    """The strategy of that name: one of `RECOMBINATIONS`; [`SMDError`] for another."""
-    if name not in RECOMBINATIONS:
-        raise SMDError(f"recombination='{name}' is not one of {', '.join(RECOMBINATIONS)}.")
-    return RECOMBINATIONS[name](top_k)
+def mean_of(children: Sequence[Child]) -> Candidate:
+    """The mean of the children's weights."""
+    by_index = sorted(children, key=lambda child: child.index)
+    name = f"mean of {', '.join(str(child.index) for child in by_index)}"
+    return Candidate(name, tuple((child, 1 / len(children)) for child in by_index))

@@ -263,8 +263,10 @@ class Blocks(Decomposition):
     """
     Disjoint in depth: a direction changes weights of one contiguous run of blocks only, all of them or a random share.
 
-    With fewer directions than blocks, runs hold about as many coordinates each. With more, every block is a run, and
-    directions go round the runs; or, where costs are given, a run has directions inversely to what it costs to score them.
+    With fewer directions than blocks, runs hold about as many coordinates each and each has one direction. With more, every
+    block is a run, and runs have equally many directions, where that does not come out even one more for the last, which are
+    the cheapest to score. Or, where costs are given, directions are drawn inversely to what they cost to score, by systematic
+    sampling in each generation: a run has its exact share over generations, and never a whole direction more or less.
 
     `density` is the share of the *run's* coordinates that is changed, 1 by default.
 
@@ -288,12 +290,11 @@ class Blocks(Decomposition):
         runs = contiguous_runs(block_sizes[mutable_blocks].tolist(), min(directions, len(mutable_blocks)))
         run_of_block = {int(mutable_blocks[position]): number for number, run in enumerate(runs) for position in run}
         self.run_of_tensor = [run_of_block[block] for block in space.blocks]
-        if suffix_costs is None:
-            self.run_of_direction = [direction % len(runs) for direction in range(directions)]
-        else:
-            costs = [suffix_costs[mutable_blocks[run[0]]] for run in runs]
-            counts = allotted(directions, [1 / max(cost, MIN_COST) for cost in costs])
-            self.run_of_direction = np.repeat(np.arange(len(runs)), counts).tolist()
+        costs = [1.0 if suffix_costs is None else suffix_costs[mutable_blocks[run[0]]] for run in runs]
+        weights = [1 / max(cost, MIN_COST) for cost in costs]
+        self._by_cost = suffix_costs is not None and directions > len(runs)
+        self._ends = np.cumsum(weights) * (directions / np.sum(weights))
+        self._last_start: tuple[int, float] | None = None
         super().__init__(space, directions, *args, **kwargs)
 
     def own_density(self) -> float:
@@ -303,7 +304,7 @@ class Blocks(Decomposition):
         return self.own_density() if density is None else density
 
     def indices(self, generation: int, direction: int, tensor: int) -> np.ndarray | None:
-        if self.run_of_tensor[tensor] != self.run_of_direction[direction]:
+        if self.run_of_tensor[tensor] != self.run(generation, direction):
             return np.empty(0, dtype=np.int64)
         size, count = self.space.sizes[tensor], self.count_in(generation, direction, tensor)
         if count == size:
@@ -312,24 +313,19 @@ class Blocks(Decomposition):
         return np.sort(keyed_generator("mask", *key).choice(size, count, replace=False, shuffle=False))
 
     def count_in(self, generation: int, direction: int, tensor: int) -> int:
-        if self.run_of_tensor[tensor] != self.run_of_direction[direction]:
+        if self.run_of_tensor[tensor] != self.run(generation, direction):
             return 0
         return max(1, round(self.density * self.space.sizes[tensor]))
 
-
-def allotted(total: int, weights: Sequence[float]) -> list[int]:
-    """
-    `total` things dealt out in proportion to weights, one to each at the least, by largest remainders.
-
-    Args:
-        total (`int`): as many as there are weights, or more.
-        weights (sequence of `float`): positive.
-    """
-    shares = np.asarray(weights, dtype=np.float64) * (total - len(weights)) / np.sum(weights)
-    counts = 1 + np.floor(shares).astype(np.int64)
-    by_remainder = np.argsort(-(shares - np.floor(shares)), kind="stable")
-    counts[by_remainder[: total - counts.sum()]] += 1
-    return counts.tolist()
+    def run(self, generation: int, direction: int) -> int:
+        """Which run of blocks a direction changes, by its number in depth."""
+        if not self._by_cost:
+            return (direction - self.directions) % len(self._ends)  # rounds of all the runs, but for the first
+        generation = self.mask_generation(generation)
+        if self._last_start is None or self._last_start[0] != generation:
+            self._last_start = (generation, keyed_generator("allocation", self.seed, generation).random())
+        run = np.searchsorted(self._ends, direction + self._last_start[1], side="right")
+        return min(int(run), len(self._ends) - 1)  # the last end may fall short of `directions` by rounding
 
 
 DECOMPOSITIONS: dict[str, type[Decomposition]] = {

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,18 @@ from .evolution import Evolution, Generation
 from .files import check_output_dir, write_json, write_lines
 from .harvest import Harvest, harvest, write_harvest
 from .heads import replace_head
+from .hub import HubMixin
 from .images import check_images
 from .labels import stratified_order, stratified_split
 from .mutation import Mutation, scheduled_sigma
 from .parameters import parameter_space
 from .preparation import prepare_data, resolve_model
 from .progress import EvolutionProgressCallback, child_reporter
-from .recombination import make_recombination
 from .results import run_report, write_run_files
 from .run_state import RunState
 from .selection import Fitness
 from .statistics import Scores
+from .strategies import make_recombination
 from .subspaces import make_decomposition
 
 logger = logging.get_logger(__name__)
@@ -46,7 +48,7 @@ ARGUMENTS_NAME = "evolution_args.json"
 CHILDREN_NAME = "children.jsonl"
 
 
-class EvolutionTrainer(Trainer):
+class EvolutionTrainer(HubMixin, Trainer):
     """
     Evolves a pretrained image classifier by forward passes alone, with the interface of [`~transformers.Trainer`].
 
@@ -59,6 +61,8 @@ class EvolutionTrainer(Trainer):
         eval_dataset (*optional*): the test data to report on, in no way used to choose (but by callbacks that stop early, and
             by `load_best_model_at_end`). Of several in a dict, the first is reported on.
         processing_class (*optional*): the image processor; loaded with the model where that is a name.
+        compute_loss_func (`Callable`, *optional*): as in Trainer, from outputs, labels and `num_items_in_batch` to a loss that is
+            differentiable in the logits: what a Gauss-Newton step lowers, in place of `args.objective`.
         compute_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to a dict; by default accuracy, NLL
             and calibration error.
         callbacks (list of [`~transformers.TrainerCallback`], *optional*): further callbacks.
@@ -90,6 +94,7 @@ class EvolutionTrainer(Trainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any | None = None,
+        compute_loss_func: Callable | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
@@ -97,7 +102,8 @@ class EvolutionTrainer(Trainer):
         self._given_by_name = isinstance(model, str | Path)
         if args is None:
             args = EvolutionArguments(output_dir="tmp_trainer")
-        check_output_dir(args.output_dir)
+        if args.should_save:
+            check_output_dir(args.output_dir)
         self.fitness = Fitness(args.fitness, compute_metrics, args.fitness_greater_is_better)
         model, processing_class, missing_head = resolve_model(model, args, processing_class)
         data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
@@ -113,9 +119,14 @@ class EvolutionTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=data.eval_dataset,
             processing_class=processing_class,
+            compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics or compute_classification_metrics,
             callbacks=callbacks,
         )
+        # Trainer's first evaluation would wrap the model's forward for mixed precision and compile it a second time.
+        self.accelerator._models.append(self.model)
+        # Its loss would be multiplied by the number of processes, as that of a model that is told the number of all tokens.
+        self.model_accepts_loss_kwargs = False
         if not args.disable_tqdm:
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
             self.add_callback(EvolutionProgressCallback)
@@ -133,6 +144,8 @@ class EvolutionTrainer(Trainer):
         self.new_head = None if data.new_labels is None else args.head_init
         if data.new_labels is not None:
             self._replace_head(data.new_labels)
+        spread = Spread(args.spread, args.process_index, args.world_size)
+        spread.copy_from_first(self.model.state_dict().values())
 
         # 6. The method
         space = parameter_space(self.model, args.mutable_parameters, args.frozen_parameters)
@@ -145,6 +158,7 @@ class EvolutionTrainer(Trainer):
             static=args.subspace_schedule == "static",
             suffix_costs=self._suffix_costs() if args.allocation == "cost" else None,
         )
+        self.recombination = make_recombination(args, self.model.config.num_labels, compute_loss_func)
         self.mutation = Mutation(
             self.model, decomposition, args.seed, args.sigma_units, args.match_norm, args.mirrored
         )
@@ -152,7 +166,7 @@ class EvolutionTrainer(Trainer):
             self.model,
             args.device,
             self.autocast_smart_context_manager,
-            Spread(args.spread, args.process_index, args.world_size),
+            spread,
             args.prefix_replay,
             int(args.child_cache_gb * 1e9),
             forward=compiled(self.model, args) if args.torch_compile else None,
@@ -162,7 +176,9 @@ class EvolutionTrainer(Trainer):
         self.dataset_name: str | None = None
         self.report: dict[str, Any] | None = None
         self.parent_test_logits: np.ndarray | None = None
-        self.parent_name = str(self.model.config._name_or_path) or type(self.model).__name__
+        name = str(self.model.config._name_or_path) or type(self.model).__name__
+        # A relative path looks like the id of a model on the Hub, from any other folder than this one.
+        self.parent_name = str(Path(name).absolute()) if Path(name).is_dir() else name
         self.first_parent: PreTrainedModel | None = None
 
     # ---- Data -------------------------------------------------------------------------------------------------------
@@ -226,6 +242,10 @@ class EvolutionTrainer(Trainer):
     def _batches_to_shape(self) -> ImageBatches:
         return self._batches(self.reported_dataset, np.arange(1), 0.0)
 
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
+        """Mixed precision, in evaluation as in scoring."""
+        return self.accelerator.autocast()
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As in Trainer; pixel values in the model's dtype, which models of custom code do not see to themselves."""
         inputs = super()._prepare_inputs(inputs)
@@ -257,7 +277,9 @@ class EvolutionTrainer(Trainer):
             self.parent_test_logits = self.evaluator.logits(self.test_batches)
         if self.args.save_children:
             self.first_parent = self._copy_of_parent()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._push_at_end()
+        return output
 
     def _copy_of_parent(self) -> PreTrainedModel:
         """The parent that deltas are relative to; saved beside them where its name alone does not give it again."""
@@ -283,11 +305,11 @@ class EvolutionTrainer(Trainer):
             self.mutation,
             self.evaluator,
             self.fitness,
-            make_recombination(args.recombination, args.recombination_top_k),
+            self.recombination,
             self.fitness_batches,
             self.selection_batches,
             args.elitism,
-            args.racing == "halving",
+            survivors=self._survivors() if args.racing == "halving" else 0,
             keep_parent=bool(args.ensemble_size or args.save_children),
         )
         self._begin(resume_from_checkpoint, trial)
@@ -323,6 +345,11 @@ class EvolutionTrainer(Trainer):
         output = self._finalize_training(trial, num_samples, start)
         self._write_results(output.metrics, cost, found)
         return output
+
+    def _survivors(self) -> int:
+        """How many children a race must leave: what recombination, ensemble and deltas ask for."""
+        args = self.args
+        return min(args.population_size, max(args.recombination_top_k, args.ensemble_size, args.save_children))
 
     def _harvest(self, evolution: Evolution) -> Harvest:
         wanted = self.args.ensemble_size or self.args.save_children
@@ -387,15 +414,23 @@ class EvolutionTrainer(Trainer):
         self.save_state()
         self.save_metrics("train", metrics)
         evolved_logits = None if self.test_batches is None else self.evaluator.logits(self.test_batches)
+        # The report of the first process, on all of them, once the files are there.
+        [self.report, *_] = self.evaluator.spread.together(lambda: self._write_report(evolved_logits, cost, found))
+
+    def _write_report(
+        self, evolved_logits: np.ndarray | None, cost: dict[str, float], found: Harvest
+    ) -> dict[str, Any] | None:
         if not self.args.should_save:
-            return
+            return None
         folder = Path(self.args.output_dir)
         write_harvest(found, self.processing_class, folder)
+        self.harvested = {"ensemble": len(found.members), "children": len(found.deltas)}
         if evolved_logits is None:
-            return
+            return None
         self.report = run_report(self, evolved_logits, cost, found)
         self.save_metrics("test", {f"test_{key}": value for key, value in self.report["evolved"].items()})
         write_run_files(self, evolved_logits, found)
+        return self.report
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------
 

@@ -111,8 +111,8 @@ BAD_ARGUMENTS = {
     "unknown choice": (["--decomposition", "parition"], ["parition", "partition"]),
     "unknown fitness": (["--fitness", "f1"], ["fitness='f1'", "compute_metrics"]),
     "choices that do not go together": (["--load_best_model_at_end", "--save_strategy", "epoch"], ["strategy"]),
-    "unknown argument": (["--populaton_size", "8"], ["'--populaton_size'", "Did you mean --population_size?"]),
-    "unknown argument with a value": (["--sigme=1"], ["'--sigme=1'", "Did you mean --sigma"]),
+    "unknown argument": (["--populaton_size", "8"], ["'--populaton_size'", "Did you mean 'population_size'"]),
+    "unknown argument with a value": (["--sigme=1"], ["'--sigme=1'", "Did you mean 'sigma'"]),
     "stray word": (["stray"], ["'stray'"]),
     "no such image column": (["--image_column_name", "picture"], ["image column 'picture'", "image, label"]),
     "no such label column": (["--label_column_name", "labl"], ["label column 'labl'", "Did you mean 'label'?"]),
@@ -186,7 +186,7 @@ class TestMistakes:
         check_mistake(argv, capfd, "not finite", program="smd-hf evaluate")
 
     def test_the_program_itself(self, capfd):
-        check_mistake(["evlove"], capfd, "'evlove'", "Did you mean 'evolve'?", program="smd-hf")
+        check_mistake(["evlove"], capfd, "'evlove'", "Did you mean 'evolve'", program="smd-hf")
         check_mistake(["xyz"], capfd, "demo, evolve, evaluate", program="smd-hf")
         check_mistake([], capfd, "no command", program="smd-hf")
         check_mistake(["--verzion"], capfd, "'--verzion'", program="smd-hf")
@@ -227,7 +227,7 @@ class TestArgumentsFromAFile:
     @pytest.mark.parametrize(
         "text, expected",
         [
-            ("sigm: 0.3", ["'sigm'", "Did you mean --sigma"]),
+            ("sigm: 0.3", ["'sigm'", "Did you mean 'sigma'"]),
             ("population_size: many", ["--population_size", "'many'"]),
             ("population_size: [1, 2]", ["'population_size'", "one value"]),
             ("decomposition: sideways", ["sideways"]),

@@ -141,6 +141,8 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
             deltas[1].save_pretrained(folder)
             result["logits"] = logits(deltas[0].merge(model)).tolist()
         result["base"] = [deltas[0].config.base_model, deltas[0].config.base_revision]
+        branch = SparseDelta.from_changes(model, children[0].items(), base_model="tester/base", base_revision="main")
+        result["branch"] = branch.config.base_revision
         local = SparseDelta.from_changes(model, children[2].items(), base_model=folder)
         local.push_to_hub("tester/local")
         # The base moves on; the delta stays with its commit.
@@ -168,6 +170,7 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
     ]
     assert hub_server.repository("tester/delta").private
     assert pushed["base"] == ["tester/base", hub_server.commits("tester/base")[1].sha]
+    assert pushed["branch"] == pushed["base"][1]
     assert str(tmp_path).encode() not in b"".join(hub_server.files("tester/local").values())
     assert "hf upload somebody/else folder" in pushed["refused"]
     assert "could not be pushed" in pushed["wrong token"] and "hf_wrong" not in pushed["wrong token"]
@@ -195,7 +198,13 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
         result["delta"] = logits(load("tester/delta", token=token)).tolist()
         result["pinned"] = logits(load("tester/delta", token=token, revision=commit)).tolist()
         result["ensemble"] = logits(load("tester/ensemble", token=token)).tolist()
-        result["plain"] = type(load("tester/base", token=token)).__name__
+        plain = load("tester/base", token=token)
+        result["plain"] = type(plain).__name__
+        # Two commits of the base are in the cache: nothing says which one a model came from, unless it remembers.
+        plain.config._commit_hash = None
+        result["unknown commit"] = SparseDelta.between(plain, plain).config.base_revision
+        plain.config._commit_hash = commit
+        result["remembered commit"] = SparseDelta.between(plain, plain).config.base_revision
         result["child"] = SparseDelta.from_pretrained("tester/children", subfolder="0001").config.child
         load("tester/children", subfolder="0001", token=token)
         result["several"] = failure("tester/children")
@@ -213,6 +222,7 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
     assert result["ensemble"] == pushed["ensemble"] != pushed["logits"]
     assert result["offline"] == [pushed["logits"], pushed["ensemble"]]
     assert result["plain"] == "ViTForImageClassification" and result["child"] == 1
+    assert result["unknown commit"] is None and result["remembered commit"] == commit.sha
     assert "subfolder=" in result["several"]
     assert "does not say where its base is" in result["local"]
     assert "no model of that name" in result["nothing"] and "no revision 'v9'" in result["revision"]

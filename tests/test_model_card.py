@@ -20,6 +20,7 @@ from tests.hub.fixtures import hub_server  # noqa: F401
 from tests.test_trainer import make_dataset, make_trainer
 from tests.tiny import save_tiny_checkpoint
 
+TOKEN = "hf_" + "s" * 34
 HOSTILE = (
     "](javascript:alert(1))",
     "<script>alert(1)</script>",
@@ -53,7 +54,7 @@ class Run:
             elitism=False,
             ensemble_size=4,
             save_children=2,
-            hub_token="hf_" + "s" * 34,
+            hub_token=TOKEN,
         )
         trainer.train()
         self.processor = trainer.processing_class
@@ -76,7 +77,7 @@ def snippet(card):
 
 
 def output(card):
-    return re.search(r"\n```\n(.*?)\n```\n", card.text, re.DOTALL)[1]
+    return re.search(r"png\):\n\n```\n(.*?)\n```\n", card.text, re.DOTALL)[1]
 
 
 def execute(code):
@@ -161,21 +162,48 @@ def test_a_card_shows_the_plots_that_are_there_and_no_other_files(run):
     for kind, folder in run.folders.items():
         text = render_card(kind, folder, run.report).text
         shown = set(re.findall(r"\]\((?!http)([^)]*)\)", text))
-        assert shown == {name for name in [*PLOTS, "example.png"] if (folder / name).is_file()}
-        assert "gain.png" in shown
-    assert (run.folders["child"] / "reliability.png").is_file()
+        there = {name for name in [*PLOTS, "example.png"] if (folder / name).is_file()}
+        # The trainer's plot of the gain is that of the evolved model and the ensemble, not of a delta.
+        assert shown == (there - {"gain.png"} if kind == "delta" else there)
+    assert {"gain.png", "fitness.png", "reliability.png"} < {path.name for path in run.folders["child"].iterdir()}
+    assert (run.folders["ensemble"] / "ensemble_size.png").is_file()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_there_is_no_placeholder_no_empty_link_and_no_token(kind, run):
     text = str(render_card(kind, run.folders[kind], run.report))
-    for word in ("More information", "needed", "TODO", "None", "nan", "undefined", "[]()", "]()", "hf_", "{{", "{%"):
+    for word in ("More information", "TODO", "None", "undefined", "]()", "hf_", "{{", "{%"):
         assert word not in text, word
+    assert not re.search(r"\bnan\b", text)
     assert "\n\n\n" not in text
     assert "2302.05832" in text and "## Limits" in text
     arguments = {row.split("`")[1] for row in re.findall(r"^\| `.*$", text, re.MULTILINE)}
     assert {"sigma", "population_size", "selection_fraction"} <= arguments
     assert not arguments & {"output_dir", "hub_token", "hub_model_id", "push_to_hub", "max_steps"}
+
+
+def test_no_file_of_a_run_holds_the_token(run):
+    files = [path for path in run.root.rglob("*") if path.is_file()]
+    assert len(files) > 20 and not [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+
+def test_the_members_of_an_ensemble_stand_beside_it(run):
+    text = render_card("ensemble", run.folders["ensemble"], run.report).text
+    members, ensemble = run.report["ensemble_members"], run.report["ensemble"]
+    rows = {row.split(" | ")[0][2:]: row for row in text.splitlines() if row.startswith("| ")}
+    for name, scores in (
+        ("fittest member", members["best"]),
+        ("mean member", members["mean"]),
+        ("ensemble", ensemble),
+    ):
+        printed = [float(each) for each in re.findall(r"\d+\.\d+", rows[name])]
+        exact = [100 * scores["accuracy"], scores["nll"], 100 * scores["calibration_error"]]
+        assert printed == [round(value, digits) for value, digits in zip(exact, (2, 4, 2))]
+    best = max(scores["accuracy"] for scores in (run.report["parent"], members["best"], members["mean"], ensemble))
+    assert any(
+        f"**{100 * best:.2f}**" in rows[name] for name in ("parent", "fittest member", "mean member", "ensemble")
+    )
+    assert f"disagree on {100 * members['diversity']['disagreement']:.2f} %" in text
 
 
 def test_no_gain_is_said_as_plainly_as_a_gain(run):
@@ -193,13 +221,13 @@ def test_no_gain_is_said_as_plainly_as_a_gain(run):
 
 
 def test_a_run_without_test_images_says_so(run):
-    bare = {
-        key: run.report[key] for key in run.report.keys() - {"parent", "evolved", "difference", "deltas", "examples"}
-    }
-    card = render_card("child", run.folders["child"], bare)
-    assert "no gain was measured" in card.text and "nats" not in card.text and card.data.eval_results is None
-    assert execute(snippet(card).replace('"child"', repr(str(run.folders["child"])))) == ""
-    assert "not measured on the test images" in render_card("delta", run.folders["delta"], bare).text
+    measured = {"parent", "evolved", "difference", "ensemble", "ensemble_difference", "ensemble_members", "deltas"}
+    bare = {key: run.report[key] for key in run.report.keys() - measured - {"examples"}}
+    cards = {kind: render_card(kind, run.folders[kind], bare) for kind in KINDS}
+    assert all("nats" not in card.text and card.data.eval_results is None for card in cards.values())
+    assert "no gain was measured" in cards["child"].text and "no gain was measured" in cards["ensemble"].text
+    assert "not measured on the test images" in cards["delta"].text
+    assert execute(snippet(cards["child"]).replace('"child"', repr(str(run.folders["child"])))) == ""
 
 
 def test_names_from_outside_stay_text(run, tmp_path):
@@ -294,7 +322,7 @@ def test_license_and_data_sets_are_the_parents_or_left_out(readme, expected, tmp
     assert inherited_entries(str(tmp_path)) == expected
 
 
-def test_a_timm_child_belongs_to_timm_and_a_dataset_of_the_hub_is_named(run, tmp_path):
+def test_a_timm_child_belongs_to_timm_and_a_dataset_of_the_hub_is_named(run, tmp_path, monkeypatch):
     save_tiny_checkpoint("timm_convnext", tmp_path / "child")
     names = {"name": "owner/images", "config": "plain"}
     data = run.report["data"] | names | {"test": {"num_images": 40, "used_to_choose": False, "split": "validation"}}
@@ -310,6 +338,9 @@ def test_a_timm_child_belongs_to_timm_and_a_dataset_of_the_hub_is_named(run, tmp
         "validation",
     )
     assert 'timm.create_model("hf_hub:user/new", pretrained=True)' in card.text
+    local = render_card("child", tmp_path / "child", report)
+    monkeypatch.chdir(tmp_path)
+    execute(re.findall(r"```python\n(.*?)```", local.text, re.DOTALL)[1])
     assert "[`owner/images`](https://huggingface.co/datasets/owner/images)" in card.text
 
 

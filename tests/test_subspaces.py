@@ -136,3 +136,35 @@ def test_masks_do_not_depend_on_the_order_in_which_they_are_asked_for():
 def test_what_cannot_be_is_refused(name, directions, density, message):
     with pytest.raises(SMDError, match=message):
         make_decomposition(name, make_space([4, 5]), directions, density)
+
+
+@given(st.integers(1, 9), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_blocks_have_equally_many_children_and_the_last_ones_the_odd_ones(num_blocks, directions):
+    blocks = make_decomposition("blocks", make_space([5] * num_blocks), directions)
+    counts = np.bincount([blocks.run(0, direction) for direction in range(directions)])
+    assert counts.sum() == directions and counts.max() - counts.min() <= 1
+    assert np.all(np.diff(counts) >= 0)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=9), st.integers(10, 60), seeds)
+@settings(max_examples=40, deadline=None)
+def test_blocks_have_children_inversely_to_their_cost(costs, directions, seed):
+    space = make_space([5] * len(costs))
+    blocks = make_decomposition("blocks", space, directions, seed=seed, suffix_costs=costs)
+    weights = 1 / np.maximum(costs, 0.1)
+    shares = directions * weights / weights.sum()
+    counts = np.array(
+        [np.bincount([blocks.run(g, d) for d in range(directions)], minlength=len(costs)) for g in range(200)]
+    )
+    assert np.all(counts.sum(1) == directions)
+    assert np.all(np.abs(counts - shares) < 1 + 1e-9)
+    # 200 draws of a count that is one of two neighbours: a standard error of 0.035 at most
+    assert np.all(np.abs(counts.mean(0) - shares) < 0.2)
+    static = make_decomposition("blocks", space, directions, seed=seed, static=True, suffix_costs=costs)
+    assert [static.run(7, d) for d in range(directions)] == [static.run(0, d) for d in range(directions)]
+
+
+def test_as_many_children_as_blocks_have_a_block_each_whatever_it_costs():
+    blocks = make_decomposition("blocks", make_space([5] * 4), 4, suffix_costs=[1.0, 0.7, 0.3, 0.01])
+    assert [blocks.run(3, direction) for direction in range(4)] == [0, 1, 2, 3]

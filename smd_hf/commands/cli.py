@@ -3,16 +3,17 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 
 from .. import __version__
 from ..errors import SMDError
+from ..messages import did_you_mean
 
 COMMANDS = {
     "demo": "see it work: evolve a small classifier of digits, without network, in about a minute",
     "evolve": "evolve an image classifier on your images and save it",
     "evaluate": "score a model, or compare two on the same images",
+    "push": "upload a saved model, ensemble or delta to the Hub",
 }
 """Each command with its summary; the module of that name in this package has `run(argv)`, and is imported when it is used."""
 
@@ -49,9 +50,8 @@ def _find_command(argv: list[str]) -> tuple[str, list[str]]:
     if argv and argv[0] in COMMANDS:
         return argv[0], argv[1:]
     if argv and not argv[0].startswith("-"):
-        near = get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise SMDError(f"there is no command '{argv[0]}'.{hint} Expected one of {', '.join(COMMANDS)}.")
+        near = did_you_mean(argv[0], COMMANDS)
+        raise SMDError(f"there is no command '{argv[0]}'.{near} Expected one of {', '.join(COMMANDS)}.")
     width = max(map(len, COMMANDS))
     parser = argparse.ArgumentParser(
         "smd-hf",

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..errors import SMDError
+from ..messages import did_you_mean
 
 
 class CommandParser(HfArgumentParser):
@@ -65,12 +65,8 @@ class CommandParser(HfArgumentParser):
 
     def _near(self, option: str) -> str:
         names = [each[2:] for each in self._option_string_actions if each.startswith("--") and "-" not in each[2:]]
-        near = get_close_matches(option.lstrip("-").replace("-", "_"), names, n=2, cutoff=0.7)
-        return (
-            f" Did you mean {' or '.join(f'--{name}' for name in near)}?"
-            if near
-            else f" `{self.prog} --help` lists those there are."
-        )
+        near = did_you_mean(option.lstrip("-").replace("-", "_"), names)
+        return near or f" `{self.prog} --help` lists those there are."
 
     def _file_arguments(self, path: Path) -> Iterator[str]:
         for key, value in read_arguments(path).items():
@@ -99,10 +95,8 @@ def read_arguments(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, siblings, n=2)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise SMDError(
-            f"there is no file '{path}'.{hint} Arguments begin with --; a first one that does not is a YAML or JSON file of "
+            f"there is no file '{path}'.{did_you_mean(path.name, siblings)} Arguments begin with --; a first one that does not is a YAML or JSON file of "
             "arguments."
         )
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ..ensemble.prefix_replay import PrefixReplay
 from ..mutation import Change, MakeChanges, applied
 from .images import Batch, ImageBatches
 from .scores import Cell, Score
-from .spread import Spread
+from .spread import Spread, segment
 
 REPLAY_FROM = 0.25
 """Prefixes are replayed where at least this share of the variants leaves the first block alone."""
@@ -73,7 +74,7 @@ class Evaluator:
         self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
         self.change_cache_bytes = change_cache_bytes
         self.memory_format = memory_format
-        self._call = forward or model
+        self._call = model if forward is None else forward
         self._replay = PrefixReplay(model) if prefix_replay and forward is None else None
         self._first_block = frozenset(find_blocks(model)[0].parameter_names)
         self.images_forwarded = 0
@@ -86,6 +87,7 @@ class Evaluator:
         keep_logits: bool = False,
         on_scored: Callable[[int, Score], None] | None = None,
         numbers: range | None = None,
+        sums: "BatchSums | None" = None,
     ) -> list[Score]:
         """
         Scores of several variants on the same images, on every process.
@@ -97,6 +99,7 @@ class Evaluator:
             on_scored (`Callable`, *optional*): called with a variant's number and its score on this process's batches when
                 these are done, for the progress bar.
             numbers (`range`, *optional*): which batches; all by default.
+            sums ([`BatchSums`], *optional*): what is summed over batches from all variants' logits; its `total` is set.
 
         Returns:
             list of [`Score`], one a variant and in their order.
@@ -106,19 +109,25 @@ class Evaluator:
         """
         self.model.eval()
         numbers = range(len(batches)) if numbers is None else numbers
-        mine, my_batches = self.spread.share(len(variants), numbers)
+        mine, my_batches = self.spread.share(len(variants), numbers, by_segments=sums is not None)
 
-        def work() -> tuple[dict[int, Score], dict[int, np.ndarray], float]:
+        def work() -> tuple[dict[int, Score], dict[int, np.ndarray], float, dict[int, np.ndarray]]:
             scores = {number: Score() for number in mine}
-            passes = self._run(variants, scores, batches.groups(my_batches), my_batches, keep_logits, on_scored)
-            return scores, batches.labels_by_batch(my_batches if mine else ()), passes
+            tap = None if sums is None else Tap(sums, numbers)
+            passes = self._run(variants, scores, batches.groups(my_batches), my_batches, keep_logits, on_scored, tap)
+            labels = batches.labels_by_batch(my_batches if mine else ())
+            return scores, labels, passes, {} if tap is None else tap.totals
 
         scores = [Score() for _ in variants]
-        for part, labels, passes in self.spread.together(work):
+        totals: dict[int, np.ndarray] = {}
+        for part, labels, passes, part_totals in self.spread.together(work):
             for number, score in part.items():
                 scores[number].cells.update(score.cells)
             batches.add_labels(labels)
             self.full_passes += passes
+            totals.update(part_totals)
+        if sums is not None:
+            sums.total = np.sum([totals[place] for place in sorted(totals)], axis=0)
         self.images_forwarded += sum(score.num_images for score in scores)
         return scores
 
@@ -146,25 +155,29 @@ class Evaluator:
         my_batches: Sequence[int],
         keep_logits: bool,
         on_scored: Callable[[int, Score], None] | None,
+        tap: "Tap | None",
     ) -> float:
         """Scores this process's variants; returns how many images went through, in images of full passes."""
         passes = 0.0
         changes = ChangeCache(variants, self.change_cache_bytes)
         replays = self._replay is not None and self._worth_replaying([variants[number] for number in scores])
         for group in groups if scores else ():
-            # Prefix replay holds the outputs of one batch: batches go outside. Else a child is put in once a group.
-            for cell_batches in [[batch] for batch in group] if replays else [group]:
+            # Prefix replay holds the outputs of one batch, and sums need all logits of one: batches go outside. Else a child
+            # is put in once a group.
+            for cell_batches in [[batch] for batch in group] if replays or tap is not None else [group]:
                 recorded = None
                 if replays:
                     recorded = self.pixel_values(cell_batches[0])
-                    passes += self._record(variants, scores, cell_batches[0], recorded, keep_logits)
+                    passes += self._record(variants, scores, cell_batches[0], recorded, keep_logits, tap)
                 for number, score in scores.items():
                     if not replays or variants[number].changed:
                         passes += self._score_one(
-                            number, variants, score, cell_batches, changes, keep_logits, recorded
+                            number, variants, score, cell_batches, changes, keep_logits, recorded, tap
                         )
                     if on_scored is not None and cell_batches[-1].number == my_batches[-1]:
                         on_scored(number, score)
+                if tap is not None:
+                    tap.close(cell_batches[0])
         if self._replay is not None:
             self._replay.clear()
         return passes
@@ -181,6 +194,7 @@ class Evaluator:
         batch: Batch,
         pixel_values: torch.Tensor,
         keep_logits: bool,
+        tap: "Tap | None",
     ) -> float:
         """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
         with self._replay.record([variants[number].changed for number in scores]):
@@ -188,6 +202,8 @@ class Evaluator:
         for number, score in scores.items():
             if not variants[number].changed:
                 score.cells[batch.number] = Cell.from_logits(logits, batch.labels, keep_logits)
+                if tap is not None:
+                    tap.logits[number] = logits
         return len(batch)
 
     def _score_one(
@@ -199,11 +215,12 @@ class Evaluator:
         changes: "ChangeCache",
         keep_logits: bool,
         recorded: torch.Tensor | None,
+        tap: "Tap | None",
     ) -> float:
         """Scores one variant on batches, or on the one whose pass over these pixel values was recorded."""
         changed, passes = variants[number].changed, 0.0
         waiting: tuple[Batch, torch.Tensor] | None = None
-        with applied(self.parameters, changes(number, once=recorded is None)):
+        with applied(self.parameters, changes(number, once=recorded is None and tap is None)):
             for batch in batches:
                 with nullcontext() if recorded is None else self._replay.replay(changed):
                     logits = self.forward(self.pixel_values(batch) if recorded is None else recorded)
@@ -211,10 +228,43 @@ class Evaluator:
                 if waiting is not None:
                     score.cells[waiting[0].number] = Cell.from_logits(waiting[1], waiting[0].labels, keep_logits)
                 waiting = batch, logits
+                if tap is not None:
+                    tap.logits[number] = logits
                 passes += len(batch) * (1.0 if recorded is None else self._replay.suffix_share(changed))
         if waiting is not None:
             score.cells[waiting[0].number] = Cell.from_logits(waiting[1], waiting[0].labels, keep_logits)
         return passes
+
+
+class BatchSums(Protocol):
+    """Something summed over batches: called with the logits of all variants and the labels of one batch."""
+
+    total: np.ndarray | None
+
+    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray: ...
+
+
+class Tap:
+    """
+    Collects the logits of all variants on one batch, and adds up what is made of them by segments of the data.
+
+    Args:
+        sums ([`BatchSums`]): makes an array of them.
+        numbers (`range`): of all batches.
+    """
+
+    def __init__(self, sums: BatchSums, numbers: range):
+        self.sums = sums
+        self.numbers = numbers
+        self.logits: dict[int, torch.Tensor] = {}
+        self.totals: dict[int, np.ndarray] = {}
+
+    def close(self, batch: Batch) -> None:
+        """Every variant has been through the batch."""
+        logits = [self.logits[number] for number in sorted(self.logits)]
+        part, place = self.sums(logits, batch.labels.to(logits[0].device)), segment(batch.number, self.numbers)
+        self.totals[place] = self.totals[place] + part if place in self.totals else part
+        self.logits = {}
 
 
 class ChangeCache:

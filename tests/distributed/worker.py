@@ -1,0 +1,181 @@
+"""
+One process of a run over several: does all the cases it is told to, one after another, for imports cost more than cases.
+
+    torchrun --standalone --nproc_per_node 2 --module tests.distributed.worker FOLDER CASE ...
+
+Case C leaves its run in FOLDER/C, and what process R has seen in FOLDER/C.R.json.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from sklearn.metrics import f1_score
+from torch.utils.data import Dataset as TorchDataset
+
+from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf.checkpoints import weights_hash
+from tests.tiny import label_names, tiny_images, tiny_model, tiny_processor
+
+RANK = int(os.environ.get("RANK", "0"))
+
+# 40 images in a training split: 32 of them in 3 batches of 12, 12 and 8 for fitness, 8 in one batch for selection.
+COMMON = dict(
+    per_device_eval_batch_size=12, use_cpu=True, disable_tqdm=True, ddp_timeout=120, num_generations=2, sigma=0.3
+)
+BLOCKS = dict(kind="vit", decomposition="blocks", population_size=7, recombination="top_k_mean", elitism=False)
+
+CASES: dict[str, dict[str, Any]] = {
+    # Several generations, sigma calibrated, and a parent which changes.
+    "partition": dict(kind="resnet", population_size=5, sigma=None, calibration_samples=20, elitism=False),
+    # Prefixes are replayed; all that can be left out of a generation is left out.
+    "blocks": BLOCKS | dict(allocation="cost"),
+    "race": BLOCKS | dict(racing="halving", recombination_top_k=2, population_size=9, mirrored=False),
+    # A metric of the user's own, which needs all logits of a child in one place.
+    "metric": dict(kind="resnet", population_size=5, decomposition="random", density=0.5, fitness="f1", elitism=False),
+    # Fewer children, and fewer batches, than processes.
+    "few": dict(kind="resnet", population_size=2, per_device_eval_batch_size=64, num_generations=1, elitism=False),
+    # All that a run can leave, and Trainer's own evaluation, over all processes.
+    "everything": dict(
+        kind="timm_resnet",
+        population_size=4,
+        labels=["north", "south", "east"],
+        ensemble_size=3,
+        save_children=1,
+        racing="halving",
+        recombination_top_k=1,
+        bf16=True,
+        image_cache_gb=1e-4,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="nll",
+        greater_is_better=False,
+        elitism=False,
+    ),
+}
+"""Run under each way of spreading, as CASE-SPREAD; the results are the same bytes on any number of processes."""
+
+FAILURES = ("image", "metric", "weights")
+"""What fails in the last process, as fail-WHAT."""
+
+
+class Images(TorchDataset):
+    """Rows that count how often they are read, and of which one may be unreadable."""
+
+    def __init__(self, dataset: Dataset, broken: int | None = None):
+        self.dataset = dataset
+        self.reads = np.zeros(len(dataset), dtype=int)
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.reads[index] += 1
+        if index == self.broken and self.reads[index] > 3:
+            raise OSError("the disk of this machine is gone")
+        return self.dataset[int(index)]
+
+
+def make_dataset(count: int, seed: int, names: list[str]) -> Dataset:
+    labels = np.random.default_rng(seed).permutation(np.arange(count) % len(names))
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"image": tiny_images(count, 16, seed), "label": labels.tolist()}, features=features)
+
+
+def f1(prediction) -> dict[str, float]:
+    return {"f1": f1_score(prediction.label_ids, prediction.predictions.argmax(-1), average="macro")}
+
+
+def make_trainer(folder: Path, spread: str, kind: str, labels: list[str] | None = None, **kwargs) -> EvolutionTrainer:
+    names = labels or label_names(4)
+    return EvolutionTrainer(
+        tiny_model(kind),
+        EvolutionArguments(output_dir=str(folder), spread=spread, **COMMON | kwargs),
+        train_dataset=make_dataset(40, 1, names),
+        eval_dataset=make_dataset(26, 2, names),
+        processing_class=tiny_processor(),
+        compute_metrics=f1 if kwargs.get("fitness") == "f1" else None,
+    )
+
+
+def run(folder: Path, name: str) -> dict[str, Any]:
+    case, _, spread = name.partition("-")
+    trainer = make_trainer(folder / name, spread, **CASES[case])
+    trainer.train()
+    return {
+        "hash": weights_hash(trainer.model),
+        "report": trainer.report,
+        "evaluated": trainer.evaluate(),
+        "kept": all(not vars(module).get("forward") for module in trainer.model.modules()),
+    }
+
+
+def fail(folder: Path, name: str) -> None:
+    what, last = name.partition("-")[2], RANK == int(os.environ["WORLD_SIZE"]) - 1
+
+    def metrics(prediction) -> dict[str, float]:
+        if what == "metric" and last:
+            raise ZeroDivisionError("there is no such class")
+        return f1(prediction)
+
+    trainer = make_trainer(folder / name, "data", "resnet", population_size=4, fitness="f1")
+    trainer.compute_metrics = trainer.fitness.compute_metrics = metrics
+    if what == "image":
+        trainer.fitness_batches.dataset = Images(trainer.train_dataset, broken=0 if last else None)
+        trainer.fitness_batches.dataset.reads[:] = 3
+        trainer.fitness_batches.indices = [0] * len(trainer.fitness_batches.indices)
+    elif what == "weights" and last:
+        with torch.no_grad():
+            next(trainer.model.parameters()).fill_(float("nan"))
+    trainer.train()
+
+
+def watch_writes(folder: Path, seen: list[str]) -> None:
+    """Lists what this process writes, makes or removes below a folder."""
+
+    def hook(event: str, args: tuple) -> None:
+        writes = event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir") or (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
+        if writes and isinstance(args[0], str | bytes | Path) and os.fsdecode(args[0]).startswith(str(folder)):
+            seen.append(f"{event} {os.fsdecode(args[0])}")
+
+    sys.addaudithook(hook)
+
+
+def main() -> None:
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    torch.set_num_threads(1)
+    writes: list[str] = []
+    watch_writes(folder, writes)
+    for name in names:
+        if name.startswith("crash-"):
+            fail(folder, name.removeprefix("crash-"))
+        seen: dict[str, Any] = {}
+        try:
+            if name.startswith("fail-"):
+                fail(folder, name)
+            else:
+                seen = run(folder, name)
+        except Exception as error:
+            if not name.startswith("fail-"):
+                raise
+            seen = {"error": f"{type(error).__name__}: {error}"}
+        seen["writes"] = list(writes)
+        (folder / f"{name}.{RANK}.json").write_text(json.dumps(seen))
+        writes.clear()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
