@@ -1,6 +1,7 @@
 """Every choice of a run: `TrainingArguments`, and what evolution adds to them."""
 
 import copy
+import json
 import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
@@ -141,10 +142,11 @@ class EvolutionArguments(TrainingArguments):
         },
     )
     recombination: str = field(
-        default="best",
+        default="gauss_newton",
         metadata={
-            "help": "How scored children become the next parent: best takes the fittest; top_k_mean averages the fittest; "
-            "greedy_soup averages those of the fittest that help; gauss_newton takes a step of second order in the span of all.",
+            "help": "How scored children become the next parent: gauss_newton takes a step of second order in the span of all "
+            "(or the fittest child, where that is better); best takes the fittest; top_k_mean averages the fittest; greedy_soup "
+            "averages those of the fittest that help.",
             "choices": list(RECOMBINATIONS),
         },
     )
@@ -290,6 +292,8 @@ class EvolutionArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if isinstance(self.model_init_kwargs, str):
+            self.model_init_kwargs = _json_object("model_init_kwargs", self.model_init_kwargs)
         # Trainer fills in many arguments below: what was chosen shows only here.
         self._chosen = {argument.name for argument in fields(self) if _differs(argument, getattr(self, argument.name))}
         if self.preset is not None:
@@ -299,6 +303,10 @@ class EvolutionArguments(TrainingArguments):
                 if name not in self._chosen:
                     setattr(self, name, copy.copy(value))
                     self._chosen.add(name)
+        if self.racing == "halving" and "recombination" not in self._chosen:
+            # The losers of a race have not seen all images, which a Gauss-Newton step would need.
+            self.recombination = "best"
+            self._chosen.add("recombination")
         check_evolution_arguments(self)
         self.max_steps = self.num_generations
         self.num_train_epochs = self.num_generations
@@ -320,6 +328,18 @@ class EvolutionArguments(TrainingArguments):
             and name not in DERIVED
             and not name.endswith("_token")
         }
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SMDError(f'{name} is not JSON ({error}). Give an object, such as \'{{"revision": "main"}}\'.') from error
+    if not isinstance(value, dict):
+        raise SMDError(
+            f'{name} is {type(value).__name__}; expected a JSON object, such as \'{{"revision": "main"}}\'.'
+        )
+    return value
 
 
 def _differs(argument: Field, value: Any) -> bool:

@@ -2,10 +2,10 @@
 Gauss-Newton recombination: one step in the span of the children, from what their forward passes have measured.
 
 Each child's change of the logits, D_i = f(theta + delta_i) - f(theta), is a measured directional derivative. In the span of
-the children, theta + sum c_i delta_i, the objective has the gradient g_i = sum <r, D_i>, with r its derivative by the logits,
-and, by Gauss and Newton, the curvature H_ij = sum D_i' (diag p - p p') D_j, where p are the parent's probabilities (the
-Fisher information of the softmax, which for cross-entropy is the exact curvature in the logits: Schraudolph 2002, Martens
-2020). Both are sums over images, so they stream over batches. The step solves (H + lambda I) c = -g.
+the children, theta + sum c_i delta_i, an objective l has the gradient g_i = sum <l', D_i> and, by Gauss and Newton, the
+curvature H_ij = sum D_i' l'' D_j, with l' and l'' its derivatives by the logits; for cross-entropy these are p - y and
+diag p - p p' (Schraudolph 2002). Both are sums over images, so they stream over batches. The step solves
+(H + lambda I) c = -g.
 """
 
 from collections.abc import Generator, Sequence
@@ -24,8 +24,8 @@ DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 STEPS = (0.5, 1.5)
 """Lengths that are tried of the best of the steps of length 1."""
 
-CHUNK = 32
-"""Images whose derivatives are held in float64 at a time."""
+CHUNK_NUMBERS = 2**22
+"""How many derivatives (directions x images x classes) are held in float64 at a time."""
 
 
 class GaussNewtonSums:
@@ -60,18 +60,17 @@ class GaussNewtonSums:
         parent, *children = logits
         size = len(self.plus)
         total = parent.new_zeros((size, size + 1), dtype=torch.float64)
-        for start in range(0, len(labels), CHUNK):
-            rows = slice(start, start + CHUNK)
+        chunk = max(1, CHUNK_NUMBERS // (size * parent.shape[-1]))
+        for start in range(0, len(labels), chunk):
+            rows = slice(start, start + chunk)
             base = parent[rows].double()
             changes = torch.stack([self._change(children, place, rows, base) for place in range(size)])
             # What is not finite is a child that loses anyway: it is left out of the step.
             changes = torch.where(torch.isfinite(changes).all(-1, keepdim=True), changes, 0.0)
-            residual = _derivative(self.objective, base, labels[rows])
-            p = base.softmax(-1)
-            curved = p * (changes - (p * changes).sum(-1, keepdim=True))
+            slope, curved = _derivatives(self.objective, base, labels[rows], changes)
             flat = changes.flatten(1)
             total[:, :size] += flat @ curved.flatten(1).T
-            total[:, size] += flat @ residual.flatten()
+            total[:, size] += flat @ slope.flatten()
         return total.cpu().numpy()
 
     def _change(self, children: Sequence[torch.Tensor], place: int, rows: slice, base: torch.Tensor) -> torch.Tensor:
@@ -81,12 +80,25 @@ class GaussNewtonSums:
         return (plus - children[self.minus[place]][rows].double()) / 2
 
 
-def _derivative(objective: Objective, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The objective's derivative by the logits, of their shape."""
+def _derivatives(
+    objective: Objective, logits: torch.Tensor, labels: torch.Tensor, changes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The objective's first derivative by the logits, and its second times each change.
+
+    Args:
+        objective ([`Objective`]): of logits of shape `(batch, num_labels)` and labels of shape `(batch,)`.
+        logits, labels (`torch.Tensor`): where.
+        changes (`torch.Tensor`): of shape `(directions, batch, num_labels)`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: of the shapes of the logits and of the changes.
+    """
     with torch.inference_mode(False), torch.enable_grad():
-        leaf = logits.clone().requires_grad_()
-        [derivative] = torch.autograd.grad(objective(leaf, labels.clone()), leaf)
-    return derivative
+        leaf, changes = logits.clone().requires_grad_(), changes.clone()
+        [slope] = torch.autograd.grad(objective(leaf, labels.clone()), leaf, create_graph=True)
+        curved = [torch.autograd.grad(slope, leaf, change, retain_graph=True)[0] for change in changes]
+    return slope.detach(), torch.stack(curved)
 
 
 class GaussNewton(Recombination):
@@ -129,21 +141,25 @@ class GaussNewton(Recombination):
 
 def damped_steps(curvature: np.ndarray, gradient: np.ndarray) -> dict[float, np.ndarray]:
     """
-    The solutions c of (H + lambda I) c = -g, by the damping lambda in units of the mean of H's diagonal.
+    The solutions c of (|H| + lambda I) c = -g, by the damping lambda in units of the mean of |H|'s eigenvalues.
+
+    |H| has the absolute values of H's eigenvalues (Dauphin et al. 2014); for cross-entropy, it is H.
 
     Args:
-        curvature (`numpy.ndarray`): H, symmetric and positive semi-definite, of shape `(n, n)`.
+        curvature (`numpy.ndarray`): H, symmetric, of shape `(n, n)`.
         gradient (`numpy.ndarray`): g, of shape `(n,)`.
 
     Returns:
         dict of `float` to `numpy.ndarray` of shape `(n,)`; empty where no child changes any logit.
     """
-    unit = float(np.trace(curvature)) / len(gradient)
-    if not np.isfinite(unit) or unit <= 0:
+    if not np.isfinite(curvature).all() or not np.isfinite(gradient).all():
         return {}
     values, vectors = np.linalg.eigh((curvature + curvature.T) / 2)
+    unit = float(np.mean(np.abs(values)))
+    if unit == 0:
+        return {}
     rotated = vectors.T @ gradient
-    return {damping: -vectors @ (rotated / (np.maximum(values, 0) + damping * unit)) for damping in DAMPING}
+    return {damping: -vectors @ (rotated / (np.abs(values) + damping * unit)) for damping in DAMPING}
 
 
 def _candidate(name: str, directions: Sequence[Child], coefficients: np.ndarray) -> Candidate:

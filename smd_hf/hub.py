@@ -288,9 +288,11 @@ class HubMixin:
         harvested (`dict[str, int]`): how many members and deltas this run has saved beside the evolved model.
     """
 
-    pushed: dict[str, str]
-    push_failure: str | None = None
-    harvested: dict[str, int]
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.pushed: dict[str, str] = {}
+        self.push_failure: str | None = None
+        self.harvested: dict[str, int] = {}
+        super().__init__(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """
@@ -361,12 +363,11 @@ class HubMixin:
     ) -> CommitInfo:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._finish_current_push()
-        harvested = getattr(self, "harvested", {})
         pushed = push_run(
             self.args.output_dir,
             self._repo_name(),
-            ensemble=self.args.push_ensemble and bool(harvested.get("ensemble")),
-            children=min(self.args.push_children, harvested.get("children", 0)),
+            ensemble=self.args.push_ensemble and bool(self.harvested.get("ensemble")),
+            children=min(self.args.push_children, self.harvested.get("children", 0)),
             private=self.args.hub_private_repo if private is None else private,
             revision=self.args.hub_revision if revision is None else revision,
             token=self.args.hub_token if token is None else token,

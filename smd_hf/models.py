@@ -27,7 +27,15 @@ from transformers import (
     TimmWrapperForImageClassification,
     TimmWrapperImageProcessor,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, is_timm_config_dict, logging
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    extract_commit_hash,
+    is_timm_config_dict,
+    logging,
+)
 
 from .errors import SMDError
 from .loading_errors import explain_loading_error
@@ -137,6 +145,8 @@ def load_model_for_new_head(
             ignore_mismatched_sizes=True,
             **source,
         )
+    # transformers 5 no longer keeps it, and a delta is pinned by it.
+    model.config._commit_hash = extract_commit_hash(cached_file(name, CONFIG_NAME, **source), None)
     return model.eval(), _check_weights(name, model, info)
 
 
@@ -187,6 +197,11 @@ def _read_config(name: str, source: dict[str, Any]) -> dict[str, Any]:
         )
     with _plain_errors(name, source):
         config_dict, _ = PreTrainedConfig.get_config_dict(name, **source)
+    if not isinstance(config_dict, dict):
+        raise SMDError(
+            f"The config.json of '{name}' holds {type(config_dict).__name__}, not an object. Expected the configuration of an "
+            "image classifier: download or save the checkpoint again."
+        )
     if not config_dict:
         raise SMDError(
             f"'{name}' has no config.json. Expected the checkpoint of an image classifier as transformers or timm saves it "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .card_metadata import is_hub_id
 from .harvest import Harvest, describe_deltas, describe_ensemble
 from .images import to_image
 from .model_card import card_entries, classify_example, save_example, write_card
@@ -44,7 +45,8 @@ def run_report(
         trainer.parent_test_logits,
         evolved_logits,
         test.labels,
-        arguments=args.non_default(),
+        # Where the files lie on this machine is nobody's concern.
+        arguments={name: value for name, value in args.non_default().items() if name != "output_dir"},
         method=describe_method(trainer),
         cost=cost,
         data=describe_data(trainer),
@@ -52,15 +54,14 @@ def run_report(
         ensemble_logits=ensemble_logits,
         seed=args.seed,
     )
-    parent = trainer.parent_name
-    return report | extra | card_entries(args, run, trainer.fitness, parent, token=args.hub_token)
+    return report | extra | card_entries(args, run, trainer.fitness, trainer.parent_name, token=args.hub_token)
 
 
 def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
     """What decides on the result, by the names of the arguments."""
     args, mutation, calibration = trainer.args, trainer.mutation, trainer.run.calibration
     return {
-        "parent_name": trainer.parent_name,
+        "parent_name": shown_name(trainer.parent_name),
         "new_head": trainer.new_head,
         "decomposition": args.decomposition,
         "density": mutation.decomposition.density,
@@ -74,6 +75,11 @@ def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
         "seed": args.seed,
         "mutable": {"tensors": len(mutation.space.names), "coordinates": mutation.space.total},
     }
+
+
+def shown_name(name: str) -> str:
+    """A Hub id as it is, of a folder the last part alone."""
+    return name if is_hub_id(name) else Path(name).name or name
 
 
 def describe_data(trainer: "EvolutionTrainer") -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Fitness:
     @property
     def label(self) -> str:
         """For the axis of a plot: the metric, and its sign where fitness is its negative."""
-        return self.name if self.greater_is_better else f"-{self.name} (higher is better)"
+        return self.name if self.greater_is_better else f"negative {self.name}"
 
     def value(self, score: Score, labels: np.ndarray) -> float:
         """

@@ -377,6 +377,7 @@ def _verdict(
     names: tuple[str, str], gain: int, n: int, accuracy: Difference, nll: Difference, p_value: float, alpha: float
 ) -> str:
     level = f"{100 * (1 - alpha):g} % interval"
+    kept = "the parent" if names[0] == "parent" else names[0]
     low, high = accuracy.interval
     numbers = (
         f"accuracy {100 * accuracy.estimate:+.2f} percentage points, {level} {100 * low:+.2f} to {100 * high:+.2f}, "
@@ -389,9 +390,9 @@ def _verdict(
         return f"significant gain: {names[1]} is more accurate than {names[0]} ({numbers}){note}."
     if p_value < alpha:
         note = f"; its likelihood is better all the same ({likelihood})" if high < 0 else ""
-        return f"significant loss: keep the {names[0]} ({numbers} for {names[1]}){note}."
+        return f"significant loss: keep {kept} ({numbers} for {names[1]}){note}."
     note = f"; {names[1]} has the better likelihood, though ({likelihood})" if high < 0 else ""
-    return f"no significant gain: keep the {names[0]} ({numbers} for {names[1]}){note}."
+    return f"no significant gain: keep {kept} ({numbers} for {names[1]}){note}."
 
 
 def format_p(p_value: float) -> str:

@@ -36,7 +36,14 @@ def data():
 
 
 def make_args(folder, **kwargs):
-    defaults = dict(population_size=4, sigma=0.3, use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=16)
+    defaults = dict(
+        population_size=4,
+        sigma=0.3,
+        recombination="best",
+        use_cpu=True,
+        disable_tqdm=True,
+        per_device_eval_batch_size=16,
+    )
     return EvolutionArguments(output_dir=str(folder), **defaults | kwargs)
 
 

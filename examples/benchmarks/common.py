@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ def make_parser(description: str, models: Sequence[str], **defaults: int) -> arg
     parser.add_argument("--images", type=int, default=defaults["images"], help="JPEG files to score on.")
     parser.add_argument("--batch-size", type=int, default=defaults["batch_size"], help="Images a batch.")
     parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: for one thread on a machine that others use too."
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: for one thread on a machine that others use too.",
     )
     return parser
 
@@ -172,9 +176,7 @@ class Task:
 def variants(mutation: Mutation, generation: int) -> list[Variant]:
     """The children of a generation, as the engine takes them."""
     return [
-        Variant(
-            f"child {child.index}", lambda child=child: mutation.changes(child), mutation.changed_names(child)
-        )
+        Variant(f"child {child.index}", lambda child=child: mutation.changes(child), mutation.changed_names(child))
         for child in mutation.children(generation, SIGMA)
     ]
 
@@ -222,7 +224,7 @@ class Clock:
         for number in range(repeats * chunks):
             for place in range(len(names)):
                 name = names[(number + place) % len(names)]
-                seconds[name][number // chunks] += self(lambda name=name: arms[name](number))
+                seconds[name][number // chunks] += self(partial(arms[name], number))
         return seconds
 
 

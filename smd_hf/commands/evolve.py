@@ -8,6 +8,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..arguments import EvolutionArguments
+from ..errors import SMDError
 from ..report import format_table
 from ..script_arguments import DataArguments, ModelArguments
 from ..splits import load_splits
@@ -24,7 +25,8 @@ def run(argv: Sequence[str]) -> int:
         argv (`Sequence[str]`): arguments of [`ModelArguments`], [`DataArguments`] and [`EvolutionArguments`].
 
     Raises:
-        `SMDError`: for arguments, a model or data that cannot work, before anything is scored.
+        `SMDError`: for arguments, a model or data that cannot work, before anything is scored; for a push that failed, after
+            all is saved and printed.
         `KeyboardInterrupt`: with a sentence that says what is saved.
     """
     parser = CommandParser(
@@ -56,6 +58,10 @@ def run(argv: Sequence[str]) -> int:
     print(f"\n{format_table(trainer.report)}\n")
     print(f"The evolved model is in {args.output_dir}: AutoModelForImageClassification.from_pretrained loads it.")
     print(f"Beside it: gain_report.json (all numbers), children.jsonl (every child), {_figures(args.output_dir)}.")
+    for address in trainer.pushed.values():
+        print(f"Pushed to {address}")
+    if trainer.push_failure is not None:
+        raise SMDError(trainer.push_failure)
     return 0
 
 

@@ -68,7 +68,9 @@ def check_change(
         )
     if indices.numel() == 0:
         return
-    if int(indices[0]) < 0 or int(indices[-1]) >= shape.numel() or not bool((indices.diff() > 0).all()):
+    # Compared, not subtracted: a difference can overflow.
+    increasing = bool((indices[1:] > indices[:-1]).all())
+    if int(indices[0]) < 0 or int(indices[-1]) >= shape.numel() or not increasing:
         raise ValueError(
             f"The change of {name} has indices outside the tensor's {shape.numel()} coordinates, repeated or not in "
             "increasing order."

@@ -19,6 +19,9 @@ from .spread import Spread, segment
 REPLAY_FROM = 0.25
 """Prefixes are replayed where at least this share of the variants leaves the first block alone."""
 
+TAPPED_BYTES = 2**27
+"""Memory for the logits of all variants from which sums over batches are made."""
+
 
 @dataclass
 class Variant:
@@ -162,9 +165,9 @@ class Evaluator:
         changes = ChangeCache(variants, self.change_cache_bytes)
         replays = self._replay is not None and self._worth_replaying([variants[number] for number in scores])
         for group in groups if scores else ():
-            # Prefix replay holds the outputs of one batch, and sums need all logits of one: batches go outside. Else a child
-            # is put in once a group.
-            for cell_batches in [[batch] for batch in group] if replays or tap is not None else [group]:
+            # A child is put in once for as many batches as can be: prefix replay holds the outputs of one, and sums the
+            # logits of a few.
+            for cell_batches in in_parts(group, 1 if replays else self._tapped(len(variants), group, tap)):
                 recorded = None
                 if replays:
                     recorded = self.pixel_values(cell_batches[0])
@@ -176,11 +179,17 @@ class Evaluator:
                         )
                     if on_scored is not None and cell_batches[-1].number == my_batches[-1]:
                         on_scored(number, score)
-                if tap is not None:
-                    tap.close(cell_batches[0])
+                for batch in cell_batches if tap is not None else ():
+                    tap.close(batch)
         if self._replay is not None:
             self._replay.clear()
         return passes
+
+    def _tapped(self, num_variants: int, group: list[Batch], tap: "Tap | None") -> int:
+        """For how many batches all variants' logits may be in memory at a time."""
+        if tap is None:
+            return len(group)
+        return max(1, TAPPED_BYTES // (4 * num_variants * len(group[0]) * self.model.config.num_labels))
 
     def _worth_replaying(self, variants: Sequence[Variant]) -> bool:
         late = [variant.changed is not None and not variant.changed & self._first_block for variant in variants]
@@ -203,7 +212,7 @@ class Evaluator:
             if not variants[number].changed:
                 score.cells[batch.number] = Cell.from_logits(logits, batch.labels, keep_logits)
                 if tap is not None:
-                    tap.logits[number] = logits
+                    tap.add(number, batch, logits)
         return len(batch)
 
     def _score_one(
@@ -229,7 +238,7 @@ class Evaluator:
                     score.cells[waiting[0].number] = Cell.from_logits(waiting[1], waiting[0].labels, keep_logits)
                 waiting = batch, logits
                 if tap is not None:
-                    tap.logits[number] = logits
+                    tap.add(number, batch, logits)
                 passes += len(batch) * (1.0 if recorded is None else self._replay.suffix_share(changed))
         if waiting is not None:
             score.cells[waiting[0].number] = Cell.from_logits(waiting[1], waiting[0].labels, keep_logits)
@@ -256,15 +265,24 @@ class Tap:
     def __init__(self, sums: BatchSums, numbers: range):
         self.sums = sums
         self.numbers = numbers
-        self.logits: dict[int, torch.Tensor] = {}
+        self.logits: dict[int, dict[int, torch.Tensor]] = {}
         self.totals: dict[int, np.ndarray] = {}
+
+    def add(self, number: int, batch: Batch, logits: torch.Tensor) -> None:
+        """One variant has been through the batch."""
+        self.logits.setdefault(batch.number, {})[number] = logits
 
     def close(self, batch: Batch) -> None:
         """Every variant has been through the batch."""
-        logits = [self.logits[number] for number in sorted(self.logits)]
+        by_variant = self.logits.pop(batch.number)
+        logits = [by_variant[number] for number in sorted(by_variant)]
         part, place = self.sums(logits, batch.labels.to(logits[0].device)), segment(batch.number, self.numbers)
         self.totals[place] = self.totals[place] + part if place in self.totals else part
-        self.logits = {}
+
+
+def in_parts(batches: list[Batch], size: int) -> list[list[Batch]]:
+    """The batches in lists of `size`, the last of which may be shorter."""
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
 class ChangeCache:

@@ -150,7 +150,7 @@ class ImageBatches:
                 group, held = [], 0
             batch = self._kept[number] if number in self._kept else next(fresh)
             size = batch.nbytes
-            all_fit = size * len(self) <= self.cache_bytes
+            all_fit = size * self.num_images <= self.cache_bytes * len(batch)
             budget = self.cache_bytes * (1 if all_fit else 1 - STREAMED_SHARE)
             if number not in self._kept and self._kept_bytes + size <= budget:
                 self._keep(batch)

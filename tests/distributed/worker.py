@@ -120,7 +120,7 @@ def run(folder: Path, name: str) -> dict[str, Any]:
 
 
 def fail(folder: Path, name: str) -> None:
-    what, last = name.partition("-")[2], RANK == int(os.environ["WORLD_SIZE"]) - 1
+    what, last = name.partition("-")[2], int(os.environ["WORLD_SIZE"]) - 1 == RANK
 
     def metrics(prediction) -> dict[str, float]:
         if what == "metric" and last:
