@@ -26,6 +26,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mutable_parameters": ["norms", "head"],
         "sigma": 0.1,
         "recombination": "gauss_newton",
+        "recombination_top_k": 1,
+        "selection_fraction": 0.1,
     }
 }
 """What each `preset` stands for."""

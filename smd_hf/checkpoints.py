@@ -6,6 +6,7 @@ sparse delta) goes by the names in the file, which neither the version of the li
 changes.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, TimmWrapperImageProcessor
 from transformers.core_model_loading import revert_weight_conversion
 
 from .errors import SMDError
+from .messages import one_line
 from .models import is_timm_model
 
 _TIMM_PREFIX = "timm_model."
@@ -69,6 +72,42 @@ def weights_hash(model: PreTrainedModel) -> str:
         # Bytes of any dtype, bfloat16 included, by way of a flat view as unsigned bytes.
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """
+    Put the weights of a saved checkpoint into a model of the same class, in place.
+
+    Args:
+        model (`PreTrainedModel`): on any device.
+        folder (`str` or `os.PathLike`): as [`save_checkpoint`] writes it; Python files in it are not run.
+
+    Raises:
+        `SMDError`: if there are no safetensors, or they are not exactly the weights of such a model.
+    """
+    try:
+        saved, info = type(model).from_pretrained(
+            folder,
+            config=copy.deepcopy(model.config),
+            dtype=model.dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        wrong = sorted(
+            str(name) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[key]
+        )
+        problem = f"it lacks or adds {', '.join(wrong[:4])}" if wrong else None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = one_line(str(error))
+    if problem is not None:
+        raise SMDError(
+            f"'{os.fspath(folder)}' is no checkpoint of this {type(model).__name__}: {problem}. Expected the folder that a run "
+            "of the same model has written."
+        )
+    values = saved.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(values[name])
 
 
 def save_checkpoint(model: PreTrainedModel, processor: Any | None, folder: str | os.PathLike) -> None:

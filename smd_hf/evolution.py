@@ -156,6 +156,7 @@ class Evolution:
         self.survivors = survivors
         self.keep_parent = keep_parent
         self.last: Generation | None = None
+        self._parent_result: tuple[Score, float] | None = None
         self._undo: list[tuple[str, Change]] = []
         self._warned_of_failed_children = False
 
@@ -187,6 +188,7 @@ class Evolution:
         candidates, results = self._finalists(scored, sums)
         # The first of equals: the parent before all others.
         best = int(np.argmax([fitness for _, fitness in results]))
+        self._parent_result = results[best]
         chosen, (selected, _) = candidates[best], results[best]
         self._undo = []
         if chosen.parts:
@@ -260,7 +262,9 @@ class Evolution:
         finalists: list[Candidate] = []
         results: list[tuple[Score, float]] = []
         if self.elitism:
-            finalists, results = [KEEP_PARENT], self._score_candidates([KEEP_PARENT])
+            # As the last generation's choice, it has been scored on these images already.
+            finalists = [KEEP_PARENT]
+            results = self._score_candidates([KEEP_PARENT]) if self._parent_result is None else [self._parent_result]
         rounds = self.recombination.propose(children, sums)
         proposed = next(rounds, None)
         while proposed is not None:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .arguments import EvolutionArguments
 from .calibration import calibrate_sigma
-from .checkpoints import save_checkpoint
+from .checkpoints import load_weights, save_checkpoint
 from .errors import SMDError
 from .evaluation.costs import suffix_costs
 from .evaluation.engine import Evaluator
@@ -449,6 +449,14 @@ class EvolutionTrainer(HubMixin, Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             self.run.save(folder)
         super()._save_checkpoint(model, trial)
+
+    # Trainer reads a checkpoint by the names in memory, and leaves out every weight that has another one in the file.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        load_weights(self.model, self.state.best_model_checkpoint)
 
     # Evolution has no optimizer, and its random numbers are keyed: there is no further state to keep.
 

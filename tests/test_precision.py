@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.backends.registry import register_backend
-from torch.utils.flop_counter import FlopCounterMode
+from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForImageClassification
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
@@ -14,15 +14,6 @@ from smd_hf.checkpoints import weights_hash
 from smd_hf.models import load_model
 from tests.test_trainer import make_dataset
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_processor
-
-GRAPHS = []
-
-
-@register_backend(name="counting")
-def counting(graph, inputs):
-    """A backend of torch.compile that runs graphs as they are, and counts them."""
-    GRAPHS.append([len(value) for value in inputs if value.ndim == 4 and not isinstance(value, torch.nn.Parameter)])
-    return graph.forward
 
 
 @pytest.fixture(scope="module")
@@ -77,22 +68,20 @@ def test_mixed_precision_is_that_of_autocast_whether_or_not_trainer_has_evaluate
     assert np.array_equal(results["bf16"], results["evaluated"])
     assert np.array_equal(results["bf16"], results["unreplayed"])
     assert not np.array_equal(results["bf16"], results["plain"])
-    np.testing.assert_allclose(results["bf16"][0], results["plain"][0], atol=0.05)
+    np.testing.assert_allclose(results["bf16"][0], results["plain"][0], rtol=0.1)
 
 
 @pytest.mark.parametrize("population_size, num_generations", [(3, 1), (6, 3)])
 def test_a_run_compiles_once_for_all_children_and_generations(population_size, num_generations, data, tmp_path):
-    GRAPHS.clear()
+    counters.clear()
     kwargs = dict(population_size=population_size, num_generations=num_generations)
-    compiled = make_trainer(
-        tiny_model("resnet"), tmp_path / "compiled", data, torch_compile_backend="counting", **kwargs
-    )
+    compiled = make_trainer(tiny_model("resnet"), tmp_path / "compiled", data, torch_compile_backend="eager", **kwargs)
     before = compiled.evaluate()
     compiled.train()
-    # Batches of 16 images; the last of the test data, and the selection split, have 8.
-    assert sorted(GRAPHS) == [[8], [16]]
+    # For batches of 16 images, and of 8: the last of the test data, and the selection split.
+    assert counters["stats"]["unique_graphs"] == 2
     after = compiled.evaluate()
-    assert sorted(GRAPHS) == [[8], [16]]
+    assert counters["stats"]["unique_graphs"] == 2
     assert before["eval_accuracy"] == compiled.report["parent"]["accuracy"]
     assert after["eval_accuracy"] == compiled.report["evolved"]["accuracy"]
     eager = make_trainer(tiny_model("resnet"), tmp_path / "eager", data, **kwargs)
@@ -144,8 +133,11 @@ def test_replay_saves_the_operations_that_the_report_counts(data, tmp_path):
             population_size=15,
             prefix_replay=replay,
         )
-        with FlopCounterMode(display=False) as counter:
+        with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:
             trainer.train()
-        spent[replay] = counter.get_total_flops(), trainer.report["cost"]["parent_passes"]
+        products = [
+            event for event in profiler.key_averages() if event.key in ("aten::addmm", "aten::mm", "aten::bmm")
+        ]
+        spent[replay] = sum(event.flops for event in products), trainer.report["cost"]["parent_passes"]
     assert np.array_equal(fitness(tmp_path / "True"), fitness(tmp_path / "False"))
     assert spent[True][0] < 0.75 * spent[False][0] and spent[True][1] < spent[False][1]

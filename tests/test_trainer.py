@@ -162,8 +162,8 @@ def test_a_resumed_run_ends_in_the_same_bytes(checkpoint, data, tmp_path):
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     reports = [json.loads((tmp_path / name / "gain_report.json").read_text()) for name in ("parts", "whole")]
     for report in reports:
-        report["cost"].pop("seconds")
-        report["arguments"].pop("output_dir", None)
+        # The resumed run scores its first parent on the selection split once more.
+        report.pop("cost")
     assert reports[0] == reports[1]
     lines = [(tmp_path / name / "children.jsonl").read_text() for name in ("parts", "whole")]
     assert lines[0] == lines[1]
@@ -326,7 +326,7 @@ def test_rows_of_pixel_values_need_no_processor(tmp_path):
         (dict(max_steps=7), "max_steps is 7"),
         (dict(bf16_full_eval=True), "bf16_full_eval"),
         (dict(model_init_kwargs={"token": "hf_secret"}), "holds a token"),
-        (dict(recombination="average"), "recombination='average'"),
+        (dict(recombination="average"), "recombination is average"),
         (dict(fitness="f1"), "no compute_metrics"),
         (dict(output_dir="/proc/nowhere"), "cannot be written"),
     ],
@@ -353,6 +353,10 @@ def test_the_private_names_of_trainer_that_we_override_exist():
         "_evaluate",
         "_determine_best_metric",
         "_save_checkpoint",
+        "_load_from_checkpoint",
+        "_load_best_model",
+        "_push_from_checkpoint",
+        "_finish_current_push",
         "_save",
         "_save_optimizer_and_scheduler",
         "_save_scaler",
