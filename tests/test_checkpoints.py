@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TimmWrapperForImageClassification
 
-from smd_hf.checkpoints import checkpoint_names, save_checkpoint, weights_hash
+from smd_hf.checkpoints import checkpoint_names, load_weights, save_checkpoint, weights_hash
 from smd_hf.errors import SMDError
 from smd_hf.models import load_image_processor, load_model
 from tests.tiny import (
@@ -234,3 +234,27 @@ def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SMDError, match=r"cannot be saved in .*file"):
         save_checkpoint(tiny_model("vit"), None, tmp_path / "file" / "child")
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin", "timm_vit", "timm_resnet", "custom"])
+def test_weights_go_back_into_a_model_by_their_names_in_the_file(kind, tmp_path):
+    parent = save_tiny_checkpoint(kind, tmp_path / "parent")
+    child = load_model(parent, trust_remote_code=True)
+    move(child)
+    save_checkpoint(child, None, tmp_path / "child")
+    model = load_model(parent, trust_remote_code=True)
+    assert weights_hash(model) != weights_hash(child)
+    load_weights(model, tmp_path / "child")
+    assert weights_hash(model) == weights_hash(child)
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tmp_path):
+    model = tiny_model("vit")
+    before = weights_hash(model)
+    for kind, labels in ("deit", 4), ("vit", 3):
+        folder = save_tiny_checkpoint(kind, tmp_path / f"{kind}-{labels}", num_labels=labels)
+        with pytest.raises(SMDError, match="no checkpoint of this ViTForImageClassification"):
+            load_weights(model, folder)
+    with pytest.raises(SMDError, match="no checkpoint"):
+        load_weights(model, tmp_path)
+    assert weights_hash(model) == before

@@ -1,5 +1,7 @@
 """What a pass costs from each block on, and children dealt out by it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ def test_costs_fall_from_all_to_little(kind):
     model = tiny_model(kind)
     costs = suffix_costs(model, tiny_pixels(1))
     assert len(costs) == len(find_blocks(model)) and costs[0] == 1
-    assert all(0 < later <= earlier for earlier, later in zip(costs, costs[1:]))
+    assert all(0 < later <= earlier for earlier, later in pairwise(costs))
     assert costs[-1] < 0.25
 
 

@@ -15,9 +15,8 @@ ROOT = Path(__file__).parents[2]
 TIMED = ("seconds", "parent_passes")  # of the cost: parts of a pass are counted by their time
 LAUNCHED_IN = 240  # seconds after which a launch counts as a hang
 
-# Which ways of spreading each case runs under; the rest of the nine is for the slow suite.
-SPREADS = ("data", "children", "auto")
-RUNS = [f"{case}-{spread}" for case in CASES for spread in ("data", "children")] + ["blocks-auto"]
+EACH = [f"{case}-{spread}" for case in CASES for spread in ("data", "children", "auto")]
+SOME = ["partition-children", "blocks-data", "blocks-auto", "race-children", "metric-data", "few-data", "few-children"]
 FAILS = [f"fail-{what}" for what in FAILURES]
 
 
@@ -64,7 +63,7 @@ def seen_by(folder, processes, name):
 def alone(tmp_path_factory):
     """All cases in one process, without a launcher."""
     folder = tmp_path_factory.mktemp("alone")
-    names = [f"{case}-{spread}" for case in CASES for spread in SPREADS]
+    names = [f"{case}-data" for case in CASES]
     with open(folder / "log.txt", "w") as log:
         command = [sys.executable, "-m", "tests.distributed.worker", str(folder), *names]
         assert finish([start(command, log)]) == [0], (folder / "log.txt").read_text()[-3000:]
@@ -72,12 +71,12 @@ def alone(tmp_path_factory):
 
 
 def comparable(path):
-    """A file's content, less what is measured in seconds and the name of its folder."""
+    """A file's content, less what is measured in seconds and the way of spreading."""
     if path.name != "gain_report.json":
         return path.read_bytes()
     report = json.loads(path.read_text())
     report["cost"] = {key: value for key, value in report["cost"].items() if key not in TIMED}
-    report["arguments"].pop("output_dir")
+    report["arguments"].pop("spread", None)
     return report
 
 
@@ -96,8 +95,9 @@ def assert_same_results(folder, expected, what):
 def assert_equal_to_one_process(alone, folder, processes, names):
     for name in names:
         what = f"{name} over {processes} processes"
-        assert_same_results(folder / name, alone / name, what)
-        [one] = seen_by(alone, 1, name)
+        reference = f"{name.partition('-')[0]}-data"
+        assert_same_results(folder / name, alone / reference, what)
+        [one] = seen_by(alone, 1, reference)
         for rank, seen in enumerate(seen_by(folder, processes, name)):
             assert seen["hash"] == one["hash"], what
             # All processes have the report of the first, when its files are there, and none but the first writes any.
@@ -110,43 +110,42 @@ def assert_equal_to_one_process(alone, folder, processes, names):
             assert seen["evaluated"]["eval_loss"] == pytest.approx(one["evaluated"]["eval_loss"], rel=0.5), what
 
 
-def test_ways_of_spreading_give_the_same_results(alone):
-    for case in CASES:
-        records = {(alone / f"{case}-{spread}" / "children.jsonl").read_bytes() for spread in SPREADS}
-        weights = {(alone / f"{case}-{spread}" / "model.safetensors").read_bytes() for spread in SPREADS}
-        assert len(records) == len(weights) == 1, case
-        [seen] = seen_by(alone, 1, f"{case}-data")
-        assert seen["evaluated"].keys() >= {"eval_loss"} and seen["report"]["evolved"]["n_test"] == 26
-
-
 @pytest.mark.parametrize(
-    "processes", [2, 3, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+    "processes, names",
+    [
+        pytest.param(1, EACH, marks=pytest.mark.slow),
+        (2, [*SOME, "everything-data", "everything-children"]),
+        (3, SOME),
+        *[pytest.param(processes, EACH, marks=pytest.mark.slow) for processes in (2, 3, 4)],
+    ],
+    ids=["1-each", "2-some", "3-some", "2-each", "3-each", "4-each"],
 )
-def test_any_number_of_processes_gives_the_same_bytes(processes, alone, tmp_path):
+def test_any_number_of_processes_gives_the_same_bytes(processes, names, alone, tmp_path):
     folder = tmp_path / "run"
-    code, log = launch(folder, processes, RUNS + FAILS)
+    fails = FAILS if processes > 1 else []
+    code, log = launch(folder, processes, [*names, *fails])
     assert code == 0, log[-3000:]
-    assert_equal_to_one_process(alone, folder, processes, RUNS)
-    for name in FAILS if processes > 1 else ():
+    assert_equal_to_one_process(alone, folder, processes, names)
+    for name in fails:
         *others, failed = (seen["error"] for seen in seen_by(folder, processes, name))
         # Every process ends, the one that failed with its own error and the others with its name.
-        error = {"image": "OSError: the disk", "metric": "ZeroDivisionError: there is no such class"}[name[5:]]
+        error = {"fail-image": "OSError: the disk", "fail-metric": "ZeroDivisionError: there is no such class"}[name]
         assert failed.startswith(error)
         assert all(f"Process {processes - 1} of {processes} failed: {error}" in other for other in others)
 
 
 def test_a_process_that_raises_ends_the_whole_run(tmp_path):
-    code, log = launch(tmp_path / "run", 2, ["crash-image", "partition-data"])
+    code, log = launch(tmp_path / "run", 2, ["crash-image", "few-data"])
     assert code != 0 and "the disk of this machine is gone" in log
-    assert not (tmp_path / "run" / "partition-data").exists()
+    assert not (tmp_path / "run" / "few-data").exists()
     assert not (tmp_path / "run" / "crash-image" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_whole_run(tmp_path):
-    code, log = launch(tmp_path / "run", 3, ["crash-death", "partition-data"])
+    code, log = launch(tmp_path / "run", 3, ["crash-death", "few-data"])
     assert code != 0 and "exitcode  : 7" in log
-    assert not (tmp_path / "run" / "partition-data").exists()
+    assert not (tmp_path / "run" / "few-data").exists()
 
 
 def free_port():
@@ -162,7 +161,7 @@ def test_two_nodes(backend, processes, alone, tmp_path):
     """Two launchers, as on two machines: each starts its own processes, which meet on one of the two."""
     folder, port, launchers = tmp_path / "run", free_port(), []
     folder.mkdir()
-    names = [name for name in RUNS if name.startswith(("partition", "race", "everything"))]
+    names = ["partition-data", "few-children", "race-auto"]
     logs = [open(folder / f"log-{node}.txt", "w+") for node in range(2)]  # noqa: SIM115
     try:
         for node, log in enumerate(logs):

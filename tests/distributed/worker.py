@@ -119,7 +119,7 @@ def run(folder: Path, name: str) -> dict[str, Any]:
 
 def fail(folder: Path, name: str) -> None:
     """A run in whose last process something fails, while the others are at work."""
-    what, last = name.partition("-")[2], RANK == int(os.environ.get("WORLD_SIZE", "1")) - 1
+    what, last = name.partition("-")[2], int(os.environ.get("WORLD_SIZE", "1")) == RANK + 1
 
     def metrics(prediction) -> dict[str, float]:
         if what == "metric" and last:

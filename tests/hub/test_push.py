@@ -9,6 +9,9 @@ folder.
 import json
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,7 @@ import pytest
 from tests.tiny import save_tiny_checkpoint
 
 from .cards import front_matter
-from .clients import request, run_client
+from .clients import ROOT, request, run_client
 from .server import HubServer
 
 RUNS = ("vit", "custom", "timm")
@@ -295,7 +298,7 @@ def test_the_pushed_cards_are_valid_and_say_what_was_measured(run, pushed):
         assert status == 200 and json.loads(answer) == {"errors": [], "warnings": []}
         metadata = front_matter(card)
         [model] = metadata["model-index"]
-        results = {result["metrics"][0]["type"]: result["metrics"][0]["value"] for result in model["results"]}
+        results = {each["type"]: each["value"] for result in model["results"] for each in result["metrics"]}
         assert results == {
             "accuracy": scores["accuracy"],
             "nll": scores["nll"],
@@ -519,3 +522,27 @@ def test_branches_proposals_changed_cards_and_mistakes(troubled):
     assert result["nothing"][0] == 2 and "holds nothing to push" in result["nothing"][2]
     assert result["no name"][0] == 2 and "no name of a repository" in result["no name"][2]
     assert result["usage"][0] == 2 and "smd-hf push --help" in result["usage"][2]
+
+
+def test_of_several_processes_one_pushes(hub_server, tmp_path):
+    hub_server.add_repository("tester/parent", Path(save_tiny_checkpoint("resnet", tmp_path / "parent")))
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"root = {str(tmp_path)!r}\n"
+        + textwrap.dedent(EVOLVE)
+        + textwrap.dedent("""
+            trainer = make_trainer("tester/parent", "out", push_to_hub=True, hub_model_id="tester/child", num_generations=1)
+            trainer.train()
+            commit = trainer.push_to_hub()
+            Path(root, f"{os.environ['RANK']}.txt").write_text(f"{commit is not None} {sorted(trainer.pushed)}")
+        """)
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = hub_server.environment() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    log = tmp_path / "output.log"
+    assert process.returncode == 0, process.stderr + (log.read_text() if log.is_file() else "")
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["True ['child']", "False []"]
+    calls = [f"{each.method} {each.path}" for each in hub_server.requests]
+    assert len([call for call in calls if "/commit/" in call]) == 1
+    assert len(hub_server.commits("tester/child")) == 2
