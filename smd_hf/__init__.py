@@ -9,6 +9,7 @@ from .errors import SMDError
 
 if TYPE_CHECKING:
     from .arguments import EvolutionArguments
+    from .callback import EvolutionCallback
     from .data import ImageCollator
     from .delta import SparseDelta
     from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
@@ -24,6 +25,7 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "DataArguments": "script_arguments",
     "EvolutionArguments": "arguments",
+    "EvolutionCallback": "callback",
     "EvolutionTrainer": "trainer",
     "ImageCollator": "data",
     "ModelArguments": "script_arguments",

@@ -109,6 +109,14 @@ class EvolutionArguments(TrainingArguments):
         default=False,
         metadata={"help": "Divide sigma by sqrt(density): children of every density are equally far from the parent."},
     )
+    mutation: str = field(
+        default="noise",
+        metadata={
+            "help": "What a child's coordinates become: noise adds Gaussian noise; prune sets them to zero, without a sigma, and "
+            "with recombination best. A child that is pruned and no worse takes the parent's place (--no_elitism: also a worse one).",
+            "choices": ["noise", "prune"],
+        },
+    )
     mirrored: bool = field(
         default=False,
         metadata={
@@ -127,13 +135,34 @@ class EvolutionArguments(TrainingArguments):
     )
     fitness: str = field(
         default="nll",
-        metadata={"help": "What children are scored by: nll, accuracy, or a key that compute_metrics returns."},
+        metadata={
+            "help": "What children are scored by: nll, accuracy, macro_f1, balanced_accuracy, top_5_accuracy (or another number), "
+            "calibration_error, expected_cost (with cost_matrix), or a key that compute_metrics or metric_name_or_path returns."
+        },
     )
     fitness_greater_is_better: bool | None = field(
         default=None,
         metadata={
             "help": "Direction of a fitness that compute_metrics returns. By default lower is better for keys that end in nll, "
-            "loss, error, perplexity, distance or cost, and greater for all others."
+            "loss, error, perplexity, distance, cost, mse, mae or brier_score, and greater for all others."
+        },
+    )
+    metric_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A metric of `evaluate`: the path of its script, or its name on the Hub, which needs trust_remote_code. Its "
+            "first key is the fitness where no other is chosen."
+        },
+    )
+    metric_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Options of that metric as JSON, such as {"average": "macro"}.'},
+    )
+    fitness_samples_per_generation: int | None = field(
+        default=None,
+        metadata={
+            "help": "Score each generation on so many fitness images alone, drawn evenly over the classes, and on others in the "
+            "next, until all have been seen. All in every generation by default."
         },
     )
     selection_fraction: float = field(
@@ -294,8 +323,9 @@ class EvolutionArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        if isinstance(self.model_init_kwargs, str):
-            self.model_init_kwargs = _json_object("model_init_kwargs", self.model_init_kwargs)
+        for name in ("model_init_kwargs", "metric_kwargs"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, _json_object(name, getattr(self, name)))
         # Trainer fills in many arguments below: what was chosen shows only here.
         self._chosen = {argument.name for argument in fields(self) if _differs(argument, getattr(self, argument.name))}
         if self.preset is not None:
@@ -309,6 +339,9 @@ class EvolutionArguments(TrainingArguments):
             # The losers of a race have not seen all images, which a Gauss-Newton step would need.
             self.recombination = "best"
             self._chosen.add("recombination")
+        if self.mutation == "prune" and "recombination" not in self._chosen:
+            self.recombination = "best"
+            self._chosen.add("recombination")
         check_evolution_arguments(self)
         self.max_steps = self.num_generations
         self.num_train_epochs = self.num_generations
@@ -320,6 +353,10 @@ class EvolutionArguments(TrainingArguments):
     def directions(self) -> int:
         """How many subspaces a generation has: one a child, or one a mirrored pair."""
         return self.population_size // 2 if self.mirrored else self.population_size
+
+    def was_chosen(self, name: str) -> bool:
+        """Whether an argument was given, itself or by a preset."""
+        return name in self._chosen
 
     def non_default(self) -> dict[str, Any]:
         """The arguments that were chosen, at the start or since, as JSON values and without tokens."""
@@ -380,6 +417,11 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
         "allocation": (args.allocation in ("uniform", "cost"), "uniform or cost"),
         "racing": (args.racing in ("none", "halving"), "none or halving"),
         "spread": (args.spread in MODES, ", ".join(MODES)),
+        "mutation": (args.mutation in ("noise", "prune"), "noise or prune"),
+        "fitness_samples_per_generation": (
+            args.fitness_samples_per_generation is None or args.fitness_samples_per_generation >= 1,
+            "1 or more",
+        ),
         "decomposition": (args.decomposition in DECOMPOSITIONS, f"one of {', '.join(DECOMPOSITIONS)}"),
         "subspace_schedule": (args.subspace_schedule in ("dynamic", "static"), "dynamic or static"),
         "sigma_units": (args.sigma_units in ("relative", "absolute"), "relative or absolute"),
@@ -394,6 +436,8 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
         raise SMDError(
             "recombination='gauss_newton' measures all children on all fitness images, and racing='halving' does not. Choose one."
         )
+    if args.mutation == "prune":
+        check_pruning(args)
     if args.allocation == "cost" and args.decomposition != "blocks":
         raise SMDError(
             f"allocation='cost' deals children out to blocks, but decomposition is '{args.decomposition}'. Choose "
@@ -424,3 +468,20 @@ def check_evolution_arguments(args: EvolutionArguments) -> None:
             "set HF_TOKEN."
         )
     scheduled_sigma(1.0, args.sigma_schedule, 0, args.num_generations)
+
+
+def check_pruning(args: EvolutionArguments) -> None:
+    """Refuses choices that make no sense where coordinates become zero."""
+    senseless = {
+        "sigma": args.sigma is not None,
+        "mirrored": args.mirrored,
+        "match_norm": args.match_norm,
+        "recombination": args.recombination != "best",
+        "decomposition": args.decomposition == "dense",
+    }
+    for name, chosen in senseless.items():
+        if chosen:
+            raise SMDError(
+                f"{name}={getattr(args, name)} does not go with mutation='prune', in which a child's coordinates become zero, and "
+                "the best child takes the parent's place. Leave it out, or choose mutation='noise'."
+            )

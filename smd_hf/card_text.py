@@ -90,7 +90,9 @@ def json_text(value: Any) -> str:
         value = re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
     elif isinstance(value, dict):
         entries = {
-            key: json_text(each) for key, each in sorted(value.items()) if not str(key).endswith(("token", "cache_dir"))
+            key: json_text(each)
+            for key, each in sorted(value.items())
+            if not str(key).endswith(("token", "cache_dir"))
         }
         return "{" + ", ".join(f"{json.dumps(key)}: {text}" for key, text in entries.items()) + "}"
     elif isinstance(value, list):

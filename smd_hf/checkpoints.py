@@ -22,6 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from .errors import SMDError
 from .messages import one_line
 from .models import is_timm_model
+from .quantized import stored_parts
 
 _TIMM_PREFIX = "timm_model."
 _REMOTE_SEPARATOR = "--"
@@ -44,7 +45,9 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
         return {name: name.removeprefix(_TIMM_PREFIX) for name in tensors}
     saved = model.state_dict(keep_vars=True).keys() & tensors.keys()
     # On the meta device the conversion costs nothing, and a mere renaming hands back the very tensor that it was given.
-    stand_ins = {name: torch.empty_like(tensors[name], device="meta") for name in sorted(saved)}
+    stand_ins = {
+        name: torch.empty(tensors[name].shape, dtype=tensors[name].dtype, device="meta") for name in sorted(saved)
+    }
     origin = {id(stand_in): name for name, stand_in in stand_ins.items()}
     names = {name: name for name in tensors}
     for target, stand_in in revert_weight_conversion(model, stand_ins).items():
@@ -67,10 +70,13 @@ def weights_hash(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     state = {names.get(name, name): tensor for name, tensor in model.state_dict().items()}
     for name in sorted(state):
-        tensor = state[name].detach()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        # Bytes of any dtype, bfloat16 included, by way of a flat view as unsigned bytes.
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for part, value in stored_parts(name, state[name]):
+            if not isinstance(value, torch.Tensor):
+                digest.update(f"{part}\0{value}\0".encode())
+                continue
+            digest.update(f"{part}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+            # Bytes of any dtype, bfloat16 included, by way of a flat view as unsigned bytes.
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -186,8 +186,7 @@ class Evolution:
                 "model changes its own weights in a forward pass. Nothing was saved."
             )
         candidates, results = self._finalists(scored, sums)
-        # The first of equals: the parent before all others.
-        best = int(np.argmax([fitness for _, fitness in results]))
+        best = self._best(candidates, [fitness for _, fitness in results])
         self._parent_result = results[best]
         chosen, (selected, _) = candidates[best], results[best]
         self._undo = []
@@ -208,6 +207,22 @@ class Evolution:
             discordance=_discordance(candidates, [score for score, _ in results]),
         )
         return self.last
+
+    def _best(self, candidates: list[Candidate], fitness: list[float]) -> int:
+        """The first of equals: the parent before all others; where children are pruned, these before the parent."""
+        best = int(np.argmax(fitness))
+        if self.mutation.prune and candidates[best] is KEEP_PARENT:
+            return next(
+                (number for number in range(len(fitness)) if number != best and fitness[number] == fitness[best]), best
+            )
+        return best
+
+    def score_on(self, fitness_batches: ImageBatches) -> None:
+        """Other fitness data from here on; where they are the selection data too, the parent is scored on them again."""
+        if self.selection_batches is self.fitness_batches:
+            self.selection_batches = fitness_batches
+            self._parent_result = None
+        self.fitness_batches = fitness_batches
 
     @contextmanager
     def last_parent(self) -> Iterator[None]:
@@ -286,7 +301,8 @@ class Evolution:
         variants = [self._candidate_variant(candidate) for candidate in candidates]
         scores = self.evaluator.score(variants, self.selection_batches, keep_logits=self.fitness.needs_logits)
         labels = self.selection_batches.labels
-        return [(score, self.fitness(score, labels)) for score in scores]
+        fitness = self.evaluator.spread.each(len(scores), lambda number: self.fitness(scores[number], labels))
+        return list(zip(scores, fitness))
 
     def variant(self, child: Child) -> Variant:
         """A child as the evaluator takes it."""

@@ -2,7 +2,8 @@
 Mutation: children of the current parent, put into the model in place and taken out again to the bit.
 
 A child is theta + m * sigma * s * eps: eps is keyed noise, m its subspace, s the scale of each tensor (its standard
-deviation where sigma is relative, else 1). Only a description is kept; the changes are made when they are needed.
+deviation where sigma is relative, else 1). Where children are pruned, it is theta with zeros in its subspace. Only a
+description is kept; the changes are made when they are needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,6 +64,7 @@ class Mutation:
         match_norm (`bool`, *optional*, defaults to `False`): divides sigma by sqrt(density), so that children of every
             density are as far from the parent as a dense one.
         mirrored (`bool`, *optional*, defaults to `False`): children come in pairs, theta + delta and theta - delta.
+        prune (`bool`, *optional*, defaults to `False`): a child's coordinates become zero instead: delta is -theta there.
     """
 
     def __init__(
@@ -73,12 +75,14 @@ class Mutation:
         sigma_units: str = "relative",
         match_norm: bool = False,
         mirrored: bool = False,
+        prune: bool = False,
     ):
         self.decomposition = decomposition
         self.seed = seed
         self.sigma_units = sigma_units
         self.match_norm = match_norm
         self.mirrored = mirrored
+        self.prune = prune
         parameters = dict(model.named_parameters())
         self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in self.space.names}
         self.scales: list[float] = []
@@ -91,7 +95,7 @@ class Mutation:
 
     def parent_changed(self) -> None:
         """Measures the parent's tensors again: to be called whenever its weights have changed for good."""
-        if self.sigma_units == "absolute":
+        if self.prune or self.sigma_units == "absolute":
             self.scales = [1.0] * len(self.space.names)
         else:
             self.scales = [tensor_scale(self.parameters[name]) for name in self.space.names]
@@ -117,12 +121,18 @@ class Mutation:
             tensor (`int`): the tensor's position in the space.
 
         Returns:
-            Flat indices (int64, `(k,)`; `None` for all) and what is added there (float32, `(k,)`); `None` for nothing.
+            Flat indices (int64, `(k,)`; `None` for all) and what is added there (float32, `(k,)`; float64 for the pruning of
+            a float64 tensor); `None` for nothing.
         """
         decomposition = self.decomposition
         indices = decomposition.indices(child.generation, child.direction, tensor)
         if indices is not None and len(indices) == 0:
             return None
+        if self.prune:
+            values = self.parameters[self.space.names[tensor]].detach().reshape(-1)
+            values = values if indices is None else values.take(torch.from_numpy(indices).to(values.device))
+            # As wide as the sum is taken in: x + (-x) is zero to the bit.
+            return indices, -values.to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
         shared = decomposition.noise_key(child.direction)
         key, size = self.space.keys[tensor], self.space.sizes[tensor]
         if shared is None:
@@ -188,6 +198,12 @@ class Mutation:
             indices, delta = mutation
             total[slice(None) if indices is None else indices] += delta * np.float32(coefficient)
         return None if total is None else (None, total)
+
+
+def zero_share(parameters: Mapping[str, torch.Tensor]) -> float:
+    """The share of coordinates that are exactly zero, in [0, 1]."""
+    zeros = sum(int((tensor == 0).sum()) for tensor in parameters.values())
+    return zeros / sum(tensor.numel() for tensor in parameters.values())
 
 
 def tensor_scale(tensor: torch.Tensor) -> float:

@@ -8,6 +8,7 @@ from .blocks import find_blocks
 from .checkpoints import checkpoint_names
 from .errors import SMDError
 from .heads import head_parameter_names
+from .quantized import is_mutable
 from .subspaces import ParameterSpace
 
 GROUPS = ("all", "norms", "biases", "head")
@@ -66,7 +67,8 @@ def parameter_space(
     """
     The parameters that mutation may change: those that `mutable_parameters` match, less those that `frozen_parameters` do.
 
-    Buffers, BatchNorm's running statistics among them, and parameters that are not floating-point are never mutable.
+    Buffers, BatchNorm's running statistics among them, and parameters that are not plain floating-point tensors, such as
+    quantised ones, are never mutable.
 
     Args:
         model (`torch.nn.Module`): the model.
@@ -87,11 +89,11 @@ def parameter_space(
         (name, position)
         for position, block in enumerate(find_blocks(model))
         for name in block.parameter_names
-        if name in mutable - frozen and parameters[name].is_floating_point()
+        if name in mutable - frozen and is_mutable(parameters[name])
     ]
     if not chosen:
         raise SMDError(
-            "No mutable parameter is left: frozen_parameters takes away all that mutable_parameters gives "
+            "No mutable parameter is left: frozen_parameters takes away all that mutable_parameters gives, or it is quantised "
             f"({len(mutable)} tensors matched, {len(frozen)} frozen). Loosen one of the two."
         )
     names = tuple(name for name, _ in chosen)

@@ -12,6 +12,7 @@ from .harvest import Harvest, describe_deltas, describe_ensemble
 from .images import to_image
 from .model_card import card_entries, classify_example, save_example, write_card
 from .models import num_channels
+from .mutation import zero_share
 from .plots import plot_calibration_curve, plot_ensemble_size, plot_fitness, plot_gain, plot_reliability
 from .report import REPORT_NAME, gain_report, write_report
 from .statistics import reliability
@@ -50,7 +51,9 @@ def run_report(
         method=describe_method(trainer),
         cost=cost,
         data=describe_data(trainer),
-        candidates=run.candidates((trainer.selection_batches or trainer.fitness_batches).num_images),
+        candidates=run.candidates(
+            trainer.selection_batches.num_images if trainer.selection_batches else trainer.images_per_generation
+        ),
         ensemble_logits=ensemble_logits,
         seed=args.seed,
     )
@@ -63,6 +66,7 @@ def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
     return {
         "parent_name": shown_name(trainer.parent_name),
         "new_head": trainer.new_head,
+        "mutation": args.mutation,
         "decomposition": args.decomposition,
         "density": mutation.decomposition.density,
         "sigma": args.sigma if calibration is None else calibration.sigma,
@@ -74,7 +78,11 @@ def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
         "fitness": args.fitness,
         "seed": args.seed,
         "mutable": {"tensors": len(mutation.space.names), "coordinates": mutation.space.total},
-    }
+    } | (
+        {"zero_share": {"before": trainer.parent_zero_share, "after": zero_share(mutation.parameters)}}
+        if mutation.prune
+        else {}
+    )
 
 
 def shown_name(name: str) -> str:
@@ -88,7 +96,10 @@ def describe_data(trainer: "EvolutionTrainer") -> dict[str, Any]:
     name = None if info is None or info.builder_name in GENERIC_BUILDERS else info.dataset_name
     return {
         "name": trainer.dataset_name or name,
-        "fitness": {"num_images": trainer.fitness_batches.num_images},
+        "fitness": {
+            "num_images": trainer.fitness_batches.num_images,
+            "per_generation": trainer.images_per_generation,
+        },
         "selection": {"num_images": trainer.selection_batches.num_images if trainer.selection_batches else 0},
         "test": {
             "num_images": trainer.test_batches.num_images,

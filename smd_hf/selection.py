@@ -9,9 +9,10 @@ from transformers import EvalPrediction
 
 from .errors import SMDError
 from .evaluation.scores import Score
+from .metrics import METRICS
 from .mutation import Child
 
-LOWER_IS_BETTER_ENDINGS = ("nll", "loss", "error", "perplexity", "distance", "cost")
+LOWER_IS_BETTER_ENDINGS = ("nll", "loss", "error", "perplexity", "distance", "cost", "mse", "mae", "brier_score")
 
 
 class Fitness:
@@ -21,8 +22,8 @@ class Fitness:
     Args:
         name (`str`): `"nll"`, `"accuracy"`, or a key that `compute_metrics` returns, with or without the prefix `eval_`.
         compute_metrics (`Callable`, *optional*): as in Trainer: from an `EvalPrediction` (logits, labels) to a dict.
-        greater_is_better (`bool`, *optional*): by default, a key that ends in `nll`, `loss`, `error`, `perplexity`,
-            `distance` or `cost` is better when lower, any other when greater.
+        greater_is_better (`bool`, *optional*): by default, a key that ends as one of `LOWER_IS_BETTER_ENDINGS` does is better
+            when lower, any other when greater.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Fitness:
         self.needs_logits = self.name not in ("nll", "accuracy")
         if self.needs_logits and compute_metrics is None:
             raise SMDError(
-                f"fitness='{name}' is neither 'nll' nor 'accuracy', and there is no compute_metrics to return it. Pass "
-                "compute_metrics to the trainer, or choose one of the two."
+                f"fitness='{name}' is no built-in metric (nll, accuracy, {', '.join(METRICS)}), and there is no compute_metrics to "
+                "return it. Pass compute_metrics to the trainer, name a metric of `evaluate` by metric_name_or_path, or choose a "
+                "built-in one (of top_k_accuracy with a number, such as top_5_accuracy)."
             )
         if greater_is_better is None or not self.needs_logits:
             greater_is_better = not self.name.lower().endswith(LOWER_IS_BETTER_ENDINGS)

@@ -1,11 +1,10 @@
 """The recombination strategies by the names that arguments give them."""
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .errors import SMDError
 from .gauss_newton import GaussNewton
+from .metrics import parse_cost_matrix
 from .objectives import from_compute_loss_func, make_objective
 from .recombination import Best, GreedySoup, Recombination, TopKMean
 
@@ -36,10 +35,7 @@ def make_recombination(
         return RECOMBINATIONS[args.recombination](args.recombination_top_k)
     if compute_loss_func is not None:
         return GaussNewton(args.recombination_top_k, from_compute_loss_func(compute_loss_func))
-    try:
-        cost_matrix = None if args.cost_matrix is None else json.loads(args.cost_matrix)
-    except json.JSONDecodeError as error:
-        raise SMDError(f"cost_matrix is not JSON ({error}). Give a list of rows, such as [[0, 1], [5, 0]].") from error
+    cost_matrix = None if args.cost_matrix is None else parse_cost_matrix(args.cost_matrix)
     objective = make_objective(
         args.objective, num_labels, args.label_smoothing_factor, args.class_weights, cost_matrix
     )

@@ -26,12 +26,13 @@ from .evaluation.pixels import codec_for
 from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
 from .files import check_output_dir, write_json, write_lines
+from .fitness_data import FreshSamples, split_indices
 from .harvest import Harvest, harvest, write_harvest
 from .heads import replace_head
-from .hub import HubMixin
+from .hub_trainer import HubMixin
 from .images import check_images
-from .labels import stratified_order, stratified_split
-from .mutation import Mutation, scheduled_sigma
+from .metrics import merged, with_named_metrics
+from .mutation import Mutation, scheduled_sigma, zero_share
 from .parameters import parameter_space
 from .preparation import prepare_data, resolve_model
 from .progress import EvolutionProgressCallback, child_reporter
@@ -104,7 +105,8 @@ class EvolutionTrainer(HubMixin, Trainer):
             args = EvolutionArguments(output_dir="tmp_trainer")
         if args.should_save:
             check_output_dir(args.output_dir)
-        self.fitness = Fitness(args.fitness, compute_metrics, args.fitness_greater_is_better)
+        metrics = with_named_metrics(args, compute_metrics)
+        self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         model, processing_class, missing_head = resolve_model(model, args, processing_class)
         data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
 
@@ -120,7 +122,7 @@ class EvolutionTrainer(HubMixin, Trainer):
             eval_dataset=data.eval_dataset,
             processing_class=processing_class,
             compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics or compute_classification_metrics,
+            compute_metrics=merged(None if compute_metrics else compute_classification_metrics, metrics),
             callbacks=callbacks,
         )
         # Trainer's first evaluation would wrap the model's forward for mixed precision and compile it a second time.
@@ -137,6 +139,7 @@ class EvolutionTrainer(HubMixin, Trainer):
         # 4. The three disjoint sets
         self.image_column = data.image_column
         self.fitness_batches = self.selection_batches = self.test_batches = None
+        self.fresh_samples: FreshSamples | None = None
         if train_dataset is not None:
             self._split_train_dataset(data.train_labels)
 
@@ -160,7 +163,13 @@ class EvolutionTrainer(HubMixin, Trainer):
         )
         self.recombination = make_recombination(args, self.model.config.num_labels, compute_loss_func)
         self.mutation = Mutation(
-            self.model, decomposition, args.seed, args.sigma_units, args.match_norm, args.mirrored
+            self.model,
+            decomposition,
+            args.seed,
+            args.sigma_units,
+            args.match_norm,
+            args.mirrored,
+            prune=args.mutation == "prune",
         )
         self.evaluator = Evaluator(
             self.model,
@@ -176,6 +185,7 @@ class EvolutionTrainer(HubMixin, Trainer):
         self.dataset_name: str | None = None
         self.report: dict[str, Any] | None = None
         self.parent_test_logits: np.ndarray | None = None
+        self.parent_zero_share = zero_share(self.mutation.parameters)
         name = str(self.model.config._name_or_path) or type(self.model).__name__
         # A relative path looks like the id of a model on the Hub, from any other folder than this one.
         self.parent_name = str(Path(name).absolute()) if Path(name).is_dir() else name
@@ -200,17 +210,23 @@ class EvolutionTrainer(HubMixin, Trainer):
         """Fitness and selection images, disjoint and stratified, each in an order whose every prefix is balanced."""
         size, seed = len(self.train_dataset), self.args.seed
         labels = np.zeros(size, dtype=np.int64) if labels is None else labels
-        fraction = self.args.selection_fraction
-        fitness, selection = stratified_split(labels, fraction, seed)
-        if not len(fitness) or (fraction > 0 and not len(selection)):
-            raise SMDError(
-                f"selection_fraction={fraction} of {size} training images leaves {len(fitness)} for fitness and "
-                f"{len(selection)} for selection. Both need one at the least: give more images, or set it to 0."
-            )
-        fitness = fitness[stratified_order(labels[fitness], seed)]
-        self.fitness_batches = self._batches(self.train_dataset, fitness, 1 - fraction)
+        fraction, samples = self.args.selection_fraction, self.args.fitness_samples_per_generation
+        fitness, selection = split_indices(labels, fraction, seed)
+        if samples is not None:
+            self.fresh_samples = FreshSamples(fitness, labels[fitness], samples, seed)
+        self.fitness_batches = self._batches(self.train_dataset, fitness, self._fitness_cache_share)
         if fraction > 0:
             self.selection_batches = self._batches(self.train_dataset, selection, fraction)
+
+    @property
+    def _fitness_cache_share(self) -> float:
+        # Fresh samples share it with all the images, which sigma is calibrated on.
+        return (1 - self.args.selection_fraction) / (1 if self.fresh_samples is None else 2)
+
+    @property
+    def images_per_generation(self) -> int:
+        """How many fitness images each generation is scored on."""
+        return self.fitness_batches.num_images if self.fresh_samples is None else self.fresh_samples.size
 
     @property
     def reported_dataset(self) -> Any | None:
@@ -313,7 +329,9 @@ class EvolutionTrainer(HubMixin, Trainer):
             keep_parent=bool(args.ensemble_size or args.save_children),
         )
         self._begin(resume_from_checkpoint, trial)
-        sigma = args.sigma if args.sigma is not None else self._calibrated_sigma(evolution)
+        sigma = args.sigma
+        if sigma is None:
+            sigma = 0.0 if self.mutation.prune else self._calibrated_sigma(evolution)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         if args.eval_on_start:
             self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
@@ -324,6 +342,9 @@ class EvolutionTrainer(HubMixin, Trainer):
             generation_sigma = scheduled_sigma(
                 sigma, args.sigma_schedule, self.state.global_step, args.num_generations
             )
+            if self.fresh_samples is not None:
+                rows = self.fresh_samples.indices(self.state.global_step)
+                evolution.score_on(self._batches(self.train_dataset, rows, self._fitness_cache_share))
             generation = evolution.step(
                 self.state.global_step,
                 generation_sigma,
@@ -341,7 +362,7 @@ class EvolutionTrainer(HubMixin, Trainer):
 
         cost = self.run.cost(self.fitness_batches.num_images)
         found = self._harvest(evolution)
-        num_samples = self.fitness_batches.num_images * args.population_size * args.num_generations
+        num_samples = self.images_per_generation * args.population_size * args.num_generations
         output = self._finalize_training(trial, num_samples, start)
         self._write_results(output.metrics, cost, found)
         return output

@@ -295,7 +295,7 @@ def test_values_of_arguments_show_no_place_and_no_token():
         "revision": "main",
         "places": ["/home/me/images/", 1.5],
     }
-    assert json_text(values) == '{"revision": "main", "places": ["images", 1.5]}'
+    assert json_text(values) == '{"places": ["images", 1.5], "revision": "main"}'
     assert json_text("C:\\Users\\me") == '"me"' and json_text("a/b") == '"a/b"' and json_text(None) == "null"
     assert "hf_aaaa" not in code_span(json_text("hf_" + "a" * 34))
 

@@ -68,7 +68,7 @@ def test_mixed_precision_is_that_of_autocast_whether_or_not_trainer_has_evaluate
     assert np.array_equal(results["bf16"], results["evaluated"])
     assert np.array_equal(results["bf16"], results["unreplayed"])
     assert not np.array_equal(results["bf16"], results["plain"])
-    np.testing.assert_allclose(results["bf16"][0], results["plain"][0], rtol=0.1)
+    np.testing.assert_allclose(results["bf16"][0], results["plain"][0], rtol=0.25)
 
 
 @pytest.mark.parametrize("population_size, num_generations", [(3, 1), (6, 3)])

@@ -9,8 +9,6 @@ out costs, and what making one costs for an 86-million-parameter ViT-B.
 import argparse
 import gc
 import json
-import subprocess
-import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -28,32 +26,32 @@ from common import (
     peak_memory,
     ratios,
     report,
+    run_worker,
     same_parent,
     settle,
     summary,
     variants,
-    worker_environment,
     write_jpegs,
 )
 
-from smd_hf.evaluation.engine import Variant
 from smd_hf.mutation import applied
 
 CHUNKS = 4
+"""Children that are timed in each repeat, each beside a pass of the parent; others in each repeat."""
+
 QUICK = {
-    "models": ["resnet18", "vit_ti"],
+    "models": ["vit_ti"],
     "repeats": 2,
-    "children": 4,
-    "images": 8,
+    "images": 16,
     "batch_size": 8,
-    "populations": [2, 4],
-    "construction_images": 4,
+    "populations": [2],
+    "construction_images": 2,
 }
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = make_parser(
-        __doc__, ["resnet18", "resnet50", "vit_ti", "vit_s", "efficientnet_b0"], children=16, images=64, batch_size=32
+        __doc__, ["resnet18", "resnet50", "vit_ti", "vit_s", "efficientnet_b0"], children=16, images=256, batch_size=32
     )
     parser.add_argument("--density", type=float, default=1 / 16, help="Share of the weights that a child changes.")
     parser.add_argument("--populations", type=int, nargs="+", default=[4, 32], help="For the peak memory.")
@@ -90,15 +88,14 @@ def speed(args: argparse.Namespace, task: Task) -> dict[str, Any]:
     clock, batches = Clock(args), task.batches()
     evaluator = task.evaluator(prefix_replay=False)
     mutation = task.mutation("random", args.children, args.density)
-    share = max(1, args.children // CHUNKS)
     pixel_values = [evaluator.pixel_values(batch) for batch in batches]
 
-    def children(number: int) -> None:
-        generation, part = divmod(number, CHUNKS)
-        evaluator.score(variants(mutation, generation)[part * share : (part + 1) * share], batches)
+    def child(number: int) -> None:
+        generation, place = divmod(number, args.children)
+        evaluator.score([variants(mutation, generation)[place]], batches)
 
     def parent(number: int) -> None:
-        evaluator.score([Variant(f"parent {copy}") for copy in range(share)], batches)
+        evaluator.score([PARENT], batches)
 
     def bare(number: int) -> None:
         with torch.inference_mode():
@@ -106,16 +103,16 @@ def speed(args: argparse.Namespace, task: Task) -> dict[str, Any]:
                 task.model(pixel_values=pixels).logits.argmax(-1).cpu()
 
     with same_parent(task.model):
-        for warm_up in (children, parent, bare):
+        for warm_up in (child, parent, bare):
             warm_up(0)
-        seconds = clock.interleaved({"children": children, "parent": parent, "bare": bare}, args.repeats, CHUNKS)
+        seconds = clock.interleaved({"child": child, "parent": parent, "bare": bare}, args.repeats, CHUNKS)
         exchange = cost_of_exchange(args, task, clock, mutation, evaluator.parameters)
-    images = CHUNKS * share * args.images
-    pass_of_batch = np.median(seconds["parent"]) / (CHUNKS * share * len(batches))
+    images = CHUNKS * args.images
+    pass_of_batch = np.median(seconds["parent"]) / (CHUNKS * len(batches))
     return {
-        "throughput_ratio": ratios(seconds["parent"], seconds["children"]),
-        "throughput_ratio_to_bare_model": ratios(seconds["bare"], seconds["children"], factor=share),
-        "child_images_per_second": summary([images / each for each in seconds["children"]]),
+        "throughput_ratio": ratios(seconds["parent"], seconds["child"]),
+        "throughput_ratio_to_bare_model": ratios(seconds["bare"], seconds["child"]),
+        "child_images_per_second": summary([images / each for each in seconds["child"]]),
         "parent_images_per_second": summary([images / each for each in seconds["parent"]]),
         "shares_of_one_pass_over_a_batch": {
             name: summary([each / pass_of_batch for each in values]) for name, values in exchange.items()
@@ -140,11 +137,17 @@ def cost_of_exchange(args: argparse.Namespace, task: Task, clock: Clock, mutatio
 
 
 def memory(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Peak memory of scoring a population over that of the parent's inference, each in a process of its own."""
+    """
+    Peak memory of scoring a population over that of the parent's inference, each in a process of its own.
+
+    `peak_memory_ratio` is of what is needed beyond the libraries (weights, images, activations, children) on the CPU, and of
+    all that is allocated on a GPU; the largest over the populations. Kept apart: children whose prefixes are replayed, for
+    which block outputs of one batch are held.
+    """
     parent = measured_memory(args, name, "parent")
     result: dict[str, Any] = {"parent": parent, "populations": {}}
     for mode in ("children", "replayed"):
-        for size in args.populations:
+        for size in args.populations if mode == "children" else args.populations[-1:]:
             peak = measured_memory(args, name, mode, size)
             peak |= {f"{part}_ratio": peak[part] / parent[part] for part in ("extra", "total")}
             result["populations"][f"{size} {mode}"] = peak
@@ -154,13 +157,18 @@ def memory(args: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def measured_memory(args: argparse.Namespace, name: str, mode: str, children: int = 0) -> dict[str, int]:
-    command = [sys.executable, __file__, "--worker", mode, "--models", name, "--children", str(children)]
-    for option in ("device", "threads", "images", "batch_size", "density"):
-        command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
-    output = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, env=worker_environment(args.threads), text=True
-    ).stdout
-    return json.loads(output.splitlines()[-1])
+    """In a process of its own, on one batch of images."""
+    options = {
+        "worker": mode,
+        "models": name,
+        "device": args.device,
+        "threads": args.threads,
+        "children": children,
+        "images": args.batch_size,
+        "batch-size": args.batch_size,
+        "density": args.density,
+    }
+    return run_worker(__file__, options, args.threads)
 
 
 def memory_of(args: argparse.Namespace) -> dict[str, int]:

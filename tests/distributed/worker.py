@@ -38,6 +38,9 @@ CASES: dict[str, dict[str, Any]] = {
     "race": BLOCKS | dict(racing="halving", recombination_top_k=2, population_size=9, mirrored=False),
     # A metric of the user's own, which needs all logits of a child in one place.
     "metric": dict(kind="resnet", population_size=5, decomposition="random", density=0.5, fitness="f1", elitism=False),
+    # Steps and soups: sums over batches, and candidates that follow from the scores of others.
+    "steps": BLOCKS | dict(recombination="gauss_newton", mirrored=True, population_size=6, sigma=0.05),
+    "soup": dict(kind="resnet", population_size=5, recombination="greedy_soup", fitness="accuracy"),
     # Fewer children, and fewer batches, than processes.
     "few": dict(kind="resnet", population_size=2, per_device_eval_batch_size=64, num_generations=1, elitism=False),
     # All that a run can leave, and Trainer's own evaluation, over all processes.

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ STRANGERS = (
 )
 
 EVOLVE = """
-    import contextlib, io, logging, os, sys
+    import contextlib, io, os
     from pathlib import Path
 
     # What libraries and trainer say goes into a file: no token may be in it.
@@ -109,11 +110,16 @@ PUSH = (
 )
 
 WITH_US = """
+    import contextlib, io, re
+    from pathlib import Path
     import torch
     torch.set_num_threads(1)
     import smd_hf
+    from huggingface_hub import hf_hub_download
     from smd_hf.delta import SparseDelta
     from tests.tiny import tiny_pixels
+
+    snippets = {}
 
     @torch.no_grad()
     def logits(model):
@@ -125,8 +131,18 @@ WITH_US = """
             "ensemble": logits(smd_hf.load(f"tester/{run}-ensemble", trust_remote_code=True)),
             "delta": logits(smd_hf.load(f"tester/{run}-children", subfolder="0001", trust_remote_code=True)),
         }
+    for name in [f"tester/{run}{suffix}" for run in runs for suffix in ("", "-ensemble", "-children")]:
+        card = Path(hf_hub_download(name, "README.md")).read_text()
+        snippet, output = (
+            re.search(pattern, card, re.DOTALL)[1]
+            for pattern in (r"```python\\n(.*?)```", r"png\\):\\n\\n```\\n(.*?)\\n```\\n")
+        )
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(snippet, name, "exec"), {})
+        snippets[name] = printed.getvalue().strip() == output
+    result["snippets"] = snippets
     first = SparseDelta.from_pretrained("tester/timm-children", subfolder="0000").merge()
-    result["first"] = logits(first) != result["timm"]["delta"]
+    result["first"] = logits(first)
     try:
         smd_hf.load("tester/timm-children")
     except smd_hf.SMDError as error:
@@ -182,6 +198,14 @@ class Pushed:
         return {name: text for name, text in self.hub.files(repo_id).items() if name != ".gitattributes"}
 
 
+def run_logged(code: str, environment: dict[str, str], root: Path, **values: object) -> dict:
+    """[`run_client`], of a process whose stderr goes into a file."""
+    try:
+        return run_client(code, environment, root=str(root), **values)
+    except AssertionError as error:
+        raise AssertionError((root / "output.log").read_text()[-4000:]) from error
+
+
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
@@ -197,24 +221,25 @@ def pushed(tmp_path_factory):
         hub.fail_next(r"POST /api/validate-yaml", 500, headers={"Retry-After": "0"})
         hub.fail_next(r"POST /api/models/tester/vit/commit/", "lost")
         hub.fail_next(r"POST /api/collections/.*/items", 503, headers={"Retry-After": "0"})
-        values = {"root": str(root), "folders": folders, "token": TOKEN, "strangers": STRANGERS}
-        result = run_client(PUSH, hub.environment(token=None), **values)
+        values = {"folders": folders, "token": TOKEN, "strangers": STRANGERS}
+        result = run_logged(PUSH, hub.environment(token=None), root, **values)
         assert hub.clear_faults() == []
         yield Pushed(hub, root, result)
 
 
 def test_whoever_loads_them_gets_the_logits_that_were_measured(pushed):
     measured = {run: pushed.result[run] for run in RUNS}
-    environment = pushed.hub.environment(token=TOKEN)
-    with_us = run_client(WITH_US, environment, runs=RUNS)
+    with ThreadPoolExecutor(3) as pool:  # each on a machine that has downloaded nothing yet
+        loaded = [
+            pool.submit(run_client, code, pushed.hub.environment(token=TOKEN), runs=RUNS)
+            for code in (WITH_US, WITHOUT_US, PLAIN)
+        ]
+    with_us, without_us, plain = (each.result() for each in loaded)
     assert {run: with_us[run] for run in RUNS} == measured
-    assert with_us["first"] and "subfolder" in with_us["no subfolder"]
-
-    without_us = run_client(WITHOUT_US, pushed.hub.environment(token=TOKEN), runs=RUNS)
+    assert len(with_us["snippets"]) == 9 and all(with_us["snippets"].values()), with_us["snippets"]
+    assert with_us["first"] != measured["timm"]["delta"] and "subfolder" in with_us["no subfolder"]
     assert {run: without_us[run]["ensemble"] for run in RUNS} == {run: measured[run]["ensemble"] for run in RUNS}
     assert without_us["labels"] == ["cat", "dog", "horse", "ship"]
-
-    plain = run_client(PLAIN, pushed.hub.environment(token=TOKEN), runs=RUNS)
     assert {run: plain[run]["child"] for run in RUNS} == {run: measured[run]["child"] for run in RUNS}
     assert plain["network"] == measured["timm"]["child"]
     kinds = [kind for run in RUNS for kind in measured[run].values()]
@@ -448,8 +473,8 @@ def troubled(tmp_path_factory):
         # Also the push in the background that precedes the last one, as hub_strategy is every_save
         hub.fail_next(r"POST .*/shell-refused/commit/", 403, times=2)
         hub.fail_next(r"POST .*/every_save/commit/", 403)
-        values = {"root": str(root), "token": TOKEN, "reader": "hf_" + "ReaderOnly" * 4}
-        result = run_client(FAIL, hub.environment(token=None), **values)
+        values = {"token": TOKEN, "reader": "hf_" + "ReaderOnly" * 4}
+        result = run_logged(FAIL, hub.environment(token=None), root, **values)
         assert hub.clear_faults() == []
         yield Pushed(hub, root, result)
 

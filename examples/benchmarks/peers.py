@@ -1,0 +1,300 @@
+"""
+The same population on the same images, scored by other libraries: EvoTorch, EvoX, and `torch.func.vmap` by itself.
+
+Two populations: `random` children, of which each needs full passes, so that no method has a shortcut; and `blocks` children,
+whose prefixes the engine replays. Everyone makes its children within the measured time, from the same noise: ours in place, the
+peers as the matrix of children times parameters that they take. Peers that are not installed, or that do not take the model,
+are reported with their `error`. To have them all: `pip install evotorch evox`.
+"""
+
+import argparse
+import copy
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import (
+    Clock,
+    Task,
+    hardware,
+    logger_line,
+    make_parser,
+    peak_memory,
+    ratios,
+    report,
+    run_worker,
+    same_parent,
+    settle,
+    summary,
+    variants,
+    write_jpegs,
+)
+from torch import nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from smd_hf.mutation import Mutation, applied
+
+QUICK = {"models": ["resnet18"], "repeats": 2, "children": 12, "images": 4, "batch_size": 4, "populations": ["blocks"]}
+DENSITY = 1 / 16
+TOLERANCE = 1e-3
+"""Largest difference of mean NLL, in nats: peers add up in float32, and batched kernels in another order."""
+
+
+class Logits(nn.Module):
+    """The model as peers take one: images in, logits out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+class Population:
+    """
+    Children and images in each form in which somebody wants them.
+
+    Args:
+        task (`Task`): the model and the images.
+        kind (`str`), children (`int`): the decomposition, and how many.
+    """
+
+    def __init__(self, task: Task, kind: str, children: int):
+        self.task, self.size = task, children
+        self.mutation: Mutation = task.mutation(kind, children, DENSITY if kind == "random" else None)
+        self.batches = task.batches()
+        self.evaluator = task.evaluator()
+
+    def matrix(self) -> torch.Tensor:
+        """All children, of shape `(children, parameters)`, in the order of the model's parameters."""
+        parameters = dict(self.task.model.named_parameters())
+        rows = torch.empty(self.size, sum(p.numel() for p in parameters.values()), device=self.task.device)
+        for row, child in zip(rows, variants(self.mutation, 0)):
+            with applied(parameters, child.changes()):
+                row.copy_(torch.cat([p.detach().flatten() for p in parameters.values()]))
+        return rows
+
+    @cached_property
+    def images(self) -> TensorDataset:
+        """Pixel values and labels, on the device."""
+        pixel_values = torch.cat([self.evaluator.pixel_values(batch) for batch in self.batches])
+        return TensorDataset(pixel_values, torch.from_numpy(self.batches.labels).to(self.task.device))
+
+    @cached_property
+    def loader(self) -> DataLoader:
+        return DataLoader(self.images, batch_size=self.task.batch_size)
+
+
+Scores = Callable[[], list[float]]
+"""Scores the population: NLL of each child."""
+
+
+def ours(population: Population, network: nn.Module) -> Scores:
+    def scores() -> list[float]:
+        children = variants(population.mutation, 0)
+        return [score.nll for score in population.evaluator.score(children, population.batches)]
+
+    return scores
+
+
+def evotorch(population: Population, network: nn.Module) -> Scores:
+    from evotorch.neuroevolution import SupervisedNE
+
+    # As many common minibatches as there are: all images, shuffled, the same for all children.
+    problem = SupervisedNE(
+        population.images,
+        network,
+        F.cross_entropy,
+        minibatch_size=population.task.batch_size,
+        num_minibatches=len(population.batches),
+        device=population.task.device,
+    )
+    batch = problem.generate_batch(population.size)
+
+    def scores() -> list[float]:
+        batch.set_values(population.matrix())
+        problem.evaluate(batch)
+        return batch.evals[:, 0].tolist()
+
+    return scores
+
+
+def evox(population: Population, network: nn.Module) -> Scores:
+    from evox.problems.neuroevolution.supervised_learning import SupervisedLearningProblem
+    from evox.utils import ParamsAndVector
+
+    problem = SupervisedLearningProblem(
+        network,
+        population.loader,
+        nn.CrossEntropyLoss(reduction="none"),
+        n_batch_per_eval=-1,
+        pop_size=population.size,
+        device=torch.device(population.task.device),
+    )
+    adapter = ParamsAndVector(network)
+
+    def scores() -> list[float]:
+        with torch.no_grad():
+            return problem.evaluate(adapter.batched_to_params(population.matrix())).tolist()
+
+    return scores
+
+
+def func_vmap(population: Population, network: nn.Module) -> Scores:
+    buffers = dict(network.named_buffers())
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    forward = vmap(lambda weights, pixels: functional_call(network, (weights, buffers), (pixels,)), (0, None))
+
+    def scores() -> list[float]:
+        parts = population.matrix().split([shape.numel() for shape in shapes.values()], dim=1)
+        stacked = {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts)}
+        sums = torch.zeros(population.size, dtype=torch.float64, device=population.task.device)
+        with torch.no_grad():
+            for pixels, labels in population.loader:
+                logits = forward(stacked, pixels)
+                sums += torch.stack([F.cross_entropy(each, labels, reduction="sum") for each in logits])
+        return (sums / len(population.images)).tolist()
+
+    return scores
+
+
+WAYS: dict[str, Callable[[Population, nn.Module], Scores]] = {
+    "ours": ours,
+    "evotorch": evotorch,
+    "evox": evox,
+    "torch.func.vmap": func_vmap,
+}
+LIBRARIES = {"evotorch": "evotorch.neuroevolution", "evox": "evox.problems.neuroevolution.supervised_learning"}
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = make_parser(__doc__, ["resnet18", "vit_ti"], children=16, images=32, batch_size=32)
+    parser.add_argument("--populations", nargs="+", default=["random", "blocks"], help="Decompositions.")
+    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    settle(args, QUICK, parser)
+    if args.images % args.batch_size:
+        parser.error("--images must be a multiple of --batch-size: EvoTorch takes the mean of its minibatches' means.")
+    warnings.simplefilter("ignore")
+    if args.worker is not None:
+        return memory_of(args)
+    started = hardware(args)
+    models = {}
+    with tempfile.TemporaryDirectory() as folder:
+        jpegs = write_jpegs(Path(folder), args.images)
+        for name in args.models:
+            logger_line(f"peers: {name}")
+            task = Task.make(name, jpegs, args.device, args.batch_size)
+            models[name] = {kind: compared(args, name, kind, task) for kind in args.populations}
+    peers = {}
+    for peer in WAYS:
+        if peer != "ours":
+            by_kind = {
+                kind: over_models([model[kind][peer] for model in models.values()]) for kind in args.populations
+            }
+            peers[peer] = by_kind[args.populations[-1]] | {"populations": by_kind}
+    return report("peers", args, started, {"peers": peers, "models": models, "peer_versions": peer_versions()})
+
+
+def over_models(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The smallest ratios over all models, and every error. `peers` has those of the last population at the top."""
+    errors = [row["error"] for row in rows if row["error"] is not None]
+    done = [row for row in rows if row["error"] is None]
+    return {
+        "time_ratio": min((row["time_ratio"]["median"] for row in done), default=None),
+        "memory_ratio": min((row["memory_ratio"] for row in done), default=None),
+        "error": "; ".join(errors) or None,
+    }
+
+
+def peer_versions() -> dict[str, str | None]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def compared(args: argparse.Namespace, name: str, kind: str, task: Task) -> dict[str, Any]:
+    """Time and memory of each peer over ours for one model; nothing but the error of one that cannot do it."""
+    population, clock = Population(task, kind, args.children), Clock(args)
+    arms, errors = {}, {}
+    with same_parent(task.model):
+        ours_nll = None
+        for way, make in WAYS.items():
+            try:
+                scores = make(population, Logits(copy.deepcopy(task.model)))
+                nll = scores()
+            except Exception as error:  # whatever a library raises for a model that it does not take
+                errors[way] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+                continue
+            ours_nll = nll if way == "ours" else ours_nll
+            difference = float(np.max(np.abs(np.subtract(nll, ours_nll))))
+            if difference <= TOLERANCE:
+                arms[way] = lambda number, scores=scores: scores()
+            else:
+                errors[way] = f"its scores differ from ours by up to {difference:.3g} nats"
+        if "ours" in errors:
+            raise RuntimeError(errors["ours"])
+        seconds = clock.interleaved(arms, args.repeats)
+    own_memory = measured_memory(args, name, kind, "ours")
+    rows: dict[str, Any] = {"ours": {"seconds": summary(seconds["ours"]), "memory": own_memory}}
+    for way in WAYS:
+        if way == "ours":
+            continue
+        rows[way] = {"time_ratio": None, "memory_ratio": None, "error": errors.get(way)}
+        if way in arms:
+            used = measured_memory(args, name, kind, way)
+            rows[way] |= {
+                "time_ratio": ratios(seconds[way], seconds["ours"]),
+                "memory_ratio": used["extra"] / own_memory["extra"],
+                "seconds": summary(seconds[way]),
+                "memory": used,
+            }
+    return rows
+
+
+def measured_memory(args: argparse.Namespace, name: str, kind: str, way: str) -> dict[str, int]:
+    """Of one way, in a process of its own."""
+    options = {
+        "worker": way,
+        "models": name,
+        "populations": kind,
+        "device": args.device,
+        "threads": args.threads,
+        "children": args.children,
+        "images": args.images,
+        "batch-size": args.batch_size,
+    }
+    return run_worker(__file__, options, args.threads)
+
+
+def memory_of(args: argparse.Namespace) -> dict[str, int]:
+    """In the process of its own: the libraries are loaded before it counts."""
+    if args.worker in LIBRARIES:
+        import_module(LIBRARIES[args.worker])
+    with tempfile.TemporaryDirectory() as folder:
+        jpegs = write_jpegs(Path(folder), args.images)
+        with peak_memory(args.device) as used:
+            task = Task.make(args.models[0], jpegs, args.device, args.batch_size)
+            population = Population(task, args.populations[0], args.children)
+            WAYS[args.worker](population, Logits(task.model))()
+    print(json.dumps(used))
+    return used
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""
+`EvolutionCallback`: generations of evolution in the midst of gradient training, by an ordinary `transformers.Trainer`.
+
+The weights change in place, so the optimizer goes on with them and with its own state.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .arguments import EvolutionArguments
+from .calibration import calibrate_sigma
+from .errors import SMDError
+from .evaluation.costs import suffix_costs
+from .evaluation.engine import Evaluator
+from .evaluation.images import ImageBatches
+from .evaluation.pixels import codec_for
+from .evaluation.spread import Spread
+from .evolution import Evolution, Generation
+from .fitness_data import FreshSamples, split_indices
+from .metrics import with_named_metrics
+from .mutation import Mutation, scheduled_sigma
+from .parameters import parameter_space
+from .preparation import prepare_data
+from .selection import Fitness
+from .strategies import make_recombination
+from .subspaces import make_decomposition
+
+WHEN = ("epoch_end", "train_end")
+
+
+class EvolutionCallback(TrainerCallback):
+    """
+    Evolves the model that a Trainer trains, for `num_generations` generations after each epoch or once at the end.
+
+    After an epoch, evolution comes before Trainer's own evaluation and saving. At the end of training, it comes after the
+    best checkpoint has been loaded, where that is asked for; `trainer.save_model()` then saves what it made. The log receives
+    `evolution_*` values.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): whose model, device, image processor and log these are.
+        args ([`EvolutionArguments`]): the method, and `per_device_eval_batch_size` for scoring. Where sigma is not given, it is
+            calibrated each time anew. What makes files (ensembles, deltas, reports, pushes) has no effect here.
+        fitness_dataset: images and labels, or rows of `pixel_values`, none of which are to be reported on; a share of
+            `selection_fraction` chooses among finished candidates.
+        when (`str`, *optional*, defaults to `"epoch_end"`): `"epoch_end"` or `"train_end"`.
+        data_collator (`Callable`, *optional*): of rows to `pixel_values` and `labels`; found as by [`EvolutionTrainer`] by default.
+        compute_metrics (`Callable`, *optional*): as in Trainer, for a fitness of its own.
+
+    Attributes:
+        generations (list of `dict`): a [`Generation.record`] each.
+
+    Raises:
+        `SMDError`: for choices, labels or a way of training (weights in parts on several devices) that cannot work.
+
+    Example:
+
+    ```python
+    # Before the Trainer: it sets up the device anew.
+    args = EvolutionArguments("evolution", population_size=16, fitness="balanced_accuracy", recombination="best")
+    trainer = Trainer(model, training_args, train_dataset=train, eval_dataset=test)
+    trainer.add_callback(EvolutionCallback(trainer, args, fitness_dataset=held_out))
+    trainer.train()
+    ```
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        args: EvolutionArguments,
+        fitness_dataset: Any,
+        when: str = "epoch_end",
+        data_collator: Any | None = None,
+        compute_metrics: Any | None = None,
+    ):
+        if when not in WHEN:
+            raise SMDError(f"when='{when}' is not one of {', '.join(WHEN)}.")
+        if not trainer.accelerator.state.initialized:
+            raise SMDError(
+                "EvolutionArguments were made after the Trainer, and arguments of training set up the device anew, which leaves a "
+                "Trainer without one. Make EvolutionArguments first, then the Trainer, then the callback."
+            )
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise SMDError(
+                "EvolutionCallback changes single weights in place, but FSDP and DeepSpeed spread them over devices. Train without "
+                "them, or evolve the saved model with EvolutionTrainer afterwards."
+            )
+        if args.ensemble_size or args.save_children or args.push_to_hub:
+            raise SMDError(
+                "ensemble_size, save_children and push_to_hub make files of an evolution, and EvolutionCallback makes none. Leave "
+                "them out, or evolve the saved model with EvolutionTrainer afterwards."
+            )
+        self.trainer = trainer
+        self.args = args
+        self.when = when
+        self.generations: list[dict[str, Any]] = []
+        model = trainer.model
+        self.fitness = Fitness(args.fitness, with_named_metrics(args, compute_metrics), args.fitness_greater_is_better)
+        data = prepare_data(model, args, trainer.processing_class, fitness_dataset, None, data_collator)
+        if data.new_labels is not None:
+            raise SMDError(
+                f"The labels of fitness_dataset ({', '.join(data.new_labels[:4])}, ...) are not those of the model that is being "
+                "trained. Give the model the labels of its data (id2label), in the order in which it is trained on them."
+            )
+        self.collator = data.collator
+        self.dataset = fitness_dataset
+        labels = np.zeros(len(fitness_dataset), dtype=np.int64) if data.train_labels is None else data.train_labels
+        fitness, selection = split_indices(labels, args.selection_fraction, args.seed)
+        self.fresh_samples: FreshSamples | None = None
+        if args.fitness_samples_per_generation is not None:
+            self.fresh_samples = FreshSamples(fitness, labels[fitness], args.fitness_samples_per_generation, args.seed)
+        self.fitness_batches = self._batches(fitness)
+        self.selection_batches = self._batches(selection) if len(selection) else None
+        decomposition = make_decomposition(
+            args.decomposition,
+            parameter_space(model, args.mutable_parameters, args.frozen_parameters),
+            args.directions,
+            args.density,
+            args.seed,
+            static=args.subspace_schedule == "static",
+            suffix_costs=self._suffix_costs() if args.allocation == "cost" else None,
+        )
+        self.mutation = Mutation(
+            model,
+            decomposition,
+            args.seed,
+            args.sigma_units,
+            args.match_norm,
+            args.mirrored,
+            prune=args.mutation == "prune",
+        )
+        self.recombination = make_recombination(args, model.config.num_labels)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if self.when == "epoch_end":
+            self.evolve(control)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if self.when == "train_end":
+            self.evolve(control)
+
+    def evolve(self, control: TrainerControl | None = None) -> list[Generation]:
+        """
+        Evolves the model for `num_generations` generations and logs each.
+
+        Args:
+            control ([`~transformers.TrainerControl`], *optional*): of the event that this happens in.
+        """
+        args, done = self.args, []
+        with modes_kept(self.trainer.model):
+            evolution = self._evolution()
+            # The parent is another one than last time.
+            self.mutation.parent_changed()
+            sigma = self._sigma(evolution)
+            for number in range(args.num_generations):
+                generation = len(self.generations)
+                if self.fresh_samples is not None:
+                    evolution.score_on(self._batches(self.fresh_samples.indices(generation)))
+                step = evolution.step(
+                    generation, scheduled_sigma(sigma, args.sigma_schedule, number, args.num_generations)
+                )
+                done.append(step)
+                self.generations.append(step.record())
+                self._log(step, control)
+        return done
+
+    def _evolution(self) -> Evolution:
+        args, run = self.args, self.trainer.args
+        evaluator = Evaluator(
+            self.trainer.model,
+            run.device,
+            self.trainer.accelerator.autocast,
+            Spread(args.spread, run.process_index, run.world_size),
+            args.prefix_replay,
+            int(args.child_cache_gb * 1e9),
+        )
+        return Evolution(
+            self.trainer.model,
+            self.mutation,
+            evaluator,
+            self.fitness,
+            self.recombination,
+            self.fitness_batches,
+            self.selection_batches,
+            args.elitism,
+            survivors=min(args.population_size, args.recombination_top_k) if args.racing == "halving" else 0,
+        )
+
+    def _sigma(self, evolution: Evolution) -> float:
+        args = self.args
+        if self.mutation.prune or args.sigma is not None:
+            return args.sigma or 0.0
+        sample = self.fitness_batches.head(args.calibration_samples)
+        start = 0.1 if args.sigma_units == "relative" else 0.01
+        return calibrate_sigma(lambda sigma: evolution.flipped(sigma, sample), args.calibration_target, start).sigma
+
+    def _suffix_costs(self) -> list[float]:
+        model = self.trainer.model
+        [batch] = self.fitness_batches.head(1)
+        with modes_kept(model):
+            return suffix_costs(model, batch.pixel_values(model.device, model.dtype))
+
+    def _log(self, generation: Generation, control: TrainerControl | None) -> None:
+        # A log in the midst of an event would use up Trainer's wish to log the epoch.
+        should_log = control is not None and control.should_log
+        values = generation.logs(self.fitness)
+        values["selected_nll"] = values.pop("loss")
+        self.trainer.log({f"evolution_{key}": value for key, value in values.items()})
+        if control is not None:
+            control.should_log = should_log
+
+    def _batches(self, indices: np.ndarray) -> ImageBatches:
+        args, run = self.args, self.trainer.args
+        return ImageBatches(
+            self.dataset,
+            self.collator,
+            args.eval_batch_size,
+            indices,
+            cache_bytes=int(args.image_cache_gb * 1e9 * len(indices) / len(self.dataset)),
+            num_workers=args.dataloader_num_workers,
+            codec=codec_for(self.trainer.processing_class),
+            device=run.device if args.image_cache_on_device else None,
+        )
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Every module is in train or eval mode again afterwards, as it was before, each for itself."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,194 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+from transformers import EvalPrediction, default_data_collator
+
+from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf.metrics import METRICS, EvaluateMetric, builtin_metric, merged
+from smd_hf.selection import Fitness
+from tests.tiny import tiny_model, tiny_pixels
+
+COSTS = "[[0, 1, 2, 3], [5, 0, 1, 1], [2, 2, 0, 1], [9, 1, 1, 0]]"
+
+SCRIPT = """
+import datasets
+import evaluate
+
+
+class Hits(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references, bonus=0):
+        return {"hits": sum(p == r for p, r in zip(predictions, references)) + bonus}
+"""
+
+SCORES_SCRIPT = (
+    SCRIPT.replace(
+        '"predictions": datasets.Value("int32")', '"prediction_scores": datasets.Sequence(datasets.Value("float"))'
+    )
+    .replace(
+        "def _compute(self, predictions, references, bonus=0):", "def _compute(self, prediction_scores, references):"
+    )
+    .replace(
+        '{"hits": sum(p == r for p, r in zip(predictions, references)) + bonus}',
+        '{"total": sum(map(sum, prediction_scores))}',
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [{"pixel_values": pixels, "labels": number % 4} for number, pixels in enumerate(tiny_pixels(40))]
+
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path / "hits").mkdir()
+    (tmp_path / "hits" / "hits.py").write_text(SCRIPT)
+    return tmp_path / "hits"
+
+
+def make_trainer(folder, rows, compute_metrics=None, **kwargs):
+    arguments = dict(population_size=4, sigma=0.3, recombination="best", use_cpu=True, disable_tqdm=True)
+    return EvolutionTrainer(
+        tiny_model("resnet"),
+        EvolutionArguments(output_dir=str(folder), **arguments | kwargs),
+        data_collator=default_data_collator,
+        train_dataset=rows[:24],
+        eval_dataset=rows[24:],
+        compute_metrics=compute_metrics,
+    )
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.integers(3, 9))
+@settings(max_examples=40, deadline=None)
+def test_the_values_are_those_of_scikit_learn(seed, count, classes):
+    random = np.random.default_rng(seed)
+    logits, labels = random.integers(-3, 4, (count, classes)).astype(np.float32), random.integers(0, classes, count)
+    called = logits.argmax(-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn says so where a class does not appear
+        expected = {
+            "macro_f1": sklearn_metrics.f1_score(labels, called, average="macro", zero_division=0),
+            "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(labels, called),
+            "top_2_accuracy": sklearn_metrics.top_k_accuracy_score(labels, logits, k=2, labels=range(classes)),
+        }
+    for name, value in expected.items():
+        assert builtin_metric(name)(logits, labels) == pytest.approx(value, abs=1e-12)
+
+
+def test_the_expected_cost_is_what_the_calls_cost():
+    logits = np.eye(4)[[1, 0, 0, 3]]
+    metric = builtin_metric("expected_cost", COSTS)
+    assert metric(logits, np.array([0, 0, 3, 3])) == (1 + 0 + 9 + 0) / 4
+    with pytest.raises(SMDError, match="2 labels"):
+        metric(np.eye(2), np.array([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "greater"),
+    [("macro_f1", True), ("balanced_accuracy", True), ("top_5_accuracy", True), ("calibration_error", False), ("expected_cost", False), ("nll", False), ("rmse", False), ("brier_score", False)],
+)  # fmt: skip
+def test_the_direction_is_known(name, greater):
+    assert Fitness(name, lambda prediction: {}).greater_is_better is greater
+
+
+@pytest.mark.parametrize(
+    "name", ["macro_f1", "balanced_accuracy", "top_2_accuracy", "calibration_error", "expected_cost"]
+)
+def test_a_built_in_metric_is_the_fitness_of_a_run(name, rows, tmp_path):
+    trainer = make_trainer(tmp_path, rows, fitness=name, cost_matrix=COSTS, elitism=False)
+    before = trainer.evaluate()
+    assert {"eval_accuracy", "eval_nll", f"eval_{name}"} <= before.keys()
+    trainer.train()
+    [record] = trainer.run.generations
+    sign = 1 if trainer.fitness.greater_is_better else -1
+    assert record["chosen"] != "parent"
+    # Of several children on the selection split, the best.
+    assert record["selection"][record["chosen"]] == max(record["selection"].values())
+    fitness = [child["fitness"] for child in record["children"]]
+    assert all(sign * value >= 0 for value in fitness) and len(set(fitness)) > 1
+    # The fitness is the metric itself: on all the fitness images, of the parent, as measured by hand.
+    parent = make_trainer(tmp_path / "again", rows, fitness=name, cost_matrix=COSTS)
+    logits, labels = parent.evaluator.logits(parent.fitness_batches), parent.fitness_batches.labels
+    assert sign * record["parent"]["fitness"] == pytest.approx(builtin_metric(name, COSTS)(logits, labels))
+
+
+def test_the_users_own_value_comes_first(rows, tmp_path):
+    trainer = make_trainer(tmp_path, rows, lambda prediction: {"macro_f1": 7.0}, fitness="macro_f1")
+    metrics = trainer.evaluate()
+    assert metrics["eval_macro_f1"] == 7.0 and "eval_accuracy" not in metrics
+    score = trainer.fitness.compute_metrics(EvalPrediction(predictions=np.eye(4), label_ids=np.arange(4)))
+    assert score == {"macro_f1": 7.0}
+    other = make_trainer(tmp_path, rows, lambda prediction: {"mine": 7.0}, fitness="macro_f1")
+    assert other.evaluate().keys() >= {"eval_macro_f1", "eval_mine"}
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_the_script_of_a_metric_is_the_fitness_of_a_run(form, script, rows, tmp_path):
+    path = str(script if form == "folder" else script / "hits.py")
+    trainer = make_trainer(tmp_path / "out", rows, metric_name_or_path=path, metric_kwargs='{"bonus": 100}')
+    trainer.train()
+    assert trainer.fitness.name == "hits" and trainer.report["arguments"]["fitness"] == "hits"
+    [record] = trainer.run.generations
+    for child in [record["parent"], *record["children"]]:
+        assert child["fitness"] == 100 + round(child["accuracy"] * child["num_images"])
+    assert trainer.evaluate()["eval_hits"] == 100 + round(trainer.report["evolved"]["accuracy"] * 16)
+
+
+def test_a_fitness_that_is_chosen_stays(script, rows, tmp_path):
+    trainer = make_trainer(tmp_path / "out", rows, metric_name_or_path=str(script), fitness="accuracy")
+    assert trainer.fitness.name == "accuracy" and "eval_hits" in trainer.evaluate()
+
+
+def test_a_metric_of_probabilities_gets_probabilities(tmp_path):
+    (tmp_path / "total.py").write_text(SCORES_SCRIPT)
+    metric = EvaluateMetric(str(tmp_path / "total.py"))
+    result = metric(
+        EvalPrediction(predictions=np.random.default_rng(0).normal(size=(6, 3)), label_ids=np.arange(6) % 3)
+    )
+    assert result["total"] == pytest.approx(6)
+
+
+def test_what_cannot_be_loaded_says_what_to_do(script, rows, tmp_path):
+    with pytest.raises(SMDError, match="Turn on trust_remote_code"):
+        make_trainer(tmp_path, rows, metric_name_or_path="f1")
+    with pytest.raises(
+        SMDError, match=r"cannot be loaded .*downloads the script.*give its path.*built-in fitness: macro_f1"
+    ):
+        make_trainer(tmp_path, rows, metric_name_or_path="f1", model_init_kwargs={"trust_remote_code": True})
+    (script / "hits.py").write_text("import no_such_package\n" + SCRIPT)
+    with pytest.raises(SMDError, match="no_such_package"):
+        EvaluateMetric(str(script))
+    (script / "hits.py").write_text(SCRIPT)
+    with pytest.raises(SMDError, match=r"refuses what it is given .*metric_kwargs"):
+        make_trainer(tmp_path, rows, metric_name_or_path=str(script), metric_kwargs={"average": "macro"})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(fitness="f1"), "no built-in metric .*metric_name_or_path"),
+        (dict(fitness="expected_cost"), "needs a cost_matrix"),
+        (dict(fitness="expected_cost", cost_matrix="[[0, 1]"), "is not JSON"),
+        (dict(fitness="expected_cost", cost_matrix="[[0, 1]]"), r"shape \(1, 2\)"),
+        (dict(fitness="expected_cost", cost_matrix="[[0, 1], [1, 0]]"), "4 labels"),
+        (dict(fitness="top_4_accuracy"), "always 1"),
+        (dict(metric_name_or_path="x", metric_kwargs="[1]"), "metric_kwargs is list"),
+    ],
+)
+def test_what_cannot_work_is_refused(kwargs, message, rows, tmp_path):
+    with pytest.raises(SMDError, match=message):
+        make_trainer(tmp_path, rows, **kwargs).train()
+
+
+def test_every_name_in_the_help_is_a_metric():
+    for name in METRICS:
+        assert builtin_metric(name.replace("_k_", "_5_"), COSTS) is not None
+    assert builtin_metric("f1") is None and merged(None, lambda p: {"a": 1})(None) == {"a": 1}
