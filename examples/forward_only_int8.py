@@ -1,8 +1,7 @@
 """
 Evolve a model that only runs forward: a ViT with int8 weights, whose biases, norms and head adapt to another camera.
 
-The ViT is trained here on scikit-learn's digits and quantised, by torchao where it is installed, else by torch itself; nothing
-is downloaded.
+It is trained here on scikit-learn's digits; torchao quantises it where it is installed, else torch. Nothing is downloaded.
 
     python examples/forward_only_int8.py --output_file evolved.safetensors
 """
@@ -25,7 +24,7 @@ from smd_hf.mutation import Mutation
 from smd_hf.objectives import cross_entropy
 from smd_hf.parameters import parameter_space
 from smd_hf.selection import Fitness
-from smd_hf.statistics import compare
+from smd_hf.statistics import accuracy, compare
 from smd_hf.subspaces import make_decomposition
 
 
@@ -41,61 +40,48 @@ def train(batches: ImageBatches, epochs: int) -> ViTForImageClassification:
     return model.eval().requires_grad_(False)
 
 
-def quantised(model: nn.Module) -> nn.Module:
-    """Every Linear but the classifier with int8 weights, and inputs that are quantised as they come: no gradient passes."""
+def quantise(model: nn.Module) -> None:
+    """Every Linear but the classifier gets int8 weights, and quantises its inputs as they come: no gradient passes."""
     if find_spec("torchao"):
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-        quantize_(
-            model,
-            Int8DynamicActivationInt8WeightConfig(),
-            lambda module, name: isinstance(module, nn.Linear) and name != "classifier",
-        )
-        return model
-    model.vit = torch.ao.quantization.quantize_dynamic(model.vit, {nn.Linear}, dtype=torch.qint8)
-    return model
+        quantize_(model.vit, Int8DynamicActivationInt8WeightConfig())
+    else:
+        model.vit = torch.ao.quantization.quantize_dynamic(model.vit, {nn.Linear}, dtype=torch.qint8)
 
 
-def main(script_args: argparse.Namespace) -> dict[str, float]:
+def main(script_args: argparse.Namespace) -> None:
     torch.manual_seed(script_args.seed)
     collator = ImageCollator(ViTImageProcessor(size={"height": SIZE, "width": SIZE}), "image", "label")
     splits = {name: split.shuffle(script_args.seed) for name, split in digit_splits(script_args.seed).items()}
     data = {name: ImageBatches(split, collator, 32, cache_bytes=10**8) for name, split in splits.items()}
-    fitness = ImageBatches(splits["train"], collator, 32, range(450), cache_bytes=10**8)
-    selection = ImageBatches(splits["train"], collator, 32, range(450, 599), cache_bytes=10**8)
-
+    parts = [ImageBatches(splits["train"], collator, 32, rows, 10**8) for rows in (range(450), range(450, 599))]
     model = train(data["parent"], script_args.epochs)
     logits = {"float, as trained": Evaluator(model, torch.device("cpu")).logits(data["clean_test"])}
     logits["float, shifted"] = Evaluator(model, torch.device("cpu")).logits(data["test"])
-    model = quantised(model)
+    quantise(model)
     evaluator = Evaluator(model, torch.device("cpu"))
     logits["int8, shifted"] = evaluator.logits(data["test"])
-
     space = parameter_space(model, ["norms", "biases", "head"])  # what is quantised is left alone
     mutation = Mutation(model, make_decomposition("blocks", space, script_args.population_size), script_args.seed)
     recombination = GaussNewton(top_k=1, objective=cross_entropy())
-    evolution = Evolution(model, mutation, evaluator, Fitness("nll"), recombination, fitness, selection)
+    evolution = Evolution(model, mutation, evaluator, Fitness("nll"), recombination, *parts)
     for generation in range(script_args.num_generations):
         evolution.step(generation, sigma=0.1)
     logits["int8, shifted, evolved"] = evaluator.logits(data["test"])
 
-    accuracy = {name: float((each.argmax(-1) == data["test"].labels).mean()) for name, each in logits.items()}
-    for name, share in accuracy.items():
-        print(f"{name:24}{share:8.2%}")
-    print(compare(logits["int8, shifted"], logits["int8, shifted, evolved"], data["test"].labels).verdict)
-    # The quantised weights are those that quantising gives again.
+    labels = data["test"].labels
+    print("\n".join(f"{name:24}{accuracy(each, labels):8.2%}" for name, each in logits.items()))
+    print(compare(logits["int8, shifted"], logits["int8, shifted, evolved"], labels).verdict)
     save_file({name: tensor.detach().clone() for name, tensor in mutation.parameters.items()}, script_args.output_file)
-    print(f"{space.total:,} evolved numbers, float32, are in {script_args.output_file}")
-    return accuracy
+    print(f"{space.total:,} evolved numbers are in {script_args.output_file}")
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--output_file", required=True, help="where the evolved biases, norms and head go")
-    parser.add_argument("--epochs", type=int, default=30, help="of training on clean digits")
-    parser.add_argument("--population_size", type=int, default=48)
-    parser.add_argument("--num_generations", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, default in (("epochs", 30), ("population_size", 48), ("num_generations", 4), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     return parser
 
 

@@ -79,11 +79,13 @@ class EvolutionCallback(TrainerCallback):
     ):
         if when not in WHEN:
             raise SMDError(f"when='{when}' is not one of {', '.join(WHEN)}.")
-        if not trainer.accelerator.state.initialized:
+        try:
+            _ = trainer.accelerator.distributed_type
+        except AttributeError as error:
             raise SMDError(
                 "EvolutionArguments were made after the Trainer, and arguments of training set up the device anew, which leaves a "
                 "Trainer without one. Make EvolutionArguments first, then the Trainer, then the callback."
-            )
+            ) from error
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise SMDError(
                 "EvolutionCallback changes single weights in place, but FSDP and DeepSpeed spread them over devices. Train without "

@@ -121,7 +121,7 @@ def test_several_generations_at_the_end_of_training(rows, tmp_path):
 
 
 def test_a_data_set_of_images_and_a_gauss_newton_step_by_cost(tmp_path, rows):
-        args = evolution_args(tmp_path, recombination="gauss_newton", decomposition="blocks", allocation="cost")
+    args = evolution_args(tmp_path, recombination="gauss_newton", decomposition="blocks", allocation="cost")
     trainer = make_trainer(tmp_path, rows, num_train_epochs=1)
     trainer.processing_class = tiny_processor()
     names = [trainer.model.config.id2label[number] for number in range(4)]
@@ -134,7 +134,7 @@ def test_a_data_set_of_images_and_a_gauss_newton_step_by_cost(tmp_path, rows):
     trainer.add_callback(callback)
     trainer.train()
     assert len(callback.generations) == 1 and callback.generations[0]["chosen"] != "parent"
-    others = dataset.cast_column("label", features_of(["red", "green", "blue", "grey"])["label"])
+    others = dataset.cast_column("label", features_of(["red", "green", "blue", "grey", "white"])["label"])
     with pytest.raises(SMDError, match="labels of fitness_dataset"):
         EvolutionCallback(trainer, args, others)
 

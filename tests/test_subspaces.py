@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smd_hf import SMDError
-from smd_hf.subspaces import DECOMPOSITIONS, ParameterSpace, make_decomposition
+from smd_hf.subspaces import DECOMPOSITIONS, MIN_COST, ParameterSpace, make_decomposition
 
 
 def make_space(sizes, blocks=None):
@@ -152,7 +152,7 @@ def test_blocks_have_equally_many_children_and_the_last_ones_the_odd_ones(num_bl
 def test_blocks_have_children_inversely_to_their_cost(costs, directions, seed):
     space = make_space([5] * len(costs))
     blocks = make_decomposition("blocks", space, directions, seed=seed, suffix_costs=costs)
-    weights = 1 / np.maximum(costs, 0.1)
+    weights = 1 / np.maximum(costs, MIN_COST)
     shares = directions * weights / weights.sum()
     counts = np.array(
         [np.bincount([blocks.run(g, d) for d in range(directions)], minlength=len(costs)) for g in range(200)]

@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from smd_hf.mutation import Mutation, applied
 
-QUICK = {"models": ["resnet18"], "repeats": 2, "children": 12, "images": 4, "batch_size": 4, "populations": ["blocks"]}
+QUICK = {"models": ["resnet18"], "repeats": 2, "children": 6, "images": 4, "batch_size": 4, "populations": ["blocks"]}
 DENSITY = 1 / 16
 TOLERANCE = 1e-3
 """Largest difference of mean NLL, in nats: peers add up in float32, and batched kernels in another order."""

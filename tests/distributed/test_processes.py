@@ -132,11 +132,11 @@ def test_any_number_of_processes_gives_the_same_bytes(processes, names, alone, t
     assert code == 0, log[-3000:]
     assert_equal_to_one_process(alone, folder, processes, names)
     for name in fails:
-        *others, failed = (seen["error"] for seen in seen_by(folder, processes, name))
+        first, failed, *others = (seen["error"] for seen in seen_by(folder, processes, name))
         # Every process ends, the one that failed with its own error and the others with its name.
         error = {"fail-image": "OSError: the disk", "fail-metric": "ZeroDivisionError: there is no such class"}[name]
         assert failed.startswith(error)
-        assert all(f"Process {processes - 1} of {processes} failed: {error}" in other for other in others)
+        assert all(f"Process 1 of {processes} failed: {error}" in other for other in [first, *others])
 
 
 def test_a_process_that_raises_ends_the_whole_run(tmp_path):

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import default_data_collator
+
+from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf.fitness_data import FreshSamples, split_indices
+from tests.tiny import tiny_model, tiny_pixels
+
+
+@given(st.integers(2, 5), st.integers(20, 80), st.integers(1, 20), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_each_image_comes_once_a_lap_and_every_sample_is_balanced(classes, count, size, seed):
+    labels = np.random.default_rng(seed).integers(0, classes, count)
+    fitness, selection = split_indices(labels, 0.2, seed)
+    assert sorted([*fitness, *selection]) == list(range(count))
+    fresh = FreshSamples(fitness, labels[fitness], size := min(size, len(fitness)), seed)
+    a_lap = len(fitness) // size
+    samples = [fresh.indices(generation) for generation in range(2 * a_lap)]
+    for lap in (samples[:a_lap], samples[a_lap:]):
+        rows = np.concatenate(lap)
+        assert len(set(rows)) == len(rows) == a_lap * size and set(rows) <= set(fitness)
+    sizes = len(np.unique(np.bincount(labels[fitness], minlength=classes)))
+    for sample in samples:
+        for label in range(classes):
+            share = np.mean(labels[fitness] == label)
+            # Two prefixes of a stratified order, each off by less than 1 + sizes x share.
+            assert abs(np.sum(labels[sample] == label) - size * share) < 2 * (1 + sizes * share)
+    again = FreshSamples(fitness, labels[fitness], size, seed)
+    assert np.array_equal(again.indices(a_lap), samples[a_lap])
+
+
+def test_a_sample_larger_than_the_data_is_refused():
+    with pytest.raises(SMDError, match="is 9, but there are 8 fitness images"):
+        FreshSamples(np.arange(8), np.zeros(8, dtype=int), 9, 0)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [
+        {"pixel_values": pixels, "labels": number % 4, "label": number % 4}
+        for number, pixels in enumerate(tiny_pixels(56))
+    ]
+
+
+def collate(batch):
+    return default_data_collator([{name: row[name] for name in ("pixel_values", "labels")} for row in batch])
+
+
+def make_trainer(folder, rows, **kwargs):
+    arguments = dict(
+        population_size=4,
+        num_generations=4,
+        fitness_samples_per_generation=16,
+        sigma=0.3,
+        recombination="best",
+        elitism=False,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    return EvolutionTrainer(
+        tiny_model("resnet"),
+        EvolutionArguments(output_dir=str(folder), **arguments | kwargs),
+        data_collator=collate,
+        train_dataset=rows[:40],
+        eval_dataset=rows[40:],
+    )
+
+
+def test_a_run_on_fresh_images_in_each_generation(rows, tmp_path):
+    trainer = make_trainer(tmp_path / "out", rows, save_strategy="steps", save_steps=1)
+    trainer.train()
+    records = trainer.run.generations
+    assert all(each["num_images"] == 16 for record in records for each in [record["parent"], *record["children"]])
+    # 16 images for the parent and 4 children, 8 selection images for one candidate; in units of all 32 fitness images
+    cost = trainer.report["cost"]
+    assert cost["images_forwarded"] == 4 * (5 * 16 + 4 * 8)
+    assert cost["parent_passes"] == pytest.approx(4 * (5 * 16 + 4 * 8) / 32)
+    assert trainer.report["data"]["fitness"] == {"num_images": 32, "per_generation": 16}
+    samples = [trainer.fresh_samples.indices(generation) for generation in range(4)]
+    assert not set(samples[0]) & set(samples[1]) and not set(np.concatenate(samples)) & set(
+        trainer.selection_batches.indices
+    )
+    # The first parent's score is that on the first sample.
+    parent = make_trainer(tmp_path / "again", rows)
+    first = parent._batches(parent.train_dataset, samples[0], 0.0)
+    logits = parent.evaluator.logits(first)
+    assert records[0]["parent"]["accuracy"] == np.mean(logits.argmax(-1) == first.labels)
+    # A run that goes on after the second generation sees what it would have seen.
+    resumed = make_trainer(tmp_path / "out", rows)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert resumed.run.generations == records
+
+
+def test_without_a_selection_split_the_parent_is_scored_on_the_new_images(rows, tmp_path):
+    trainer = make_trainer(tmp_path, rows, selection_fraction=0.0, elitism=True, sigma=1e-4, decomposition="dense")
+    trainer.train()
+    for record in trainer.run.generations:
+        # The same images as in scoring, so the same number; it would be last generation's otherwise.
+        assert record["selection"]["parent"] == record["parent"]["fitness"]
+    assert len({record["selection"]["parent"] for record in trainer.run.generations}) == 4
+    assert trainer.report["selection"]["n_images"] == 16
+
+
+def test_fewer_images_than_asked_for(rows, tmp_path):
+    with pytest.raises(SMDError, match="is 33, but there are 32"):
+        make_trainer(tmp_path, rows, fitness_samples_per_generation=33)
+    with pytest.raises(SMDError, match="fitness_samples_per_generation is 0"):
+        make_trainer(tmp_path, rows, fitness_samples_per_generation=0)

@@ -1,0 +1,109 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
+from transformers import default_data_collator
+
+from smd_hf.checkpoints import checkpoint_names, weights_hash
+from smd_hf.evaluation.engine import Evaluator, Variant
+from smd_hf.evaluation.images import ImageBatches
+from smd_hf.mutation import Mutation, applied
+from smd_hf.parameters import parameter_space
+from smd_hf.quantized import is_mutable, stored_parts
+from smd_hf.subspaces import make_decomposition
+from tests.test_examples import load_example
+from tests.tiny import tiny_model, tiny_pixels
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
+]
+
+
+def wrapped(tensor):
+    """As torchao holds a quantised weight: a tensor that looks like float32 and is made of others."""
+    return nn.Parameter(TwoTensor(tensor.detach().clone(), tensor.detach().clone()), requires_grad=False)
+
+
+@pytest.fixture
+def packed():
+    model = tiny_model("vit")
+    model.vit = torch.ao.quantization.quantize_dynamic(model.vit, {nn.Linear}, dtype=torch.qint8)
+    return model
+
+
+@pytest.fixture
+def subclassed():
+    model = tiny_model("vit")
+    for module in model.vit.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = wrapped(module.weight)
+    return model
+
+
+def test_a_tensor_subclass_is_left_alone_and_hashed_by_its_contents(subclassed):
+    plain = tiny_model("vit")
+    linear = {f"vit.{name}.weight" for name, module in plain.vit.named_modules() if isinstance(module, nn.Linear)}
+    assert set(parameter_space(subclassed).names) == set(parameter_space(plain).names) - linear
+    assert not is_mutable(subclassed.get_parameter(min(linear))) and is_mutable(plain.get_parameter(min(linear)))
+    assert checkpoint_names(subclassed) == checkpoint_names(plain)
+    before = weights_hash(subclassed)
+    assert before == weights_hash(copy.deepcopy(subclassed)) != weights_hash(plain)
+    with torch.no_grad():
+        subclassed.get_parameter(min(linear)).b.view(-1)[0] += 1
+    assert weights_hash(subclassed) != before
+
+
+def test_packed_weights_are_left_alone_and_hashed_by_their_contents(packed):
+    names = parameter_space(packed).names
+    assert names and not any("q_proj" in name or "fc" in name for name in names)
+    assert {"classifier.weight", "classifier.bias"} <= set(names)
+    assert weights_hash(packed) == weights_hash(copy.deepcopy(packed))
+    other = tiny_model("vit")
+    with torch.no_grad():
+        other.vit.layers[1].attention.q_proj.weight *= 1.5
+    other.vit = torch.ao.quantization.quantize_dynamic(other.vit, {nn.Linear}, dtype=torch.qint8)
+    assert weights_hash(other) != weights_hash(packed)
+
+
+@pytest.mark.parametrize("scheme", ["tensor", "channel"])
+def test_the_parts_of_a_quantised_tensor(scheme):
+    values = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
+    if scheme == "tensor":
+        tensor = torch.quantize_per_tensor(values, 0.1, 0, torch.qint8)
+    else:
+        tensor = torch.quantize_per_channel(values, torch.tensor([0.1, 0.2]), torch.tensor([0, 0]), 0, torch.qint8)
+    parts = dict(stored_parts("w", (tensor, None)))
+    assert torch.equal(parts["w.0.quantized"], tensor.int_repr()) and parts["w.1"] == "None"
+    assert len(parts) == (3 if scheme == "tensor" else 4)
+
+
+def test_children_of_a_quantised_model_are_scored_and_the_parent_comes_back(packed):
+    model = packed
+    rows = [{"pixel_values": pixels, "labels": number % 4} for number, pixels in enumerate(tiny_pixels(12))]
+    batches = ImageBatches(rows, default_data_collator, 6)
+    mutation = Mutation(model, make_decomposition("blocks", parameter_space(model, ["norms", "biases", "head"]), 6))
+    children = mutation.children(0, 0.3)
+    variants = [
+        Variant(str(child.index), lambda child=child: mutation.changes(child), mutation.changed_names(child))
+        for child in children
+    ]
+    before = weights_hash(model)
+    replayed = Evaluator(model, torch.device("cpu")).score(variants, batches, keep_logits=True)
+    assert weights_hash(model) == before
+    for child, score in zip(children, replayed):
+        with applied(mutation.parameters, mutation.changes(child)), torch.inference_mode():
+            expected = torch.cat([model(pixel_values=batch.pixels).logits for batch in batches])
+        assert torch.equal(torch.from_numpy(score.logits), expected)
+
+
+def test_the_example_recovers_accuracy(tmp_path, capsys):
+    example, out = load_example("forward_only_int8"), tmp_path / "evolved.safetensors"
+    arguments = ["--output_file", str(out), "--epochs", "15", "--population_size", "32", "--num_generations", "2"]
+    example.main(example.make_parser().parse_args(arguments))
+    printed = capsys.readouterr().out
+    shares = {line[:24].strip(): float(line[24:].strip(" %")) for line in printed.splitlines()[:4]}
+    assert shares["int8, shifted, evolved"] > shares["int8, shifted"] and shares["float, as trained"] > 50
+    assert "accuracy" in printed and out.stat().st_size > 4000
