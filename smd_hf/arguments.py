@@ -2,17 +2,13 @@
 
 import copy
 import json
-import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
-from .ensemble.configuration_smd_ensemble import COMBINATIONS
-from .ensemble_choice import SELECTIONS
+from .argument_checks import check_evolution_arguments
 from .errors import SMDError
-from .evaluation.spread import MODES
-from .mutation import scheduled_sigma
 from .objectives import OBJECTIVES
 from .strategies import RECOMBINATIONS
 from .subspaces import DECOMPOSITIONS
@@ -384,104 +380,3 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
 def _differs(argument: Field, value: Any) -> bool:
     """Whether the value of an argument is another one than its default."""
     return value != (argument.default if argument.default_factory is MISSING else argument.default_factory())
-
-
-def check_evolution_arguments(args: EvolutionArguments) -> None:
-    """
-    Refuses values outside their range, before a model or an image is loaded.
-
-    Raises:
-        `SMDError`: naming the argument, its value and what was expected.
-    """
-    expected = {
-        "population_size": (args.population_size >= 2, "2 or more"),
-        "num_generations": (args.num_generations >= 1, "1 or more"),
-        "sigma": (
-            args.sigma is None or 0 < args.sigma < math.inf,
-            "a positive number, or none at all to calibrate it",
-        ),
-        "density": (args.density is None or 0 < args.density <= 1, "within (0, 1]"),
-        "calibration_target": (0 < args.calibration_target < 1, "within (0, 1)"),
-        "calibration_samples": (args.calibration_samples >= 1, "1 or more"),
-        "selection_fraction": (0 <= args.selection_fraction < 1, "within [0, 1)"),
-        "recombination_top_k": (args.recombination_top_k >= 1, "1 or more"),
-        "ensemble_size": (0 <= args.ensemble_size <= args.population_size, "between 0 and population_size"),
-        "save_children": (0 <= args.save_children <= args.population_size, "between 0 and population_size"),
-        "push_children": (0 <= args.push_children <= args.population_size, "between 0 and population_size"),
-        "ensemble_selection": (args.ensemble_selection in SELECTIONS, ", ".join(SELECTIONS)),
-        "ensemble_combination": (args.ensemble_combination in COMBINATIONS, ", ".join(COMBINATIONS)),
-        "image_cache_gb": (args.image_cache_gb >= 0, "0 or more"),
-        "child_cache_gb": (args.child_cache_gb >= 0, "0 or more"),
-        "recombination": (args.recombination in RECOMBINATIONS, ", ".join(RECOMBINATIONS)),
-        "objective": (args.objective in OBJECTIVES, ", ".join(OBJECTIVES)),
-        "allocation": (args.allocation in ("uniform", "cost"), "uniform or cost"),
-        "racing": (args.racing in ("none", "halving"), "none or halving"),
-        "spread": (args.spread in MODES, ", ".join(MODES)),
-        "mutation": (args.mutation in ("noise", "prune"), "noise or prune"),
-        "fitness_samples_per_generation": (
-            args.fitness_samples_per_generation is None or args.fitness_samples_per_generation >= 1,
-            "1 or more",
-        ),
-        "decomposition": (args.decomposition in DECOMPOSITIONS, f"one of {', '.join(DECOMPOSITIONS)}"),
-        "subspace_schedule": (args.subspace_schedule in ("dynamic", "static"), "dynamic or static"),
-        "sigma_units": (args.sigma_units in ("relative", "absolute"), "relative or absolute"),
-        "head_init": (args.head_init in ("linear_probe", "random", "keep"), "linear_probe, random or keep"),
-    }
-    for name, (holds, what) in expected.items():
-        if not holds:
-            raise SMDError(f"{name} is {getattr(args, name)}; expected {what}.")
-    if args.push_ensemble and not args.ensemble_size:
-        raise SMDError("push_ensemble needs an ensemble to push. Set ensemble_size to the number of its members.")
-    if args.recombination == "gauss_newton" and args.racing == "halving":
-        raise SMDError(
-            "recombination='gauss_newton' measures all children on all fitness images, and racing='halving' does not. Choose one."
-        )
-    if args.mutation == "prune":
-        check_pruning(args)
-    if args.allocation == "cost" and args.decomposition != "blocks":
-        raise SMDError(
-            f"allocation='cost' deals children out to blocks, but decomposition is '{args.decomposition}'. Choose "
-            "decomposition='blocks', or leave allocation out."
-        )
-    if args.mirrored and args.population_size % 2:
-        raise SMDError(
-            f"mirrored children come in pairs, but population_size is {args.population_size}. Make it even."
-        )
-    if args.decomposition == "antirandom" and args.directions % 2:
-        raise SMDError(
-            f"decomposition='antirandom' needs an even number of subspaces, a mask and its complement, but population_size="
-            f"{args.population_size} gives {args.directions}. Choose an even population_size, or a multiple of four with mirrored."
-        )
-    if args.max_steps not in (-1, args.num_generations):
-        raise SMDError(
-            f"max_steps is {args.max_steps} and num_generations is {args.num_generations}, but one generation is one step. Set "
-            "num_generations alone."
-        )
-    if args.bf16_full_eval or args.fp16_full_eval:
-        raise SMDError(
-            "bf16_full_eval and fp16_full_eval would round the parent's weights for good. Load the model in the dtype that it "
-            "is to be evolved in (dtype='bfloat16'), or use bf16=True for mixed precision."
-        )
-    if isinstance(args.model_init_kwargs, dict) and "token" in args.model_init_kwargs:
-        raise SMDError(
-            "model_init_kwargs holds a token, and arguments are written to files. Leave it out: log in with `hf auth login`, or "
-            "set HF_TOKEN."
-        )
-    scheduled_sigma(1.0, args.sigma_schedule, 0, args.num_generations)
-
-
-def check_pruning(args: EvolutionArguments) -> None:
-    """Refuses choices that make no sense where coordinates become zero."""
-    senseless = {
-        "sigma": args.sigma is not None,
-        "mirrored": args.mirrored,
-        "match_norm": args.match_norm,
-        "recombination": args.recombination != "best",
-        "decomposition": args.decomposition == "dense",
-    }
-    for name, chosen in senseless.items():
-        if chosen:
-            raise SMDError(
-                f"{name}={getattr(args, name)} does not go with mutation='prune', in which a child's coordinates become zero, and "
-                "the best child takes the parent's place. Leave it out, or choose mutation='noise'."
-            )

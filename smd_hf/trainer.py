@@ -12,24 +12,18 @@ import torch
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .arguments import EvolutionArguments
 from .calibration import calibrate_sigma
-from .checkpoints import load_weights, save_checkpoint
+from .checkpoints import save_checkpoint
 from .errors import SMDError
-from .evaluation.costs import suffix_costs
 from .evaluation.engine import Evaluator
-from .evaluation.images import ImageBatches
-from .evaluation.pixels import codec_for
 from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
-from .files import check_output_dir, write_json, write_lines
-from .fitness_data import FreshSamples, split_indices
+from .files import check_output_dir, write_lines
 from .harvest import Harvest, harvest, write_harvest
-from .heads import replace_head
-from .hub_trainer import HubMixin
 from .images import check_images
 from .metrics import merged, with_named_metrics
 from .mutation import Mutation, scheduled_sigma, zero_share
@@ -42,14 +36,16 @@ from .selection import Fitness
 from .statistics import Scores
 from .strategies import make_recombination
 from .subspaces import make_decomposition
+from .trainer_checkpoints import CheckpointMixin
+from .trainer_data import DataMixin
+from .trainer_hub import HubMixin
 
 logger = logging.get_logger(__name__)
 
-ARGUMENTS_NAME = "evolution_args.json"
 CHILDREN_NAME = "children.jsonl"
 
 
-class EvolutionTrainer(HubMixin, Trainer):
+class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
     """
     Evolves a pretrained image classifier by forward passes alone, with the interface of [`~transformers.Trainer`].
 
@@ -138,8 +134,6 @@ class EvolutionTrainer(HubMixin, Trainer):
 
         # 4. The three disjoint sets
         self.image_column = data.image_column
-        self.fitness_batches = self.selection_batches = self.test_batches = None
-        self.fresh_samples: FreshSamples | None = None
         if train_dataset is not None:
             self._split_train_dataset(data.train_labels)
 
@@ -191,73 +185,6 @@ class EvolutionTrainer(HubMixin, Trainer):
         self.parent_name = str(Path(name).absolute()) if Path(name).is_dir() else name
         self.first_parent: PreTrainedModel | None = None
 
-    # ---- Data -------------------------------------------------------------------------------------------------------
-
-    def _batches(self, dataset: Any, indices: np.ndarray | None, cache_share: float) -> ImageBatches:
-        return ImageBatches(
-            dataset,
-            self.data_collator,
-            self.args.eval_batch_size,
-            indices,
-            cache_bytes=int(cache_share * self.args.image_cache_gb * 1e9),
-            num_workers=self.args.dataloader_num_workers,
-            codec=codec_for(self.processing_class),
-            device=self.args.device if self.args.image_cache_on_device else None,
-            pin_memory=self.args.device.type == "cuda" and self.args.dataloader_pin_memory,
-        )
-
-    def _split_train_dataset(self, labels: np.ndarray | None) -> None:
-        """Fitness and selection images, disjoint and stratified, each in an order whose every prefix is balanced."""
-        size, seed = len(self.train_dataset), self.args.seed
-        labels = np.zeros(size, dtype=np.int64) if labels is None else labels
-        fraction, samples = self.args.selection_fraction, self.args.fitness_samples_per_generation
-        fitness, selection = split_indices(labels, fraction, seed)
-        if samples is not None:
-            self.fresh_samples = FreshSamples(fitness, labels[fitness], samples, seed)
-        self.fitness_batches = self._batches(self.train_dataset, fitness, self._fitness_cache_share)
-        if fraction > 0:
-            self.selection_batches = self._batches(self.train_dataset, selection, fraction)
-
-    @property
-    def _fitness_cache_share(self) -> float:
-        # Fresh samples share it with all the images, which sigma is calibrated on.
-        return (1 - self.args.selection_fraction) / (1 if self.fresh_samples is None else 2)
-
-    @property
-    def images_per_generation(self) -> int:
-        """How many fitness images each generation is scored on."""
-        return self.fitness_batches.num_images if self.fresh_samples is None else self.fresh_samples.size
-
-    @property
-    def reported_dataset(self) -> Any | None:
-        """The data set that the gain is reported on."""
-        if isinstance(self.eval_dataset, dict):
-            return next(iter(self.eval_dataset.values()), None)
-        return self.eval_dataset
-
-    def _replace_head(self, names: list[str]) -> None:
-        if self.args.head_init == "linear_probe" and self.fitness_batches is None:
-            raise SMDError(
-                "The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on."
-            )
-        source = self.fitness_batches or self._batches_to_shape()
-        batches = (
-            (batch.pixel_values(self.args.device, self.model.dtype), batch.labels.to(self.args.device))
-            for batch in source
-        )
-        replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
-
-    def _suffix_costs(self) -> list[float]:
-        if self.fitness_batches is None:
-            raise SMDError(
-                "allocation='cost' needs a train_dataset, whose first image shows the size of the model's input."
-            )
-        [batch] = self.fitness_batches.head(1)
-        return suffix_costs(self.model, batch.pixel_values(self.args.device, self.model.dtype))
-
-    def _batches_to_shape(self) -> ImageBatches:
-        return self._batches(self.reported_dataset, np.arange(1), 0.0)
-
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
         """Mixed precision, in evaluation as in scoring."""
         return self.accelerator.autocast()
@@ -266,8 +193,6 @@ class EvolutionTrainer(HubMixin, Trainer):
         """As in Trainer; pixel values in the model's dtype, which models of custom code do not see to themselves."""
         inputs = super()._prepare_inputs(inputs)
         return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
-
-    # ---- Training ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """
@@ -427,8 +352,6 @@ class EvolutionTrainer(HubMixin, Trainer):
             self._save_checkpoint(self.model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
-    # ---- Results ----------------------------------------------------------------------------------------------------
-
     def _write_results(self, metrics: dict[str, float], cost: dict[str, float], found: Harvest) -> None:
         """Saves the evolved model and the harvest, compares them with the parent on the test data, and says what it found."""
         self.save_model(_internal_call=True)
@@ -452,43 +375,6 @@ class EvolutionTrainer(HubMixin, Trainer):
         self.save_metrics("test", {f"test_{key}": value for key, value in self.report["evolved"].items()})
         write_run_files(self, evolved_logits, found)
         return self.report
-
-    # ---- Checkpoints ------------------------------------------------------------------------------------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The model in the form it came, and the arguments as JSON: no pickle, and no token in any file."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self.model, self.processing_class, folder)
-        write_json(folder / ARGUMENTS_NAME, self.args.non_default())
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            self.run.save(folder)
-        super()._save_checkpoint(model, trial)
-
-    # Trainer reads a checkpoint by the names in memory, and leaves out every weight that has another one in the file.
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.model, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        load_weights(self.model, self.state.best_model_checkpoint)
-
-    # Evolution has no optimizer, and its random numbers are keyed: there is no further state to keep.
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        pass
-
-    def _save_scaler(self, output_dir: str) -> None:
-        pass
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        pass
 
 
 def compiled(model: PreTrainedModel, args: EvolutionArguments) -> Callable:

@@ -50,11 +50,15 @@ def run(argv: Sequence[str]) -> int:
             cache_dir=model_args.cache_dir,
         )
         trainer = EvolutionTrainer(name, args, train_dataset=train, eval_dataset=validation)
+        if data_args.dataset_name is not None and not Path(data_args.dataset_name).exists():
+            trainer.dataset_name = data_args.dataset_name
         try:
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(what_is_saved(trainer)) from None
 
+    if not trainer.is_world_process_zero():
+        return 0
     print(f"\n{format_table(trainer.report)}\n")
     print(f"The evolved model is in {args.output_dir}: AutoModelForImageClassification.from_pretrained loads it.")
     print(f"Beside it: gain_report.json (all numbers), children.jsonl (every child), {_figures(args.output_dir)}.")
