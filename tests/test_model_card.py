@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -109,11 +110,10 @@ def test_metadata_is_read_back_and_is_what_was_measured(kind, run):
     assert str(run.root) not in str(card)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_number_of_a_card_is_in_the_gain_report(kind, run):
-    text = render_card(kind, run.folders[kind], run.report).text
-    text = re.sub(r"```(python|bibtex).*?```|\(https?://[^)]*\)", "", text, flags=re.DOTALL)
-    values = leaves(run.report)
+def numbers_of(card, report):
+    """The numbers in a card's text, and those of them that are nowhere in the report."""
+    text = re.sub(r"```(python|bibtex).*?```|\(https?://[^)]*\)", "", card.text, flags=re.DOTALL)
+    values = leaves(report)
     numbers = [abs(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     words = " ".join(value for value in values if isinstance(value, str))
     formats = {
@@ -123,8 +123,25 @@ def test_every_number_of_a_card_is_in_the_gain_report(kind, run):
         for form in (".4g", ".2g", "g", ".1f", ".2f", ".3f", ".4f", ".0f")
     } | {json.dumps(number) for number in numbers}
     found = re.findall(r"(?<![\w.])[-+]?(\d[\d,]*(?:\.\d+)*(?:e[-+]?\d+)?)", text)
-    unknown = {each for each in found if each.rstrip(",").replace(",", "") not in formats and each not in words}
+    return found, {each for each in found if each.rstrip(",").replace(",", "") not in formats and each not in words}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_a_card_is_in_the_gain_report(kind, run):
+    found, unknown = numbers_of(render_card(kind, run.folders[kind], run.report), run.report)
     assert len(found) > 40 and not unknown
+
+
+COMMITTED = sorted((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
+def test_the_cards_in_the_repository_say_what_their_reports_say(path):
+    card, report = ModelCard.load(path), json.loads(path.with_name("gain_report.json").read_text())
+    found, unknown = numbers_of(card, report)
+    assert len(found) > 40 and not unknown
+    for figure in re.findall(r"\]\((\w+\.png)\)", card.text):
+        assert path.with_name(figure).is_file()
 
 
 def test_the_table_of_the_gain_holds_the_reports_numbers_in_their_places(run):

@@ -13,7 +13,7 @@ from smd_hf.evolution import rebuild_child
 from smd_hf.models import load_model
 from smd_hf.statistics import Scores
 from smd_hf.subspaces import DECOMPOSITIONS
-from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
+from tests.tiny import ALL_KINDS, label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
 
 def make_dataset(count, seed=0, names=None):
@@ -145,6 +145,25 @@ def test_every_kind_of_model_in_both_dtypes(kind, dtype, data, tmp_path):
     assert evolved.dtype == trainer.model.dtype
     assert weights_hash(evolved) == weights_hash(trainer.model)
     assert trainer.evaluate()["eval_accuracy"] == trainer.report["evolved"]["accuracy"]
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_every_architecture_evolves_and_comes_back(kind, data, tmp_path):
+    save_tiny_checkpoint(kind, tmp_path / "parent")
+    trainer = make_trainer(
+        tmp_path / "parent",
+        tmp_path / "out",
+        data,
+        population_size=2,
+        decomposition="blocks",
+        elitism=False,
+        model_init_kwargs={"trust_remote_code": kind == "custom"},
+    )
+    before = weights_hash(trainer.model)
+    trainer.train()
+    evolved = load_model(tmp_path / "out", trust_remote_code=kind == "custom")
+    assert weights_hash(evolved) == weights_hash(trainer.model) != before
+    assert type(evolved).__name__ == type(trainer.model).__name__
 
 
 def test_a_resumed_run_ends_in_the_same_bytes(checkpoint, data, tmp_path):
