@@ -42,22 +42,14 @@ class FreshSamples:
     Args:
         indices (`numpy.ndarray`): the rows of all fitness images, of shape `(n,)`.
         labels (`numpy.ndarray`): their labels, of shape `(n,)`.
-        size (`int`): images a generation.
+        size (`int`): images a generation; all of them where there are fewer.
         seed (`int`): keys the orders.
-
-    Raises:
-        `SMDError`: if there are fewer images than that.
     """
 
     def __init__(self, indices: np.ndarray, labels: np.ndarray, size: int, seed: int):
-        if size > len(indices):
-            raise SMDError(
-                f"fitness_samples_per_generation is {size}, but there are {len(indices)} fitness images. Lower it, give more "
-                "images, or leave it out to use all in every generation."
-            )
         self.all = indices
         self.labels = labels
-        self.size = size
+        self.size = min(size, len(indices))
         self.seed = seed
 
     def indices(self, generation: int) -> np.ndarray:
