@@ -15,8 +15,9 @@ from .subspaces import DECOMPOSITIONS
 
 PRESETS: dict[str, dict[str, Any]] = {
     "adapt": {
-        "population_size": 64,
+        "population_size": 144,
         "num_generations": 5,
+        "fitness_samples_per_generation": 1000,
         "decomposition": "blocks",
         "allocation": "cost",
         "mutable_parameters": ["norms", "head"],

@@ -18,7 +18,7 @@ from .objectives import Objective
 from .recombination import Best, Candidate, Recombination
 from .selection import ScoredChild, ranked
 
-DAMPING = (1e-2, 1e-1, 1.0)
+DAMPING = (0.03, 0.3, 3.0)
 """Values of lambda that are tried, in units of the mean curvature of a child."""
 
 STEPS = (0.5, 1.5)

