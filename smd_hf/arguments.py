@@ -29,8 +29,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What each `preset` stands for."""
 
-DERIVED = ("max_steps", "num_train_epochs", "remove_unused_columns")
-"""Arguments that a run sets itself."""
+DERIVED = ("max_steps", "num_train_epochs", "remove_unused_columns", "debug", "include_num_input_tokens_seen")
+"""Arguments that a run sets itself, or that are of no meaning here and have another default on the command line."""
 
 
 @dataclass
