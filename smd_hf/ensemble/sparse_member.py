@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import PrefixChange, WeightRenaming, apply_renamings
+from transformers.core_model_loading import PrefixChange, WeightRenaming
 
 from .sparse_changes import check_change
 
@@ -146,7 +146,9 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
         for conversion in conversions
         if isinstance(conversion, WeightRenaming) and not isinstance(conversion, PrefixChange)
     ]
-    names = {name: apply_renamings(name, renamings) for name, _ in model.named_parameters()}
+    names = {name: name for name, _ in model.named_parameters()}
+    for renaming in renamings:
+        names = {name: renaming.rename_source_key(saved)[0] for name, saved in names.items()}
     if len(set(names.values())) < len(names):
         return {name: name for name in names}
     return names
