@@ -23,12 +23,10 @@ from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
 from .fitness_data import FreshSamples, split_indices
 from .metrics import with_named_metrics
-from .mutation import Mutation, scheduled_sigma
-from .parameters import parameter_space
+from .mutation import scheduled_sigma
 from .preparation import prepare_data
 from .selection import Fitness
-from .strategies import make_recombination
-from .subspaces import make_decomposition
+from .strategies import make_mutation, make_recombination
 
 WHEN = ("epoch_end", "train_end")
 
@@ -117,24 +115,7 @@ class EvolutionCallback(TrainerCallback):
             self.fresh_samples = FreshSamples(fitness, labels[fitness], args.fitness_samples_per_generation, args.seed)
         self.fitness_batches = self._batches(fitness)
         self.selection_batches = self._batches(selection) if len(selection) else None
-        decomposition = make_decomposition(
-            args.decomposition,
-            parameter_space(model, args.mutable_parameters, args.frozen_parameters),
-            args.directions,
-            args.density,
-            args.seed,
-            static=args.subspace_schedule == "static",
-            suffix_costs=self._suffix_costs() if args.allocation == "cost" else None,
-        )
-        self.mutation = Mutation(
-            model,
-            decomposition,
-            args.seed,
-            args.sigma_units,
-            args.match_norm,
-            args.mirrored,
-            prune=args.mutation == "prune",
-        )
+        self.mutation = make_mutation(model, args, self._suffix_costs)
         self.recombination = make_recombination(args, model.config.num_labels)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:

@@ -1,12 +1,17 @@
-"""The recombination strategies by the names that arguments give them."""
+"""The method by the names that arguments give it: how children are made, and what becomes of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from torch import nn
 
 from .gauss_newton import GaussNewton
 from .metrics import parse_cost_matrix
+from .mutation import Mutation
 from .objectives import from_compute_loss_func, make_objective
+from .parameters import parameter_space
 from .recombination import Best, GreedySoup, Recombination, TopKMean
+from .subspaces import make_decomposition
 
 if TYPE_CHECKING:
     from .arguments import EvolutionArguments
@@ -40,3 +45,37 @@ def make_recombination(
         args.objective, num_labels, args.label_smoothing_factor, args.class_weights, cost_matrix
     )
     return GaussNewton(args.recombination_top_k, objective)
+
+
+def make_mutation(
+    model: nn.Module, args: "EvolutionArguments", suffix_costs: Callable[[], Sequence[float]]
+) -> Mutation:
+    """
+    What makes the children that the arguments ask for.
+
+    Args:
+        model (`torch.nn.Module`): the parent.
+        args ([`EvolutionArguments`]): of the run.
+        suffix_costs (`Callable`): gives the costs by which `allocation="cost"` goes; not called otherwise.
+
+    Raises:
+        `SMDError`: for a pattern that matches no parameter, or a decomposition that cannot be.
+    """
+    decomposition = make_decomposition(
+        args.decomposition,
+        parameter_space(model, args.mutable_parameters, args.frozen_parameters),
+        args.directions,
+        args.density,
+        args.seed,
+        static=args.subspace_schedule == "static",
+        suffix_costs=suffix_costs() if args.allocation == "cost" else None,
+    )
+    return Mutation(
+        model,
+        decomposition,
+        args.seed,
+        args.sigma_units,
+        args.match_norm,
+        args.mirrored,
+        prune=args.mutation == "prune",
+    )

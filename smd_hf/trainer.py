@@ -26,16 +26,14 @@ from .files import check_output_dir, write_lines
 from .harvest import Harvest, harvest, write_harvest
 from .images import check_images
 from .metrics import merged, with_named_metrics
-from .mutation import Mutation, scheduled_sigma, zero_share
-from .parameters import parameter_space
+from .mutation import scheduled_sigma, zero_share
 from .preparation import prepare_data, resolve_model
 from .progress import EvolutionProgressCallback, child_reporter
 from .results import run_report, write_run_files
 from .run_state import RunState
 from .selection import Fitness
 from .statistics import Scores
-from .strategies import make_recombination
-from .subspaces import make_decomposition
+from .strategies import make_mutation, make_recombination
 from .trainer_checkpoints import CheckpointMixin
 from .trainer_data import DataMixin
 from .trainer_hub import HubMixin
@@ -145,26 +143,8 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
         spread.copy_from_first(self.model.state_dict().values())
 
         # 6. The method
-        space = parameter_space(self.model, args.mutable_parameters, args.frozen_parameters)
-        decomposition = make_decomposition(
-            args.decomposition,
-            space,
-            args.directions,
-            args.density,
-            args.seed,
-            static=args.subspace_schedule == "static",
-            suffix_costs=self._suffix_costs() if args.allocation == "cost" else None,
-        )
         self.recombination = make_recombination(args, self.model.config.num_labels, compute_loss_func)
-        self.mutation = Mutation(
-            self.model,
-            decomposition,
-            args.seed,
-            args.sigma_units,
-            args.match_norm,
-            args.mirrored,
-            prune=args.mutation == "prune",
-        )
+        self.mutation = make_mutation(self.model, args, self._suffix_costs)
         self.evaluator = Evaluator(
             self.model,
             args.device,
