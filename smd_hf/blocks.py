@@ -6,7 +6,7 @@ A *layer* is a module with at most one weight of two or more dimensions (a convo
 blocks (a stage). A list of layers inside a block is left shut, so a residual block stays in one piece.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ class Block:
     A unit of a model's depth.
 
     Args:
-        name (`str`): the module's path in the model, `""` for parameters which the model itself owns.
+        name (`str`): the module's path in the model; `""` where no module but the model itself has parameters.
         parameter_names (`tuple[str, ...]`): names in memory of the block's parameters, as `model.named_parameters()` gives them,
             never empty.
     """
@@ -32,29 +32,35 @@ class Block:
     parameter_names: tuple[str, ...]
 
 
-def find_blocks(model: nn.Module, positions: Mapping[str, int] | None = None) -> list[Block]:
+def find_blocks(model: nn.Module) -> list[Block]:
     """
     Cut a model into blocks, each parameter in exactly one; a tied parameter in the first that has it.
 
+    What an opened container owns itself (a class token, positions) goes with the block that comes next in it: alone, a few
+    numbers would be a block as costly to score as the whole model.
+
     Args:
         model (`torch.nn.Module`): a model of any architecture.
-        positions (`Mapping[str, int]`, *optional*): when each parameter is first used in a forward pass, as
-            `PrefixReplay.positions` has it after a recording. Blocks come in this order; without it, in the order in which
-            the model registers them, which for nearly every architecture is the same.
 
     Returns:
-        `list[Block]`: the elements of lists (stages opened into their blocks) and, in between, what lies outside of them:
-        stem, embeddings, final norm, head.
+        `list[Block]`: in the order in which the model registers them, which for nearly every architecture is that of their
+        use: the elements of lists (stages opened into their blocks) and, in between, what lies outside of them: stem,
+        embeddings, final norm, head.
     """
     names = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
-    blocks = []
+    blocks, owned = [], []
     for name, module, whole in _units(model, "", False):
         found = module.parameters() if whole else module.parameters(recurse=False)
-        parameters = tuple(names.pop(id(parameter)) for parameter in found if id(parameter) in names)
-        if parameters:
-            blocks.append(Block(name, parameters))
-    if positions is not None:
-        blocks.sort(key=lambda block: min(positions[parameter] for parameter in block.parameter_names))
+        parameters = [names.pop(id(parameter)) for parameter in found if id(parameter) in names]
+        if not whole:
+            owned += parameters
+        elif parameters:
+            blocks.append(Block(name, (*owned, *parameters)))
+            owned = []
+    if owned:
+        # Nothing with parameters comes after them.
+        last = blocks.pop() if blocks else Block("", ())
+        blocks.append(Block(last.name, (*last.parameter_names, *owned)))
     return blocks
 
 

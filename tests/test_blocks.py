@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from smd_hf.blocks import Block, contiguous_runs, find_blocks
-from smd_hf.ensemble.prefix_replay import PrefixReplay
 from smd_hf.errors import SMDError
 
-from .tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels
+from .tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS_KINDS + TIMM_KINDS)
@@ -72,23 +71,34 @@ def test_tied_and_own_parameters():
             self.layers[1].weight = self.layers[0].weight
 
     assert find_blocks(Tied()) == [
-        Block("", ("scale",)),
-        Block("layers.0", ("layers.0.weight", "layers.0.bias")),
+        Block("layers.0", ("scale", "layers.0.weight", "layers.0.bias")),
         Block("layers.1", ("layers.1.bias",)),
     ]
 
 
-def test_blocks_come_in_the_order_of_their_use():
-    model = tiny_model("timm_xcit")
-    replay = PrefixReplay(model)
-    with torch.no_grad(), replay.record():
-        model(tiny_pixels())
-    registered = [block.name for block in find_blocks(model)]
-    used = [block.name for block in find_blocks(model, replay.positions)]
-    # The class token is the model's own parameter, and comes in after the blocks of patches.
-    assert registered.index("timm_model") < registered.index("timm_model.blocks.1")
-    assert used.index("timm_model") > used.index("timm_model.blocks.1")
-    assert sorted(registered) == sorted(used)
+@pytest.mark.parametrize("kind", ["timm_vit", "timm_xcit", "swin"])
+def test_what_a_container_owns_is_no_block_of_its_own(kind):
+    """A class token alone would cost a whole pass to score, as much as all that comes after it."""
+    model = tiny_model(kind)
+    containers = {name for name, module in model.named_modules() if any(module.children())}
+    opened = {name for name in containers if any(block.name.startswith(f"{name}.") for block in find_blocks(model))}
+    assert opened and not opened & {block.name for block in find_blocks(model)}
+
+
+def test_own_parameters_that_nothing_follows():
+    class Scaled(nn.Module):
+        def __init__(self, *layers):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.layers = nn.ModuleList(layers)
+
+    assert find_blocks(Scaled(nn.ReLU())) == [Block("", ("scale",))]
+    nested = nn.Sequential(nn.Linear(2, 2), nn.Sequential(Scaled(nn.ReLU())))
+    assert [name for block in find_blocks(nested) for name in block.parameter_names] == [
+        "0.weight",
+        "0.bias",
+        "1.0.scale",
+    ]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.data())

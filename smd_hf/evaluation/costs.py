@@ -26,11 +26,8 @@ def suffix_costs(model: nn.Module, pixel_values: torch.Tensor) -> list[float]:
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     prefix = type(model).__name__
     total = max(by_module.get("Global", 0), 1)
-    names = [block.name for block in find_blocks(model)]
     costs, left = [], total
-    for name in names:
+    for block in find_blocks(model):
         costs.append(max(left, 1) / total)
-        # A module that holds other blocks stands here for its own parameters alone.
-        if name and not any(other.startswith(f"{name}.") for other in names):
-            left -= by_module.get(f"{prefix}.{name}", 0)
+        left -= by_module.get(f"{prefix}.{block.name}", 0)
     return costs
