@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
     from .loading import load
     from .models import load_image_processor, load_model
-    from .script_arguments import DataArguments, ModelArguments
-    from .splits import load_splits
+    from .script_arguments import DataArguments, ModelArguments, OODArguments
+    from .splits import load_ood_images, load_splits
     from .trainer import EvolutionTrainer
 
 __version__ = "0.1.0.dev0"
@@ -29,12 +29,14 @@ _HOMES = {
     "EvolutionTrainer": "trainer",
     "ImageCollator": "data",
     "ModelArguments": "script_arguments",
+    "OODArguments": "script_arguments",
     "SMDEnsembleConfig": "ensemble",
     "SMDEnsembleForImageClassification": "ensemble",
     "SparseDelta": "delta",
     "load": "loading",
     "load_image_processor": "models",
     "load_model": "models",
+    "load_ood_images": "splits",
     "load_splits": "splits",
 }
 

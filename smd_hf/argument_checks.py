@@ -1,7 +1,7 @@
 """What goes together: ranges and combinations of arguments, checked before a model or an image is loaded."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .ensemble.configuration_smd_ensemble import COMBINATIONS
 from .ensemble_choice import SELECTIONS
@@ -9,11 +9,25 @@ from .errors import SMDError
 from .evaluation.spread import MODES
 from .mutation import scheduled_sigma
 from .objectives import OBJECTIVES
+from .out_of_distribution import OOD_METRICS
+from .pareto import check_pymoo, measured_names
 from .strategies import RECOMBINATIONS
 from .subspaces import DECOMPOSITIONS
 
 if TYPE_CHECKING:
     from .arguments import EvolutionArguments
+
+
+def implied_arguments(args: "EvolutionArguments") -> dict[str, Any]:
+    """What follows from some choices for others, where these are not chosen themselves."""
+    implied: dict[str, Any] = {}
+    # The losers of a race have not seen all images, which a Gauss-Newton step would need.
+    if args.racing == "halving" or args.mutation == "prune" or args.objectives is not None:
+        implied["recombination"] = "best"
+    if args.objectives is not None:
+        # Logs and plots show one of them.
+        implied["fitness"] = next(iter(measured_names(args.objectives)), args.fitness)
+    return implied
 
 
 def check_evolution_arguments(args: "EvolutionArguments") -> None:
@@ -26,6 +40,8 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
     expected = {
         "population_size": (args.population_size >= 2, "2 or more"),
         "num_generations": (args.num_generations >= 1, "1 or more"),
+        "max_forward_passes": (args.max_forward_passes is None or args.max_forward_passes > 0, "a positive number"),
+        "max_hours": (args.max_hours is None or args.max_hours > 0, "a positive number"),
         "sigma": (
             args.sigma is None or 0 < args.sigma < math.inf,
             "a positive number, or none at all to calibrate it",
@@ -38,7 +54,10 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
         "ensemble_size": (0 <= args.ensemble_size <= args.population_size, "between 0 and population_size"),
         "save_children": (0 <= args.save_children <= args.population_size, "between 0 and population_size"),
         "push_children": (0 <= args.push_children <= args.population_size, "between 0 and population_size"),
-        "ensemble_selection": (args.ensemble_selection in SELECTIONS, ", ".join(SELECTIONS)),
+        "ensemble_selection": (
+            args.ensemble_selection in (*SELECTIONS, "front"),
+            ", ".join((*SELECTIONS, "front")),
+        ),
         "ensemble_combination": (args.ensemble_combination in COMBINATIONS, ", ".join(COMBINATIONS)),
         "image_cache_gb": (args.image_cache_gb >= 0, "0 or more"),
         "child_cache_gb": (args.child_cache_gb >= 0, "0 or more"),
@@ -55,6 +74,7 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
         "decomposition": (args.decomposition in DECOMPOSITIONS, f"one of {', '.join(DECOMPOSITIONS)}"),
         "subspace_schedule": (args.subspace_schedule in ("dynamic", "static"), "dynamic or static"),
         "sigma_units": (args.sigma_units in ("relative", "absolute"), "relative or absolute"),
+        "on_bad_images": (args.on_bad_images in ("raise", "skip"), "raise or skip"),
         "head_init": (args.head_init in ("linear_probe", "random", "keep"), "linear_probe, random or keep"),
     }
     for name, (holds, what) in expected.items():
@@ -68,6 +88,18 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
         )
     if args.mutation == "prune":
         check_pruning(args)
+    if args.objectives is not None:
+        check_objectives(args)
+    elif args.ensemble_selection == "front":
+        raise SMDError(
+            "ensemble_selection='front' takes its members from the front of several objectives, and none are given. Set "
+            f"objectives, or choose {', '.join(SELECTIONS)}."
+        )
+    if args.racing == "halving" and args.fitness in OOD_METRICS:
+        raise SMDError(
+            f"fitness='{args.fitness}' takes a pass of every child over the images of another distribution, and racing='halving' "
+            "is to save passes. Leave racing out, or choose another fitness."
+        )
     if args.allocation == "cost" and args.decomposition != "blocks":
         raise SMDError(
             f"allocation='cost' deals children out to blocks, but decomposition is '{args.decomposition}'. Choose "
@@ -115,3 +147,38 @@ def check_pruning(args: "EvolutionArguments") -> None:
                 f"{name}={getattr(args, name)} does not go with mutation='prune', in which a child's coordinates become zero, and "
                 "the best child takes the parent's place. Leave it out, or choose mutation='noise'."
             )
+
+
+def check_objectives(args: "EvolutionArguments") -> None:
+    """Refuses objectives that are no choice among several, and what does not go together with them."""
+    names = [name.removeprefix("eval_") for name in args.objectives]
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise SMDError(
+            f"objectives are {', '.join(args.objectives) or 'none'}; expected two or more, each once. Name another, or set fitness "
+            "to choose by one number alone."
+        )
+    if not measured_names(args.objectives):
+        raise SMDError(
+            f"objectives are {' and '.join(args.objectives)}, which are about weights alone: nothing would keep the predictions "
+            "right. Name one that is about predictions, such as nll."
+        )
+    senseless = {
+        "fitness": args.fitness != measured_names(args.objectives)[0],
+        "fitness_greater_is_better": args.fitness_greater_is_better is not None,
+        "recombination": args.recombination != "best",
+        "racing": args.racing != "none",
+        "elitism": not args.elitism,
+        "load_best_model_at_end": args.load_best_model_at_end,
+    }
+    for name, chosen in senseless.items():
+        if chosen:
+            raise SMDError(
+                f"{name}={getattr(args, name)} does not go with objectives, by which children are compared in several numbers, and "
+                "one of the front takes the parent's place. Leave it out, or choose one fitness instead of objectives."
+            )
+    if args.selection_fraction == 0 and args.fitness_samples_per_generation is not None:
+        raise SMDError(
+            "objectives compare candidates of all generations on the same images, and with selection_fraction=0 and "
+            "fitness_samples_per_generation there are none. Set aside a selection_fraction."
+        )
+    check_pymoo()

@@ -7,27 +7,12 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .argument_checks import check_evolution_arguments
+from .argument_checks import check_evolution_arguments, implied_arguments
 from .errors import SMDError
 from .objectives import OBJECTIVES
+from .presets import PRESETS
 from .strategies import RECOMBINATIONS
 from .subspaces import DECOMPOSITIONS
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "adapt": {
-        "population_size": 144,
-        "num_generations": 5,
-        "fitness_samples_per_generation": 1000,
-        "decomposition": "blocks",
-        "allocation": "cost",
-        "mutable_parameters": ["norms", "head"],
-        "sigma": 0.1,
-        "recombination": "gauss_newton",
-        "recombination_top_k": 1,
-        "selection_fraction": 0.1,
-    }
-}
-"""What each `preset` stands for."""
 
 DERIVED = ("max_steps", "num_train_epochs", "remove_unused_columns", "debug", "include_num_input_tokens_seen")
 """Arguments that a run sets itself, or that are of no meaning here and have another default on the command line."""
@@ -38,7 +23,7 @@ class EvolutionArguments(TrainingArguments):
     """
     Arguments of an [`EvolutionTrainer`]: those of `TrainingArguments`, of which the ones about gradients have no effect,
     and those below. One generation is one step: `logging_steps`, `eval_steps` and `save_steps` count generations, and
-    `per_device_eval_batch_size` is the batch size of all scoring.
+    `per_device_eval_batch_size` is the batch size of all scoring, which `auto_find_batch_size` halves until it fits into memory.
 
     Raises:
         `SMDError`: for a value outside its range, or for choices that do not go together.
@@ -54,6 +39,15 @@ class EvolutionArguments(TrainingArguments):
     )
     population_size: int = field(default=16, metadata={"help": "Children a generation, 2 at the least."})
     num_generations: int = field(default=1, metadata={"help": "How many generations to evolve."})
+    max_forward_passes: float | None = field(
+        default=None,
+        metadata={
+            "help": "Begin no generation that would take the run beyond so many passes of the model over the fitness images."
+        },
+    )
+    max_hours: float | None = field(
+        default=None, metadata={"help": "Evolve for so many hours at the most, then keep the best so far."}
+    )
     decomposition: str = field(
         default="partition",
         metadata={
@@ -133,8 +127,18 @@ class EvolutionArguments(TrainingArguments):
     fitness: str = field(
         default="nll",
         metadata={
-            "help": "What children are scored by: nll, accuracy, macro_f1, balanced_accuracy, top_5_accuracy (or another number), "
-            "calibration_error, expected_cost (with cost_matrix), or a key that compute_metrics or metric_name_or_path returns."
+            "help": "What children are scored by: nll, accuracy, error, macro_f1, balanced_accuracy, top_5_accuracy (or another "
+            "number), calibration_error, expected_cost (with cost_matrix), ood_auroc or ood_energy_auroc (with a second data set: "
+            "how well confidence tells its images from the first one's), or a key that compute_metrics or metric_name_or_path returns."
+        },
+    )
+    objectives: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Two or more numbers to choose children by at once, in place of fitness: what fitness takes, and "
+            "mutated_fraction (share of weights that are not the first parent's) or zero_fraction (share that is zero). The next "
+            "parent is one that no other candidate beats in all of them, and the front of such models is saved. Not objective, "
+            "which is what a gauss_newton step lowers. Needs the extra smd_hf[pareto]."
         },
     )
     fitness_greater_is_better: bool | None = field(
@@ -182,13 +186,14 @@ class EvolutionArguments(TrainingArguments):
         default=4,
         metadata={
             "help": "best: how many of the fittest children are scored again on the selection split, which chooses one. "
-            "top_k_mean: how many are averaged. greedy_soup: how many are tried. gauss_newton: how many are tried beside the step."
+            "top_k_mean: how many are averaged. greedy_soup: how many are tried. gauss_newton: how many are tried beside the step. "
+            "With objectives, the fittest are those that no other child dominates."
         },
     )
     objective: str = field(
         default="cross_entropy",
         metadata={
-            "help": "What a gauss_newton step lowers: cross_entropy (with label_smoothing_factor and class_weights), focal, "
+            "help": "What a gauss_newton step lowers (not objectives, which children are chosen by): cross_entropy (with label_smoothing_factor and class_weights), focal, "
             "ordinal, expected_cost (with cost_matrix).",
             "choices": list(OBJECTIVES),
         },
@@ -219,8 +224,8 @@ class EvolutionArguments(TrainingArguments):
         default="greedy",
         metadata={
             "help": "How its members are chosen, on the selection split: top_k by fitness; all; greedy forward selection with "
-            "replacement (Caruana 2004).",
-            "choices": ["top_k", "all", "greedy"],
+            "replacement (Caruana 2004); front: of the front of objectives, ensemble_size at the most.",
+            "choices": ["top_k", "all", "greedy", "front"],
         },
     )
     ensemble_combination: str = field(
@@ -248,6 +253,14 @@ class EvolutionArguments(TrainingArguments):
     )
     label_column_name: str | None = field(
         default=None, metadata={"help": "The column of labels. Found by its type or usual name by default."}
+    )
+    on_bad_images: str = field(
+        default="raise",
+        metadata={
+            "help": "What becomes of rows whose image cannot be read: raise ends the run before anything is scored; skip leaves "
+            "them out before anything is split, with a warning, and counts them in the report.",
+            "choices": ["raise", "skip"],
+        },
     )
     head_init: str = field(
         default="linear_probe",
@@ -332,13 +345,10 @@ class EvolutionArguments(TrainingArguments):
                 if name not in self._chosen:
                     setattr(self, name, copy.copy(value))
                     self._chosen.add(name)
-        if self.racing == "halving" and "recombination" not in self._chosen:
-            # The losers of a race have not seen all images, which a Gauss-Newton step would need.
-            self.recombination = "best"
-            self._chosen.add("recombination")
-        if self.mutation == "prune" and "recombination" not in self._chosen:
-            self.recombination = "best"
-            self._chosen.add("recombination")
+        for name, value in implied_arguments(self).items():
+            if name not in self._chosen:
+                setattr(self, name, value)
+                self._chosen.add(name)
         check_evolution_arguments(self)
         self.max_steps = self.num_generations
         self.num_train_epochs = self.num_generations

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .arguments import EvolutionArguments
+from .batch_size import tells_of_memory
 from .calibration import calibrate_sigma
 from .errors import SMDError
 from .evaluation.costs import suffix_costs
@@ -22,8 +23,10 @@ from .evaluation.pixels import codec_for
 from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
 from .fitness_data import FreshSamples, split_indices
+from .image_checks import ReadableRows, check_images
 from .metrics import with_named_metrics
 from .mutation import scheduled_sigma
+from .out_of_distribution import OOD_METRICS
 from .preparation import prepare_data
 from .selection import Fitness
 from .strategies import make_mutation, make_recombination
@@ -42,7 +45,8 @@ class EvolutionCallback(TrainerCallback):
     Args:
         trainer ([`~transformers.Trainer`]): whose model, device, image processor and log these are.
         args ([`EvolutionArguments`]): the method, and `per_device_eval_batch_size` for scoring. Where sigma is not given, it is
-            calibrated each time anew. What makes files (ensembles, deltas, reports, pushes) has no effect here.
+            calibrated each time anew. What makes files (ensembles, deltas, reports, pushes) and `auto_find_batch_size` have no
+            effect here.
         fitness_dataset: images and labels, or rows of `pixel_values`, none of which are to be reported on; a share of
             `selection_fraction` chooses among finished candidates.
         when (`str`, *optional*, defaults to `"epoch_end"`): `"epoch_end"` or `"train_end"`.
@@ -51,9 +55,10 @@ class EvolutionCallback(TrainerCallback):
 
     Attributes:
         generations (list of `dict`): a [`Generation.record`] each.
+        left_out (`dict[str, int]`): how many rows of `fitness_dataset` were left out, with `on_bad_images="skip"`.
 
     Raises:
-        `SMDError`: for choices, labels or a way of training (weights in parts on several devices) that cannot work.
+        `SMDError`: for choices, labels, images or a way of training (weights in parts on several devices) that cannot work.
 
     Example:
 
@@ -94,13 +99,24 @@ class EvolutionCallback(TrainerCallback):
                 "ensemble_size, save_children and push_to_hub make files of an evolution, and EvolutionCallback makes none. Leave "
                 "them out, or evolve the saved model with EvolutionTrainer afterwards."
             )
+        if args.objectives is not None or args.fitness in OOD_METRICS:
+            raise SMDError(
+                "objectives, and a fitness on images of another distribution, are for EvolutionTrainer, which keeps the front and takes "
+                "the second data set. Choose one fitness here, or evolve the saved model with EvolutionTrainer afterwards."
+            )
         self.trainer = trainer
         self.args = args
         self.when = when
         self.generations: list[dict[str, Any]] = []
         model = trainer.model
         self.fitness = Fitness(args.fitness, with_named_metrics(args, compute_metrics), args.fitness_greater_is_better)
+        spread = Spread(args.spread, trainer.args.process_index, trainer.args.world_size)
+        readable = ReadableRows(args, spread)
+        fitness_dataset = readable(fitness_dataset, "fitness_dataset")
+        self.left_out = readable.left_out
         data = prepare_data(model, args, trainer.processing_class, fitness_dataset, None, data_collator)
+        if data.image_column is not None and args.on_bad_images == "raise":
+            check_images(fitness_dataset, data.image_column, what="fitness_dataset", spread=spread)
         if data.new_labels is not None:
             raise SMDError(
                 f"The labels of fitness_dataset ({', '.join(data.new_labels[:4])}, ...) are not those of the model that is being "
@@ -126,6 +142,7 @@ class EvolutionCallback(TrainerCallback):
         if self.when == "train_end":
             self.evolve(control)
 
+    @tells_of_memory
     def evolve(self, control: TrainerControl | None = None) -> list[Generation]:
         """
         Evolves the model for `num_generations` generations and logs each.

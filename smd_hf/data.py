@@ -48,6 +48,12 @@ def find_label_column(dataset: Any, label_column_name: str | None = None) -> str
     return _find_column("label", label_column_name, _column_kinds(dataset), LABEL_COLUMNS)
 
 
+def find_image_column(dataset: Any, image_column_name: str | None = None) -> str:
+    """The column of images alone, of a data set without labels; the user's name counts only where there is such a column."""
+    kinds = _column_kinds(dataset)
+    return _find_column("image", image_column_name if image_column_name in kinds else None, kinds, IMAGE_COLUMNS)
+
+
 @dataclass(eq=False)
 class ImageCollator:
     """

@@ -37,6 +37,7 @@ VALUE_DTYPES = {
 """What a tensor of a classifier may be; integers are counters that BatchNorm keeps."""
 
 _INDEX_DTYPES = ("I32", "I64")
+_MAX_DIMENSIONS = 64  # of what PyTorch computes with
 _ANY_SHAPE = torch.Size([2**63 - 1])
 
 
@@ -138,24 +139,46 @@ def _required_file(name: str, filename: str, source: Mapping[str, Any], subfolde
             "SparseDelta.save_pretrained writes them: check the name and the revision (smd_hf.load takes children, deltas "
             "and ensembles alike)."
         )
-    try:
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise SMDError(
-            f"{filename} in '{name}' is a link that leads nowhere. Expected the file itself: copy it there."
-        ) from error
-    if os.path.isdir(name) and not any(real.is_relative_to(root) for root in _roots(Path(name))):
-        raise SMDError(
-            f"{filename} in '{name}' is a link to a file outside that folder, which is not followed. Expected the file "
-            "itself: copy it there if you trust it."
-        )
+    real = followed(name, path)
     if not real.is_file():
         raise SMDError(f"{filename} in '{name}' is not a regular file. Expected the file that save_pretrained writes.")
     return real if os.path.isdir(name) else path
 
 
+def followed(name: str, path: Path) -> Path:
+    """
+    Where a file of a folder or a Hub repository really lies.
+
+    Args:
+        name (`str`): folder or repository.
+        path (`Path`): of the file, which may be a link.
+
+    Raises:
+        `SMDError`: for a link that leads nowhere, or out of a folder.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise SMDError(
+            f"{path.name} in '{name}' is a link that leads nowhere. Expected the file itself: copy it there."
+        ) from error
+    if os.path.isdir(name) and not any(real.is_relative_to(root) for root in _roots(Path(name))):
+        raise SMDError(
+            f"{path.name} in '{name}' is a link to a file outside that folder, which is not followed. Expected the file "
+            "itself: copy it there if you trust it."
+        )
+    return real
+
+
+def check_links(name: str) -> None:
+    """Refuses links that lead out of a folder, or nowhere; a repository of the Hub has none."""
+    for path in sorted(Path(name).iterdir()) if os.path.isdir(name) else ():
+        if path.is_symlink():
+            followed(name, path)
+
+
 def _roots(folder: Path) -> list[Path]:
-    """The folders in which a local delta's files may really lie: its own, or the store of a Hub cache's snapshot."""
+    """The folders in which a local artifact's files may really lie: its own, or the store of a Hub cache's snapshot."""
     folder = folder.resolve()
     snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
     return [folder, *(parent.parent / "blobs" for parent in snapshots)]
@@ -213,6 +236,8 @@ def _check_header(file: Any, config: DeltaConfig) -> None:
         values = file.get_slice(f"{name}.values")
         if values.get_dtype() not in VALUE_DTYPES:
             raise _wrong(f"{name}.values", values, f"dtype {' or '.join(VALUE_DTYPES)}")
+        if len(values.get_shape()) > _MAX_DIMENSIONS:
+            raise _wrong(f"{name}.values", values, f"{_MAX_DIMENSIONS} dimensions at the most")
         if count is None:
             continue
         indices = file.get_slice(f"{name}.indices")

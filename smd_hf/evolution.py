@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,94 +14,19 @@ from .evaluation.engine import Evaluator, Variant
 from .evaluation.images import ImageBatches
 from .evaluation.racing import race
 from .evaluation.scores import Score
+from .generation import Generation
 from .mutation import Change, Child, Mutation, applied, keep
+from .out_of_distribution import OutsideImages
 from .recombination import Candidate, Recombination
-from .selection import Fitness, ScoredChild, ranked
+from .selection import Fitness, ScoredChild
 
 logger = logging.get_logger(__name__)
 
 
-@dataclass
-class Generation:
-    """
-    What happened in one generation.
-
-    Args:
-        generation (`int`): from 0.
-        sigma (`float`): before `match_norm` and the tensors' own scales.
-        parent ([`Score`]): of the parent on the fitness data.
-        parent_fitness (`float`): likewise.
-        children (list of [`ScoredChild`]): in their order.
-        selection (dict of `str` to `float`): fitness of each finished candidate on the selection split, by name.
-        chosen ([`Candidate`]): the next parent; without parts where the parent is kept.
-        selected ([`Score`]): of the chosen one on the selection split.
-        discordance (`float`, *optional*): share of selection images on which exactly one of parent and candidate is right,
-            mean over the candidates; `None` where the parent was not among them.
-    """
-
-    generation: int
-    sigma: float
-    parent: Score
-    parent_fitness: float
-    children: list[ScoredChild]
-    selection: dict[str, float]
-    chosen: Candidate
-    selected: Score
-    discordance: float | None
-
-    def record(self) -> dict[str, Any]:
-        """The generation as JSON values: enough to build each child, and the next parent, again."""
-        return {
-            "generation": self.generation,
-            "sigma": self.sigma,
-            "parent": _record_score(self.parent, self.parent_fitness),
-            "children": [
-                asdict(scored.child)
-                | _record_score(scored.score, scored.fitness)
-                | ({"eliminated": True} if scored.eliminated else {})
-                for scored in self.children
-            ],
-            "selection": {name: _finite_or_none(fitness) for name, fitness in self.selection.items()},
-            "discordance": self.discordance,
-            "chosen": self.chosen.name,
-            "parts": [[child.index, coefficient] for child, coefficient in self.chosen.parts],
-        }
-
-    def logs(self, fitness: Fitness) -> dict[str, float]:
-        """The generation as Trainer logs it, metrics in their own direction; of the children that saw all images."""
-        name, raw = fitness.name, fitness.raw
-        values = [scored.fitness for scored in ranked(self.children)]
-        seen = sum(scored.score.num_images for scored in self.children)
-        logs = {
-            "loss": self.selected.nll,
-            "sigma": self.sigma,
-            f"parent_{name}": raw(self.parent_fitness),
-            "accepted": float(bool(self.chosen.parts)),
-        }
-        if any(scored.eliminated for scored in self.children):
-            logs["racing_saved"] = 1 - seen / (len(self.children) * self.parent.num_images)
-        if values:
-            logs[f"best_{name}"] = raw(max(values))
-            logs[f"mean_{name}"] = raw(float(np.mean(values)))
-            logs[f"std_{name}"] = float(np.std(values))
-        return logs
-
-
-def _record_score(score: Score, fitness: float) -> dict[str, Any]:
-    return {
-        "fitness": _finite_or_none(fitness),
-        "accuracy": score.accuracy,
-        "nll": _finite_or_none(score.nll),
-        "num_images": score.num_images,
-    }
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
 KEEP_PARENT = Candidate("parent", ())
 PARENT = Variant("parent", changed=frozenset())
+PROBES = 4
+"""How many children show what a sigma does."""
 
 
 def _discordance(candidates: list[Candidate], scores: list[Score]) -> float | None:
@@ -127,9 +51,10 @@ class Evolution:
             left; 0: they do not race.
         keep_parent (`bool`, *optional*, defaults to `False`): remembers each generation's parent, for
             [`Evolution.last_parent`]: as much memory as the weights that change.
+        outside ([`OutsideImages`], *optional*): images of another distribution, which count where fitness is about them.
 
     Attributes:
-        last ([`Generation`], *optional*): the last generation, once there is one.
+        last ([`Generation`], *optional*): the last generation, once there is one; its scores are empty where it was restored.
     """
 
     def __init__(
@@ -144,6 +69,7 @@ class Evolution:
         elitism: bool = True,
         survivors: int = 0,
         keep_parent: bool = False,
+        outside: OutsideImages | None = None,
     ):
         self.model = model
         self.mutation = mutation
@@ -155,6 +81,8 @@ class Evolution:
         self.elitism = elitism
         self.survivors = survivors
         self.keep_parent = keep_parent
+        self.outside = outside if fitness.needs_outside else None
+        self.needs_logits = fitness.needs_logits
         self.last: Generation | None = None
         self._parent_result: tuple[Score, float] | None = None
         self._undo: list[tuple[str, Change]] = []
@@ -189,12 +117,7 @@ class Evolution:
         best = self._best(candidates, [fitness for _, fitness in results])
         self._parent_result = results[best]
         chosen, (selected, _) = candidates[best], results[best]
-        self._undo = []
-        if chosen.parts:
-            undo = keep(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
-            self.mutation.parent_changed()
-            if self.keep_parent:
-                self._undo = undo
+        self._advance(chosen)
         self.last = Generation(
             generation,
             sigma,
@@ -207,6 +130,37 @@ class Evolution:
             discordance=_discordance(candidates, [score for score, _ in results]),
         )
         return self.last
+
+    def _advance(self, chosen: Candidate) -> None:
+        """The chosen candidate becomes the parent."""
+        self._undo = []
+        if chosen.parts:
+            undo = keep(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
+            self.mutation.parent_changed()
+            if self.keep_parent:
+                self._undo = undo
+
+    def restore(self, record: dict[str, Any], selected: Score | None = None) -> None:
+        """
+        Goes through a recorded generation again, without scoring anything.
+
+        Args:
+            record (`dict`): a [`Generation.record`]; the model holds that generation's parent, and afterwards the next one.
+            selected ([`Score`], *optional*): of the next parent on the selection split, where it is known.
+
+        Raises:
+            `SMDError`: if it is of another population.
+        """
+        children = self.mutation.children(record["generation"], record["sigma"])
+        if len(children) != len(record["children"]):
+            raise SMDError(
+                f"Generation {record['generation']} of the run to resume has {len(record['children'])} children; these arguments "
+                f"make {len(children)}. Resume with the arguments that it began with."
+            )
+        chosen = Candidate(record["chosen"], tuple((children[index], weight) for index, weight in record["parts"]))
+        self._advance(chosen)
+        self.last = Generation.from_record(record, children, chosen, selected)
+        self._parent_result = None if selected is None else (selected, self.last.selection[chosen.name])
 
     def _best(self, candidates: list[Candidate], fitness: list[float]) -> int:
         """The first of equals: the parent before all others; where children are pruned, these before the parent."""
@@ -235,20 +189,24 @@ class Evolution:
     def _score(
         self, children: list[Child], on_scored: Callable[[int, float | None], None] | None, sums: Any | None
     ) -> tuple[Score, float, list[ScoredChild]]:
-        batches, keep_logits = self.fitness_batches, self.fitness.needs_logits
+        batches, keep_logits = self.fitness_batches, self.needs_logits
         known: dict[int, float] = {}
 
         def report(number: int, score: Score) -> None:
+            score.outside = outside[number]
             if score.num_images == batches.num_images:
                 known[number] = self.fitness(score, batches.labels)
             if on_scored is not None and number > 0:
                 on_scored(number - 1, known.get(number))
 
         variants = [PARENT, *map(self.variant, children)]
+        outside = self.outside_scores(variants, "fitness")
         if self.survivors:
             scores = race(self.evaluator, variants, batches, self.survivors, keep_logits, report)
         else:
             scores = self.evaluator.score(variants, batches, keep_logits, report, sums=sums)
+        for score, other in zip(scores, outside):
+            score.outside = other
         check_parent(scores[0])
         labels = batches.labels
         fitness = self.evaluator.spread.each(
@@ -299,10 +257,18 @@ class Evolution:
         if not candidates:
             return []
         variants = [self._candidate_variant(candidate) for candidate in candidates]
-        scores = self.evaluator.score(variants, self.selection_batches, keep_logits=self.fitness.needs_logits)
+        scores = self.evaluator.score(variants, self.selection_batches, keep_logits=self.needs_logits)
+        for score, other in zip(scores, self.outside_scores(variants, "selection")):
+            score.outside = other
         labels = self.selection_batches.labels
         fitness = self.evaluator.spread.each(len(scores), lambda number: self.fitness(scores[number], labels))
         return list(zip(scores, fitness))
+
+    def outside_scores(self, variants: list[Variant], part: str) -> list[Score | None]:
+        """Scores on a part of the images of another distribution, where fitness is about them; otherwise `None` for each."""
+        if self.outside is None:
+            return [None] * len(variants)
+        return self.evaluator.score(variants, getattr(self.outside, part), keep_logits=True)
 
     def variant(self, child: Child) -> Variant:
         """A child as the evaluator takes it."""
@@ -315,7 +281,7 @@ class Evolution:
         changed = frozenset().union(*(self.mutation.changed_names(child) for child, _ in parts))
         return Variant(candidate.name, lambda: self.mutation.combination(parts), changed)
 
-    def flipped(self, sigma: float, sample: ImageBatches, num_probes: int = 4) -> float:
+    def flipped(self, sigma: float, sample: ImageBatches, num_probes: int = PROBES) -> float:
         """
         The mean share of predictions on a sample that a child of this sigma changes.
 

@@ -1,12 +1,19 @@
 """Writing files so that a reader never sees half of one."""
 
+import errno
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import SMDError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_output_dir(output_dir: str | os.PathLike) -> None:
@@ -21,6 +28,35 @@ def check_output_dir(output_dir: str | os.PathLike) -> None:
             f"output_dir '{output_dir}' cannot be written to ({error.strerror}). Choose a folder that you own, on a disk with "
             "room."
         ) from error
+
+
+@contextmanager
+def full_disk_is_told(folder: str | os.PathLike) -> Iterator[None]:
+    """
+    Turns the errors of a disk without room, of whichever library meets it, into one that says what to do.
+
+    Args:
+        folder (`str` or `os.PathLike`): what is written to inside.
+
+    Raises:
+        `SMDError`: if a disk or a quota is full, or a file would be larger than it may be.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else _os_error(str(error))
+        if number not in NO_ROOM:
+            raise
+        raise SMDError(
+            f"The disk of output_dir '{folder}' takes no more ({os.strerror(number)}). What was complete before is still there: "
+            "make room, then resume the run."
+        ) from error
+
+
+def _os_error(text: str) -> int | None:
+    """The number in the message of a library that is not written in Python."""
+    found = re.search(r"\(os error (\d+)\)", text)
+    return None if found is None else int(found.group(1))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -44,6 +44,7 @@ class GaussNewtonSums:
         minus = {child.direction: place for place, child in enumerate(children) if child.sign < 0}
         self.minus = [minus.get(children[place].direction) for place in self.plus]
         self.directions = [children[place] for place in self.plus]
+        self.shape = (len(self.plus), len(self.plus) + 1)
         self.total: np.ndarray | None = None
 
     def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
@@ -117,6 +118,9 @@ class GaussNewton(Recombination):
     def __init__(self, top_k: int, objective: Objective):
         super().__init__(top_k)
         self.objective = objective
+
+    def most_candidates(self, num_children: int) -> int:
+        return super().most_candidates(num_children) + len(DAMPING) + len(STEPS)
 
     def sums(self, children: Sequence[Child]) -> GaussNewtonSums:
         return GaussNewtonSums(children, self.objective)

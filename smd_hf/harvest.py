@@ -18,6 +18,7 @@ from .ensemble_choice import choose_members
 from .evaluation.images import ImageBatches
 from .evolution import Evolution
 from .mutation import keep
+from .pareto_front import RunFront, front_ensemble
 from .report import measured
 from .selection import ScoredChild, ranked
 from .statistics import Scores, accuracy
@@ -30,7 +31,7 @@ class Harvest:
 
     Args:
         ensemble ([`SMDEnsembleForImageClassification`], *optional*): of children of the last generation.
-        members (list of `dict`): child and votes of each member, in the order of choice.
+        members (list of `dict`): child and votes of each member, in the order of choice; of a front also the generation.
         deltas (list of [`SparseDelta`]): the fittest children, best first.
         delta_logits (list of `numpy.ndarray`): of each delta's child on the test data, of shape `(n, num_labels)`.
     """
@@ -46,6 +47,7 @@ def harvest(
     args: EvolutionArguments,
     test_batches: ImageBatches | None,
     first_parent: PreTrainedModel | None,
+    front: RunFront | None = None,
 ) -> Harvest:
     """
     Builds what `ensemble_size` and `save_children` ask for, from the children of the last generation.
@@ -55,12 +57,15 @@ def harvest(
         args ([`EvolutionArguments`]): how many, and how they are chosen.
         test_batches ([`ImageBatches`], *optional*): what the saved children are measured on.
         first_parent ([`~transformers.PreTrainedModel`], *optional*): what deltas are relative to; needed for `save_children`.
+        front ([`RunFront`], *optional*): needed for `ensemble_selection="front"`.
     """
     survivors = ranked(evolution.last.children)
     best = survivors[: args.save_children]
     result = Harvest()
+    if args.ensemble_size and args.ensemble_selection == "front":
+        result.ensemble, result.members = front_ensemble(evolution, front, args.ensemble_combination)
     with evolution.last_parent():
-        if args.ensemble_size and survivors:
+        if args.ensemble_size and survivors and result.ensemble is None:
             chosen = _choose(evolution, args, survivors)
             result.members = [{"child": scored.child.index, "votes": votes} for scored, votes in chosen]
             result.ensemble = SMDEnsembleForImageClassification.from_children(

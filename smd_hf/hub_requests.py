@@ -37,7 +37,7 @@ PATIENCE = 180.0
 """Seconds after which no further try begins."""
 
 # Timeouts, conflicts of simultaneous pushes, too many requests, and what the servers answer on bad days.
-_TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)
+TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)
 
 Answer = TypeVar("Answer")
 
@@ -69,7 +69,7 @@ def _pause(error: HTTPError, number: int) -> float | None:
     """Seconds before the next try; `None` where none would help."""
     wait = FIRST_WAIT * 2 ** (number - 1)
     if isinstance(error, HfHubHTTPError):
-        if error.response.status_code not in _TRANSIENT:
+        if error.response.status_code not in TRANSIENT:
             return None
         asked = _asked(error.response.headers)
         wait = wait if asked is None else asked
@@ -142,7 +142,7 @@ def _reason(error: BaseException, token: str | bool | None = None) -> tuple[str,
             status = error.response.status_code
             if status in (401, 403, 404):
                 return f"the Hub refuses it with status {status} ({text})", login
-            if status in _TRANSIENT:
+            if status in TRANSIENT:
                 return f"the Hub answers with status {status} ({text})", "Wait a while"
             return f"the Hub answers with status {status} ({text})", "Mend that"
         case HTTPError() | ConnectionError() | TimeoutError():

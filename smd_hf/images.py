@@ -1,13 +1,7 @@
-"""
-Images: whatever form one comes in, it becomes an upright 8-bit PIL image.
+"""Images: whatever form one comes in, it becomes an upright 8-bit PIL image."""
 
-What cannot be read is found before anything expensive starts.
-"""
-
-import os
 import re
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +9,6 @@ import datasets
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps
-from tqdm.auto import tqdm
 
 from .errors import SMDError
 from .messages import one_line
@@ -58,44 +51,6 @@ def to_image(value: Any, channels: int = 3) -> Image.Image:
         # PIL names a stream by its address in memory: of no use to anyone, and another one in every run.
         reason = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", str(error)).strip() or type(error).__name__
         raise SMDError(f"An image cannot be read: {one_line(reason)}.") from error
-
-
-def check_images(
-    dataset: Any, image_column: str, *, what: str = "train", num_workers: int | None = None, progress: bool = True
-) -> None:
-    """
-    Decode every image once, before anything expensive starts.
-
-    Args:
-        dataset (`datasets.Dataset`, or any map-style data set of `dict` rows): what to check.
-        image_column (`str`): the column of images.
-        what (`str`, *optional*, defaults to `"train"`): the name of the split, for messages.
-        num_workers (`int`, *optional*): threads; as many as there are cores, at most 8, by default.
-        progress (`bool`, *optional*, defaults to `True`): show a bar once it takes more than two seconds.
-
-    Raises:
-        `SMDError`: with the indices of the entries that cannot be read, and what is wrong with the first.
-    """
-    find_problem = _problem_of_pixel_values if image_column == "pixel_values" else _problem
-    problems: list[tuple[int, str]] = []
-    chunk: list[Any] = []
-    bar = tqdm(total=len(dataset), desc=f"Checking {what} images", unit="image", delay=2, disable=not progress)
-    with bar, ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
-        for index, value in enumerate(_raw_images(dataset, image_column)):
-            chunk.append(value)
-            if len(chunk) == 64 or index == len(dataset) - 1:
-                start = index + 1 - len(chunk)
-                problems += [
-                    (start + i, text) for i, text in enumerate(pool.map(find_problem, chunk)) if text is not None
-                ]
-                bar.update(len(chunk))
-                chunk = []
-    if problems:
-        indices = ", ".join(str(index) for index, _ in problems[:10]) + (", ..." if len(problems) > 10 else "")
-        raise SMDError(
-            f"{len(problems)} of {len(dataset)} entries of the {what} split are not readable images (index "
-            f"{indices}). At index {problems[0][0]}: {problems[0][1]} Repair or remove these entries."
-        )
 
 
 def is_processed(value: Any) -> bool:
@@ -163,38 +118,3 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode in ("P", "PA", "La", "RGBa"):  # PIL converts these to some modes only, but always to these
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     return image if image.mode == mode else image.convert(mode)
-
-
-def _raw_images(dataset: Any, image_column: str) -> Iterator[Any]:
-    """The entries of the image column, not yet decoded where possible; an exception in place of a failing row."""
-    if isinstance(dataset, datasets.Dataset) and image_column in dataset.column_names:
-        column = dataset.select_columns([image_column]).with_format(None)
-        if isinstance(column.features[image_column], datasets.Image):
-            column = column.cast_column(image_column, datasets.Image(decode=False))
-        for start in range(0, len(column), 64):
-            yield from column[start : start + 64][image_column]
-        return
-    for index in range(len(dataset)):
-        try:
-            yield dataset[index][image_column]
-        except Exception as error:  # whatever the user's data set raises for this row
-            yield error
-
-
-def _problem(value: Any) -> str | None:
-    if isinstance(value, Exception):
-        return f"Reading it raises {type(value).__name__}: {one_line(str(value))}."
-    try:
-        to_image(value)
-    except SMDError as error:
-        return str(error)
-    return None
-
-
-def _problem_of_pixel_values(value: Any) -> str | None:
-    if not is_processed(value):
-        return _problem(value)
-    tensor = as_tensor(value)
-    if tensor.ndim != 3:
-        return f"Its pixel_values have the shape {tuple(tensor.shape)}; expected (C, H, W)."
-    return None if bool(tensor.isfinite().all()) else "Its pixel_values are not finite."

@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from .delta import SparseDelta
 from .delta_config import DELTA_CONFIG_NAME, shown
-from .delta_files import find_file
+from .delta_files import check_links, find_file
 from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 from .errors import SMDError
 from .loading_errors import explain_loading_error
@@ -74,11 +73,12 @@ def load(
             "name one with subfolder=..."
         )
     if _model_type(config, name) == SMDEnsembleConfig.model_type:
+        check_links(name)
         try:
             return SMDEnsembleForImageClassification.from_pretrained(
                 name, **source, trust_remote_code=trust_remote_code, dtype=dtype
             ).eval()
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        except Exception as error:  # a configuration may make transformers stumble anywhere
             raise SMDError(explain_loading_error(name, error, "ensemble", source)) from error
     return load_model(name, **source, trust_remote_code=trust_remote_code, dtype=dtype)
 

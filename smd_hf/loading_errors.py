@@ -17,7 +17,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session, httpx
+
+from .hub_requests import TRANSIENT
+from .messages import one_line
 
 SEARCH_TIMEOUT = 3.0
 """Seconds that the search for similar names on the Hub may take: it only makes a message better."""
@@ -56,6 +59,12 @@ def explain_loading_error(name: str, error: BaseException, what: str, source: di
             f"{similar_names(name)} Expected a model id such as 'google/vit-base-patch16-224' or the path of a "
             "checkpoint's folder: check the spelling, and for a private model pass --token (in Python: token=...)."
         )
+    fault = hub_fault(error)
+    if fault is not None:
+        return (
+            f"The {what} '{name}' could not be loaded: {fault}. Nothing is wrong with the name: wait a while, check the network, "
+            "and do the same again. What has been downloaded is in the cache, and is not fetched twice."
+        )
     if caused_by(OfflineModeIsEnabled, LocalEntryNotFoundError) or (not local and caused_by(ConnectionError)):
         return (
             f"There is no folder '{name}', and the Hub could not be reached to look for a model of that name, nor is it in "
@@ -85,6 +94,21 @@ def explain_loading_error(name: str, error: BaseException, what: str, source: di
         "config.json and model.safetensors of one image classifier, as `save_pretrained` writes them: check the files, or "
         "download or save them again."
     )
+
+
+def hub_fault(error: BaseException) -> str | None:
+    """
+    What the Hub has done instead of answering, where waiting may help; `None` where it has answered, or was never reached.
+
+    The client has repeated the request by then, with longer and longer waits, unless the connection was broken off.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in TRANSIENT:
+            return f"the Hub answers with status {cause.response.status_code}, also when it is asked again"
+        # No address, or no server there, is what a wrong setting looks like: the caller says more about that.
+        if isinstance(cause, httpx.TransportError) and not isinstance(cause, httpx.ConnectError):
+            return f"the connection to the Hub breaks off or times out ({type(cause).__name__})"
+    return None
 
 
 def similar_names(name: str) -> str:
@@ -136,9 +160,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_line(error: BaseException, source: dict[str, Any]) -> str:
-    """The first line of a library's message, short, without the token."""
+    """The first line of a library's message, short, without the token and without control characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = lines[0].strip().rstrip(".")
     if isinstance(source["token"], str) and source["token"]:
         line = line.replace(source["token"], "***")
-    return line if len(line) <= 240 else f"{line[:240]}..."
+    return one_line(line, 240)

@@ -6,8 +6,9 @@ from typing import Any
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """A library's message as one line, without anything that looks like a token, ending in no full stop."""
-    text = re.sub(r"\bhf_\w+", "hf_***", " ".join(text.split())).rstrip(".")
+    """A library's message as one line of printable characters, without what looks like a token, ending in no full stop."""
+    text = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    text = re.sub(r"\bhf_\w+", "hf_***", text).rstrip(".")
     return text if len(text) <= limit else text[:limit] + "..."
 
 

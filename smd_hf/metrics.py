@@ -29,8 +29,13 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 
 ComputeMetrics = Callable[[EvalPrediction], Mapping[str, float]]
 
-METRICS = ("macro_f1", "balanced_accuracy", "top_k_accuracy", "calibration_error", "expected_cost")
+METRICS = ("macro_f1", "balanced_accuracy", "top_k_accuracy", "calibration_error", "expected_cost", "error")
 """Names of the built-in metrics; `top_k_accuracy` stands for `top_5_accuracy` and its kin."""
+
+
+def error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images that are classified wrongly."""
+    return float(np.mean(logits.argmax(-1) != labels))
 
 
 def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -111,6 +116,7 @@ def builtin_metric(name: str, cost_matrix: str | None = None) -> Metric | None:
         costs = parse_cost_matrix(cost_matrix)
         return lambda logits, labels: expected_cost(logits, labels, costs)
     return {
+        "error": error,
         "macro_f1": macro_f1,
         "balanced_accuracy": balanced_accuracy,
         "calibration_error": calibration_error,
@@ -200,12 +206,12 @@ class EvaluateMetric:
 
 def with_named_metrics(args: "EvolutionArguments", compute_metrics: ComputeMetrics | None) -> ComputeMetrics | None:
     """
-    `compute_metrics` with what the arguments name beside: a metric of `evaluate`, and a built-in metric as fitness.
+    `compute_metrics` with what the arguments name beside: a metric of `evaluate`, and built-in metrics as fitness or objectives.
 
     Where `metric_name_or_path` is given and no fitness is chosen, the metric's first key becomes `args.fitness`.
 
     Args:
-        args ([`EvolutionArguments`]): `fitness`, `metric_name_or_path`, `metric_kwargs`, `cost_matrix`.
+        args ([`EvolutionArguments`]): `fitness`, `objectives`, `metric_name_or_path`, `metric_kwargs`, `cost_matrix`.
         compute_metrics (`Callable`, *optional*): the user's own, whose values come before those of the same name.
 
     Returns:
@@ -224,10 +230,14 @@ def with_named_metrics(args: "EvolutionArguments", compute_metrics: ComputeMetri
             args.fitness = metric.first_key()
             logger.info(f"Fitness is '{args.fitness}', the first key of the metric '{args.metric_name_or_path}'.")
         parts.append(metric)
-    name = args.fitness.removeprefix("eval_")
-    builtin = builtin_metric(name, args.cost_matrix)
-    if builtin is not None:
-        parts.append(lambda prediction: {name: builtin(_logits(prediction), prediction.label_ids)})
+    names = [name.removeprefix("eval_") for name in args.objectives or [args.fitness]]
+    builtins = {name: metric for name in names if (metric := builtin_metric(name, args.cost_matrix)) is not None}
+    if builtins:
+        parts.append(
+            lambda prediction: {
+                name: metric(_logits(prediction), prediction.label_ids) for name, metric in builtins.items()
+            }
+        )
     if not parts:
         return compute_metrics
     return merged(*parts, compute_metrics)

@@ -34,6 +34,7 @@ PLOTS = {
     "gain.png": "Accuracy and NLL of the models, with intervals of the difference to the parent",
     "fitness.png": "Fitness of the children by generation",
     "reliability.png": "Reliability diagram: accuracy against confidence",
+    "front.png": "Candidates and front by each pair of objectives",
     "ensemble_size.png": "Accuracy of the ensemble by its number of members",
     "calibration.png": "Share of flipped predictions by sigma",
 }
@@ -44,10 +45,13 @@ _OPTIONAL: dict[str, Any] = {
     "deltas": {},
     "ensemble_members": None,
     "examples": {},
+    "front": None,
     "generations": [],
     "inherited": {},
     "new_head": None,
+    "out_of_distribution": None,
     "selection": None,
+    "stopped": None,
 }
 # Where files go and who may read them is no part of how a model came about.
 _NOT_SHOWN = ("output_dir", "logging_dir", "run_name", *DERIVED)
@@ -167,7 +171,7 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
     if kind not in KINDS:
         raise SMDError(f"There is no card of kind '{kind}'; expected one of {', '.join(KINDS)}.")
     folder = Path(folder).resolve()
-    report = _OPTIONAL | report | {"data": {"name": None} | report["data"]}
+    report = _OPTIONAL | report | {"data": {"name": None, "left_out": {}} | report["data"]}
     parent = report["parent_name"]
     parent_label = parent if is_hub_id(parent) else plain_line(Path(parent).name or "the parent")
     title = repo_id.split("/")[-1] if repo_id else f"{parent_label.split('/')[-1]}-{_SUFFIXES[kind]}"

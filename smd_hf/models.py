@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -39,6 +38,7 @@ from transformers.utils import (
 
 from .errors import SMDError
 from .loading_errors import explain_loading_error
+from .messages import one_line
 
 DTYPES = {
     "auto": "auto",
@@ -217,14 +217,14 @@ def _check_kind(name: str, config_dict: dict[str, Any], trust_remote_code: bool)
         return
     if "auto_map" not in config_dict:
         raise SMDError(
-            f"'{name}' is not a checkpoint that can be loaded: its config.json names the model type '{model_type}' and the "
-            f"architectures {config_dict.get('architectures')}, which the installed transformers does not know. Expected an "
-            "image classifier of transformers, of timm, or with custom code (an auto_map): check the name, or upgrade "
-            "transformers."
+            f"'{name}' is not a checkpoint that can be loaded: its config.json names the model type "
+            f"{one_line(repr(model_type))} and the architectures {one_line(repr(config_dict.get('architectures')))}, which "
+            "the installed transformers does not know. Expected an image classifier of transformers, of timm, or with custom "
+            "code (an auto_map): check the name, or upgrade transformers."
         )
     if not trust_remote_code:
         raise SMDError(
-            f"'{name}' defines its model (type '{model_type}') in Python files of its own, which would be run on this "
+            f"'{name}' defines its model (type {one_line(repr(model_type))}) in Python files of its own, which would be run on this "
             "machine, and that was not allowed. Read those files first; if you trust them, pass --trust_remote_code (in "
             "Python: trust_remote_code=True), or choose a model that needs no custom code."
         )
@@ -234,7 +234,7 @@ def _check_is_classifier(name: str, config: PreTrainedConfig, config_dict: dict[
     auto_map = config_dict.get("auto_map") or {}
     if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "AutoModelForImageClassification" in auto_map:
         return
-    found = ", ".join(config_dict.get("architectures") or auto_map) or "no architecture"
+    found = one_line(", ".join(config_dict.get("architectures") or auto_map)) or "no architecture"
     raise SMDError(
         f"'{name}' is not an image classifier: it holds {found} of model type '{config.model_type}'. Expected a checkpoint "
         "that AutoModelForImageClassification loads: choose a model whose task on the Hub is image classification."
@@ -329,5 +329,5 @@ def _plain_errors(name: str, source: dict[str, Any], what: str = "model") -> Ite
         yield
     except SMDError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # a damaged or hostile config.json may make the libraries stumble anywhere
         raise SMDError(explain_loading_error(name, error, what, source)) from error

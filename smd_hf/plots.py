@@ -70,8 +70,8 @@ def plot_fitness(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("generation")
     axes.set_ylabel(label)
-    _legend_above(axes)
-    return _save(figure, path)
+    legend_above(axes)
+    return save_figure(figure, path)
 
 
 def plot_gain(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
@@ -116,12 +116,12 @@ def plot_gain(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
         axes.margins(x=0.2)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(title)
-        _style(axes, grid="x")
+        style_axes(axes, grid="x")
     panels[0].set_yticks(range(len(names)), names)
     panels[1].tick_params(axis="y", length=0)
     level = f"{100 * report['confidence']:g} %"
     figure.suptitle(f"{report['parent']['n_test']:,} test images; bars: {level} interval of the difference to the parent", fontsize=_SIZE)  # fmt: skip
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_reliability(
@@ -161,8 +161,8 @@ def plot_reliability(
     below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     below.yaxis.set_major_locator(MaxNLocator(4))
     for panel in (axes, below):
-        _style(panel)
-    return _save(figure, path)
+        style_axes(panel)
+    return save_figure(figure, path)
 
 
 def plot_calibration_curve(
@@ -196,8 +196,8 @@ def plot_calibration_curve(
     axes.set_ylim(-0.1 * target, 1.15 * top)
     axes.set_xlabel("sigma")
     axes.set_ylabel("flipped predictions")
-    _legend_above(axes)
-    return _save(figure, path)
+    legend_above(axes)
+    return save_figure(figure, path)
 
 
 def plot_ensemble_size(
@@ -225,8 +225,8 @@ def plot_ensemble_size(
     axes.set_xlabel("members")
     axes.set_ylabel("accuracy (%)")
     axes.margins(y=0.15)
-    _legend_above(axes)
-    return _save(figure, path)
+    legend_above(axes)
+    return save_figure(figure, path)
 
 
 def plot_shift(
@@ -261,17 +261,18 @@ def plot_shift(
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
         row[0].set_ylabel(name, fontsize=_SIZE, rotation=0, horizontalalignment="right", verticalalignment="center")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    _style(axes)
+    style_axes(axes)
     return figure, axes
 
 
-def _style(axes: Axes, grid: str = "both") -> None:
+def style_axes(axes: Axes, grid: str = "both") -> None:
+    """The look of every figure: two spines, a pale grid along `"x"`, `"y"` or `"both"`, one size of letters."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -280,11 +281,15 @@ def _style(axes: Axes, grid: str = "both") -> None:
     axes.yaxis.label.set_size(_SIZE)
 
 
-def _legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=_SIZE - 1, frameon=False, borderaxespad=0.2)
+def legend_above(axes: Axes, columns: int = 4) -> None:
+    """A legend of so many columns over the axes, where it hides nothing."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=_SIZE - 1, frameon=False, borderaxespad=0.2
+    )
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
+    """Writes a figure with constrained layout as PNG, making its folder if need be; equal figures give equal bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)

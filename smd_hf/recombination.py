@@ -51,6 +51,10 @@ class Recombination(ABC):
         """
         return None
 
+    def most_candidates(self, num_children: int) -> int:
+        """How many candidates of so many children there can be, in all rounds."""
+        return min(self.top_k, num_children)
+
     @abstractmethod
     def propose(
         self, children: Sequence[ScoredChild], sums: Any | None = None
@@ -86,6 +90,9 @@ class TopKMean(Recombination):
     """The mean of the weights of the `top_k` fittest children is the one candidate."""
 
     name = "top_k_mean"
+
+    def most_candidates(self, num_children: int) -> int:
+        return 1
 
     def propose(
         self, children: Sequence[ScoredChild], sums: Any | None = None

@@ -37,11 +37,15 @@ def run_report(
         found ([`Harvest`]): the ensemble and the children that are kept beside.
     """
     args, run, test = trainer.args, trainer.run, trainer.test_batches
-    ensemble_logits, extra = None, {}
+    ensemble_logits, extra = None, {} if trainer.stopped is None else {"stopped": trainer.stopped}
     if found.ensemble is not None:
         ensemble_logits, extra["ensemble_members"] = describe_ensemble(found, test, args)
     if found.deltas:
         extra["deltas"] = describe_deltas(found, trainer.parent_test_logits, test.labels, args.seed)
+    if trainer.front is not None:
+        extra["front"] = trainer.front.table
+    if trainer.ood_report is not None:
+        extra["out_of_distribution"] = trainer.ood_report
     report = gain_report(
         trainer.parent_test_logits,
         evolved_logits,
@@ -78,6 +82,8 @@ def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
         "fitness": args.fitness,
         "seed": args.seed,
         "mutable": {"tensors": len(mutation.space.names), "coordinates": mutation.space.total},
+        "batch_size": args.eval_batch_size,
+        "batch_size_search": trainer.batch_size_search,
     } | (
         {"zero_share": {"before": trainer.parent_zero_share, "after": zero_share(mutation.parameters)}}
         if mutation.prune
@@ -105,7 +111,7 @@ def describe_data(trainer: "EvolutionTrainer") -> dict[str, Any]:
             "num_images": trainer.test_batches.num_images,
             "used_to_choose": bool(trainer.args.load_best_model_at_end),
         },
-    }
+    } | ({"left_out": trainer.left_out} if trainer.left_out else {})
 
 
 def write_run_files(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, found: Harvest) -> None:

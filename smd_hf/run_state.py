@@ -1,7 +1,11 @@
-"""What a run has found and spent so far: kept with every checkpoint, so that a resumed run goes on with it."""
+"""
+What a run has found and spent so far: kept in the ledger and with every checkpoint, so that a resumed run goes on with it.
+"""
 
 import json
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,11 @@ from .calibration import Calibration
 from .errors import SMDError
 from .evaluation.engine import Evaluator
 from .files import write_json
+from .messages import one_line
 
 STATE_NAME = "evolution_state.json"
+
+RECORD_KEYS = {"generation", "sigma", "parent", "children", "selection", "discordance", "chosen", "parts"}
 
 
 @dataclass
@@ -25,6 +32,7 @@ class RunState:
         generations (list of `dict`): a [`Generation.record`] each.
         calibration ([`Calibration`], *optional*): how sigma was found, where it was not given.
         images_before (`int`), passes_before (`float`), seconds_before (`float`): spent before this process took the run up.
+        loss (`float`): the sum over generations of the loss that Trainer logs.
     """
 
     generations: list[dict[str, Any]] = field(default_factory=list)
@@ -32,6 +40,10 @@ class RunState:
     images_before: int = 0
     passes_before: float = 0.0
     seconds_before: float = 0.0
+    loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._evaluator: Evaluator | None = None
 
     def start(self, evaluator: Evaluator) -> None:
         """Begins to count what the evaluator forwards, and seconds."""
@@ -42,15 +54,17 @@ class RunState:
 
     @property
     def images_forwarded(self) -> int:
-        return self.images_before + self._evaluator.images_forwarded - self._images_at_start
+        since = 0 if self._evaluator is None else self._evaluator.images_forwarded - self._images_at_start
+        return self.images_before + since
 
     @property
     def full_passes(self) -> float:
-        return self.passes_before + self._evaluator.full_passes - self._passes_at_start
+        since = 0.0 if self._evaluator is None else self._evaluator.full_passes - self._passes_at_start
+        return self.passes_before + since
 
     @property
     def seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self._started
+        return self.seconds_before + (0.0 if self._evaluator is None else time.monotonic() - self._started)
 
     def cost(self, num_fitness_images: int) -> dict[str, float]:
         """
@@ -86,29 +100,114 @@ class RunState:
             history.append({"children": children, "parent": parent, "best": float(np.nanmax([parent, *children]))})
         return history
 
-    def save(self, folder: Path) -> None:
-        state = {
-            "generations": self.generations,
+    def totals(self) -> dict[str, Any]:
+        """All but the generations, as JSON values."""
+        return {
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "images_forwarded": self.images_forwarded,
             "full_passes": self.full_passes,
             "seconds": self.seconds,
+            "loss": self.loss if math.isfinite(self.loss) else None,
         }
-        write_json(folder / STATE_NAME, state)
 
     @classmethod
-    def load(cls, folder: Path) -> "RunState":
-        """The state in a checkpoint; [`SMDError`] if there is none."""
-        path = folder / STATE_NAME
-        if not path.is_file():
-            raise SMDError(
-                f"{folder} has no {STATE_NAME}: it is not a checkpoint of an EvolutionTrainer. Resume from a checkpoint-N "
-                "folder that one has written, or start anew."
+    def from_totals(cls, generations: list[dict[str, Any]], totals: Mapping[str, Any]) -> "RunState":
+        """
+        The state again, not yet started.
+
+        Raises:
+            `ValueError`: for records or totals that no run has written.
+        """
+        for number, record in enumerate(generations):
+            check_record(record, number)
+        try:
+            calibration = totals["calibration"]
+            if calibration is not None:
+                calibration = Calibration(**calibration | {"curve": tuple(map(tuple, calibration["curve"]))})
+            return cls(
+                generations,
+                calibration,
+                int(totals["images_forwarded"]),
+                float(totals["full_passes"]),
+                float(totals["seconds"]),
+                math.nan if totals["loss"] is None else float(totals["loss"]),
             )
-        state = json.loads(path.read_text(encoding="utf-8"))
-        calibration = state["calibration"]
-        if calibration is not None:
-            calibration = Calibration(**calibration | {"curve": tuple(map(tuple, calibration["curve"]))})
-        return cls(
-            state["generations"], calibration, state["images_forwarded"], state["full_passes"], state["seconds"]
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"it lacks what a run has spent, or holds it in another form ({error})") from None
+
+    def save(self, folder: Path, identity: Mapping[str, Any], weights: str) -> None:
+        """
+        Writes the state into a checkpoint.
+
+        Args:
+            folder (`Path`): the checkpoint.
+            identity (mapping): what the run is.
+            weights (`str`): hash of the checkpoint's weights.
+        """
+        state = self.totals() | {"generations": self.generations, "identity": identity, "weights": weights}
+        write_json(folder / STATE_NAME, state)
+
+
+def read_state(folder: Path) -> tuple[RunState, dict[str, Any], str]:
+    """
+    The state in a checkpoint, what run it is of, and the hash of its weights.
+
+    Raises:
+        `SMDError`: if there is none, or it is damaged.
+    """
+    path = folder / STATE_NAME
+    if not path.is_file():
+        raise SMDError(
+            f"{folder} has no {STATE_NAME}: it is not a checkpoint of an EvolutionTrainer. Resume from a checkpoint-N "
+            "folder that one has written, or start anew."
         )
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {"generations": list, "identity": dict, "weights": str}
+        if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in kinds.items()):
+            raise ValueError(f"expected {', '.join(kinds)}")
+        return RunState.from_totals(state["generations"], state), state["identity"], state["weights"]
+    except (ValueError, RecursionError) as error:
+        raise SMDError(
+            f"'{path}' is not as a run has written it ({one_line(str(error))}). Resume from another checkpoint, or start anew."
+        ) from error
+
+
+def check_record(record: Any, generation: int) -> None:
+    """Refuses with `ValueError` what is no [`Generation.record`], as far as it decides on weights."""
+    if not isinstance(record, dict) or not record.keys() >= RECORD_KEYS:
+        raise ValueError(f"the record of generation {generation} lacks some of {', '.join(sorted(RECORD_KEYS))}")
+    children, parts = record["children"], record["parts"]
+    holds = (
+        record["generation"] == generation
+        and _is_number(record["sigma"])
+        and isinstance(record["selection"], dict)
+        and all(value is None or _is_number(value) for value in record["selection"].values())
+        and isinstance(record["chosen"], str)
+        and record["chosen"] in record["selection"]
+        and isinstance(record["parent"], dict)
+        and "fitness" in record["parent"]
+        and isinstance(children, list)
+        and all(
+            isinstance(child, dict)
+            and child.get("index") == place
+            and "fitness" in child
+            and (child["fitness"] is None or _is_number(child["fitness"]))
+            for place, child in enumerate(children)
+        )
+        and isinstance(parts, list)
+        and all(
+            isinstance(part, list)
+            and len(part) == 2
+            and type(part[0]) is int
+            and 0 <= part[0] < len(children)
+            and _is_number(part[1])
+            for part in parts
+        )
+    )
+    if not holds:
+        raise ValueError(f"the record of generation {generation} is not as one should be")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

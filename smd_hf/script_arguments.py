@@ -78,3 +78,23 @@ class DataArguments:
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Report on only so many images, drawn evenly over the classes."}
     )
+
+
+@dataclass
+class OODArguments:
+    """Images that are of none of the model's classes, in one of three ways; their labels, if any, have no effect."""
+
+    _argument_group_name = "images of another distribution, for ood_auroc"
+
+    ood_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A data set on the Hub, or a local folder that `datasets` reads; its test split, else validation, else "
+            "train. A third each is for fitness, selection and the report."
+        },
+    )
+    ood_dir: str | None = field(
+        default=None, metadata={"help": "A folder of such images, with or without sub-folders."}
+    )
+    ood_file: str | None = field(default=None, metadata={"help": "A Parquet file of such images."})
+    max_ood_samples: int | None = field(default=None, metadata={"help": "Use only so many of them, drawn at random."})

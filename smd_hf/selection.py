@@ -11,6 +11,7 @@ from .errors import SMDError
 from .evaluation.scores import Score
 from .metrics import METRICS
 from .mutation import Child
+from .out_of_distribution import OOD_METRICS, auroc_of
 
 LOWER_IS_BETTER_ENDINGS = ("nll", "loss", "error", "perplexity", "distance", "cost", "mse", "mae", "brier_score")
 
@@ -20,7 +21,8 @@ class Fitness:
     The number that selection maximises, from what a variant got right.
 
     Args:
-        name (`str`): `"nll"`, `"accuracy"`, or a key that `compute_metrics` returns, with or without the prefix `eval_`.
+        name (`str`): `"nll"`, `"accuracy"`, one of `OOD_METRICS`, or a key that `compute_metrics` returns, with or without the
+            prefix `eval_`.
         compute_metrics (`Callable`, *optional*): as in Trainer: from an `EvalPrediction` (logits, labels) to a dict.
         greater_is_better (`bool`, *optional*): by default, a key that ends as one of `LOWER_IS_BETTER_ENDINGS` does is better
             when lower, any other when greater.
@@ -35,13 +37,14 @@ class Fitness:
         self.name = name.removeprefix("eval_")
         self.compute_metrics = compute_metrics
         self.needs_logits = self.name not in ("nll", "accuracy")
-        if self.needs_logits and compute_metrics is None:
+        self.needs_outside = self.name in OOD_METRICS
+        if self.needs_logits and not self.needs_outside and compute_metrics is None:
             raise SMDError(
-                f"fitness='{name}' is no built-in metric (nll, accuracy, {', '.join(METRICS)}), and there is no compute_metrics to "
+                f"fitness='{name}' is no built-in metric (nll, accuracy, {', '.join((*METRICS, *OOD_METRICS))}), and there is no compute_metrics to "
                 "return it. Pass compute_metrics to the trainer, name a metric of `evaluate` by metric_name_or_path, or choose a "
                 "built-in one (of top_k_accuracy with a number, such as top_5_accuracy)."
             )
-        if greater_is_better is None or not self.needs_logits:
+        if greater_is_better is None or not self.needs_logits or self.needs_outside:
             greater_is_better = not self.name.lower().endswith(LOWER_IS_BETTER_ENDINGS)
         self.greater_is_better = greater_is_better
 
@@ -61,6 +64,8 @@ class Fitness:
             return score.nll
         if self.name == "accuracy":
             return score.accuracy
+        if self.needs_outside:
+            return auroc_of(self.name, score)
         metrics = self.compute_metrics(EvalPrediction(predictions=score.logits, label_ids=labels))
         for key in (self.name, f"eval_{self.name}"):
             if key in metrics:

@@ -9,10 +9,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub.errors import HTTPError
 
-from .data import find_columns, find_label_column, is_image_struct
+from .data import find_columns, find_image_column, find_label_column, is_image_struct
 from .errors import SMDError
+from .keys import keyed_generator
 from .labels import label_values, stratified_order, stratified_split
+from .loading_errors import hub_fault
 from .messages import did_you_mean, one_line
 
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "eval")
@@ -118,6 +121,59 @@ def load_splits(
     return train, _subset(validation, columns["validation"], max_eval_samples, seed)
 
 
+def load_ood_images(
+    *,
+    ood_dataset_name: str | None = None,
+    ood_dir: str | None = None,
+    ood_file: str | None = None,
+    max_ood_samples: int | None = None,
+    image_column_name: str | None = None,
+    seed: int = 42,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+) -> datasets.Dataset | None:
+    """
+    The images of another distribution that the command line's arguments name; `None` where they name none.
+
+    Args:
+        ood_dataset_name (`str`, *optional*): a data set on the Hub, or a local folder that `load_dataset` or
+            `load_from_disk` reads; its test split, else its validation split, else its first.
+        ood_dir (`str`, *optional*): a folder of images, with or without sub-folders.
+        ood_file (`str`, *optional*): a Parquet file.
+        max_ood_samples (`int`, *optional*): take a random subset of this size.
+        image_column_name (`str`, *optional*): the column of images, where there is one of this name.
+        seed (`int`, *optional*, defaults to 42): decides on the subset.
+        cache_dir (`str`, *optional*), token (`str` or `bool`, *optional*): as for [`load_splits`].
+
+    Raises:
+        `SMDError`: for two kinds of data, or data that do not exist, are empty or hold no images.
+    """
+    ways = {"ood_dataset_name": ood_dataset_name, "ood_dir": ood_dir, "ood_file": ood_file}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise SMDError(
+            f"Both {' and '.join(given)} are given. Give the images of another distribution in one way only."
+        )
+    if max_ood_samples is not None and max_ood_samples < 1:
+        raise SMDError(f"max_ood_samples is {max_ood_samples}; expected at least 1, or none at all for every image.")
+    if not given:
+        return None
+    if ood_dataset_name is not None:
+        splits = _load_named(ood_dataset_name, None, cache_dir, token, None)
+        images = splits[next((name for name in ("test", *VALIDATION_SPLITS) if name in splits), next(iter(splits)))]
+    else:
+        images = _load_path("ood", ood_dir, ood_file, cache_dir, labelled=False)
+    if len(images) == 0:
+        raise SMDError(
+            f"{given[0]} {ways[given[0]]!r} has no images. Give some that are of none of the model's classes."
+        )
+    find_image_column(images, image_column_name)
+    if max_ood_samples is None or max_ood_samples >= len(images):
+        return images
+    rows = keyed_generator("ood subset", seed).permutation(len(images))[:max_ood_samples]
+    return images.select(np.sort(rows))
+
+
 def _load_named(
     name: str, config: str | None, cache_dir: str | None, token: str | bool | None, revision: str | None
 ) -> dict[str, datasets.Dataset]:
@@ -135,7 +191,13 @@ def _load_named(
             loaded = datasets.load_dataset(path, config, cache_dir=cache_dir, token=token, revision=revision)
     except IndexError:  # what `load_from_disk` raises for a split that was saved without a single row
         raise SMDError(f"The data set {name!r} has an empty split. Give splits with images.") from None
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
+        fault = hub_fault(error)
+        if fault is not None:
+            raise SMDError(
+                f"The data set {name!r} cannot be loaded: {fault}. Nothing is wrong with the name: wait a while, check the network, "
+                "and do the same again. What has been downloaded is in the cache, and is not fetched twice."
+            ) from None
         reason = str(error)
         if isinstance(token, str) and token:
             reason = reason.replace(token, "***")
@@ -148,7 +210,9 @@ def _load_named(
     return {split: _with_image_feature(dataset) for split, dataset in splits.items()}
 
 
-def _load_path(what: str, folder: str | None, file: str | None, cache_dir: str | None) -> datasets.Dataset | None:
+def _load_path(
+    what: str, folder: str | None, file: str | None, cache_dir: str | None, labelled: bool = True
+) -> datasets.Dataset | None:
     """The split `what` from a folder of images or from a Parquet file."""
     if folder is None and file is None:
         return None
@@ -160,7 +224,7 @@ def _load_path(what: str, folder: str | None, file: str | None, cache_dir: str |
         kind, other = ("folder", "dir") if path.is_dir() else ("file", "file")
         raise SMDError(f"{name} {str(path)!r} is a {kind}. Give it by {what}_{other}.")
     if file is None:
-        return _load_folder(name, path, cache_dir)
+        return _load_folder(name, path, cache_dir, labelled)
     try:
         rows = pyarrow.parquet.read_metadata(path).num_rows
         if rows == 0:
@@ -173,18 +237,17 @@ def _load_path(what: str, folder: str | None, file: str | None, cache_dir: str |
         ) from error
 
 
-def _load_folder(name: str, folder: Path, cache_dir: str | None) -> datasets.Dataset:
-    """A folder `class/image.png`, or one with a metadata file, as `datasets` reads it."""
+def _load_folder(name: str, folder: Path, cache_dir: str | None, labelled: bool) -> datasets.Dataset:
+    """A folder `class/image.png`, or one with a metadata file, as `datasets` reads it; of any form without labels."""
     inside = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     visible = [path for path in inside if not any(part.startswith((".", "__")) for part in path.parts)]
     images = sorted(path for path in visible if path.suffix.lower() in ImageFolder.EXTENSIONS)
     if not images:
-        raise SMDError(
-            f"{name} {str(folder)!r} holds no image files. Expected one sub-folder of images for each class."
-        )
+        expected = "one sub-folder of images for each class" if labelled else "images, in sub-folders or not"
+        raise SMDError(f"{name} {str(folder)!r} holds no image files. Expected {expected}.")
     metadata = any(path.name in ImageFolder.METADATA_FILENAMES for path in visible)
     astray = next((path for path in images if len(path.parts) != 2), None)
-    if astray is not None and not metadata:
+    if astray is not None and not metadata and labelled:
         raise SMDError(
             f"{name} {str(folder)!r} must hold one sub-folder of images for each class, but its image {str(astray)!r} "
             "is not directly in a sub-folder. Move it, or add a metadata.csv with the columns file_name and label."
@@ -195,7 +258,7 @@ def _load_folder(name: str, folder: Path, cache_dir: str | None) -> datasets.Dat
             "imagefolder",
             data_files={"train": os.path.join(glob.escape(str(folder.resolve())), "**")},
             split="train",
-            drop_labels=None if metadata else False,
+            drop_labels=not labelled or (None if metadata else False),
             cache_dir=cache_dir,
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

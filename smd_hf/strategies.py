@@ -1,8 +1,9 @@
-"""The method by the names that arguments give it: how children are made, and what becomes of them."""
+"""The method by the names that arguments give it: how children are made and run, and what becomes of them."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from .gauss_newton import GaussNewton
@@ -79,3 +80,8 @@ def make_mutation(
         args.mirrored,
         prune=args.mutation == "prune",
     )
+
+
+def compiled(model: nn.Module, args: "EvolutionArguments") -> Callable:
+    """The model's call, compiled once for all children: their weights come and go in the same tensors."""
+    return torch.compile(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)

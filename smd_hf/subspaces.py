@@ -16,8 +16,8 @@ from .blocks import contiguous_runs
 from .errors import SMDError
 from .keys import keyed_generator
 
-MIN_COST = 0.05
-"""No block gets more than twenty times the children of the costliest one, however cheap it is to score."""
+MIN_COST = 0.1
+"""No block gets more than ten times the children of the costliest one, however cheap it is to score."""
 
 
 @dataclass(frozen=True)

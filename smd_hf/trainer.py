@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .arguments import EvolutionArguments
+from .batch_size import memory_is_told, settle_batch_size, tells_of_memory
 from .calibration import calibrate_sigma
 from .checkpoints import save_checkpoint
 from .errors import SMDError
 from .evaluation.engine import Evaluator
 from .evaluation.spread import Spread
-from .evolution import Evolution, Generation
-from .files import check_output_dir, write_lines
+from .evolution import Evolution
+from .files import check_output_dir, full_disk_is_told
 from .harvest import Harvest, harvest, write_harvest
-from .images import check_images
+from .image_checks import ReadableRows
+from .limits import Limits
+from .lock import locked
 from .metrics import merged, with_named_metrics
 from .mutation import scheduled_sigma, zero_share
 from .preparation import prepare_data, resolve_model
@@ -33,17 +37,17 @@ from .results import run_report, write_run_files
 from .run_state import RunState
 from .selection import Fitness
 from .statistics import Scores
-from .strategies import make_mutation, make_recombination
+from .stopping import Interrupted, Terminated
+from .strategies import compiled, make_mutation, make_recombination
 from .trainer_checkpoints import CheckpointMixin
-from .trainer_data import DataMixin
 from .trainer_hub import HubMixin
+from .trainer_objectives import ObjectivesMixin
+from .trainer_resume import CALIBRATION_SCOPE, PARENT_SCOPE, ResumeMixin, end_scope, generation_scope
 
 logger = logging.get_logger(__name__)
 
-CHILDREN_NAME = "children.jsonl"
 
-
-class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
+class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, Trainer):
     """
     Evolves a pretrained image classifier by forward passes alone, with the interface of [`~transformers.Trainer`].
 
@@ -61,11 +65,14 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
         compute_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to a dict; by default accuracy, NLL
             and calibration error.
         callbacks (list of [`~transformers.TrainerCallback`], *optional*): further callbacks.
+        ood_dataset (*optional*): images of none of the model's classes, in rows as those of `train_dataset`, without labels: what
+            `ood_auroc` is about, as fitness or one of several objectives. The report says how parent and evolved model tell them.
 
     Attributes:
         run ([`RunState`]): what happened in each generation, and what it cost.
         dataset_name (`str`, *optional*): of the data set on the Hub, for report and cards; set it where the data do not say.
         report (`dict`): `gain_report.json`, once trained with an `eval_dataset`.
+        stopped (`dict`, *optional*): which of `max_hours` and `max_forward_passes` ended the run, and after how many generations.
 
     Raises:
         `SMDError`: for a model, data set or argument that cannot work, before anything is scored.
@@ -92,6 +99,7 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
         compute_loss_func: Callable | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        ood_dataset: Dataset | None = None,
     ):
         # 1. What is given
         self._given_by_name = isinstance(model, str | Path)
@@ -101,7 +109,13 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
             check_output_dir(args.output_dir)
         metrics = with_named_metrics(args, compute_metrics)
         self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
+        self._take_objectives(args, metrics, ood_dataset)
         model, processing_class, missing_head = resolve_model(model, args, processing_class)
+        readable = ReadableRows(args)
+        train_dataset = readable(train_dataset, "train_dataset")
+        eval_dataset = readable(eval_dataset, "eval_dataset")
+        ood_dataset = self.ood_dataset = readable(ood_dataset, "ood_dataset")
+        self.left_out = readable.left_out
         data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
 
         # 2. Rows keep their image column until the collator has seen it
@@ -131,14 +145,18 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
             self.model.to(memory_format=torch.channels_last)
 
         # 4. The three disjoint sets
+        self.batch_size_search = settle_batch_size(self)
         self.image_column = data.image_column
         if train_dataset is not None:
             self._split_train_dataset(data.train_labels)
+            if ood_dataset is not None:
+                self._deal_out(ood_dataset)
 
         # 5. A head for the data set's labels
         self.new_head = None if data.new_labels is None else args.head_init
         if data.new_labels is not None:
-            self._replace_head(data.new_labels)
+            with memory_is_told(args):
+                self._replace_head(data.new_labels)
         spread = Spread(args.spread, args.process_index, args.world_size)
         spread.copy_from_first(self.model.state_dict().values())
 
@@ -158,6 +176,8 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
         self.run = RunState()
         self.dataset_name: str | None = None
         self.report: dict[str, Any] | None = None
+        self.stopped: dict[str, Any] | None = None
+        self._test_seconds = 0.0
         self.parent_test_logits: np.ndarray | None = None
         self.parent_zero_share = zero_share(self.mutation.parameters)
         name = str(self.model.config._name_or_path) or type(self.model).__name__
@@ -179,28 +199,50 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
         Evolves the model, as Trainer trains it; the model is left evolved, and saved in `output_dir`.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the last in `output_dir`. The
-                run goes on with the generation after it and ends in the same weights as one that was never stopped.
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` to go on with the run in `output_dir`,
+                from its ledger and its last checkpoint, if any; where there is no run, one is begun. Nothing that was scored is
+                scored again, and the run ends in the same weights as one that was never stopped.
 
         Raises:
-            `SMDError`: if there is no train_dataset, an image does not decode, or the parent's logits are not finite.
+            `SMDError`: if there is no train_dataset, an image does not decode, the parent's logits are not finite, another run
+                is at work in `output_dir`, its disk is full, or what is to be resumed is damaged or belongs to another run.
+            `KeyboardInterrupt`, `SystemExit`: after Ctrl-C or SIGTERM, when the cell that was being scored is done. The
+                parent of the generation is in the model, and the run can be resumed.
         """
+        stop, folder = self.evaluator.spread.stop, self.args.output_dir
+        try:
+            with full_disk_is_told(folder), locked(folder, self.evaluator.spread, self.args.should_save):
+                with stop.listening(self.args.world_size):
+                    output = self._train(resume_from_checkpoint, **kwargs)
+                    stop.check()
+                self._push_at_end()
+        except (Interrupted, Terminated) as told:
+            # Python knows only KeyboardInterrupt itself for Ctrl-C, no class of its kind.
+            kind = KeyboardInterrupt if isinstance(told, Interrupted) else Terminated
+            done, planned = self.state.global_step, self.args.num_generations
+            raise kind(f"{done} of {planned} generations were finished; what was scored since is kept.") from None
+        return output
+
+    @tells_of_memory
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs) -> TrainOutput:
         if self.fitness_batches is None:
             raise SMDError("There is no train_dataset to score children on. Pass one to EvolutionTrainer.")
-        if self.image_column is not None:
-            check_images(self.train_dataset, self.image_column, what="train_dataset")
+        self._check_images(self.train_dataset, self.image_column, "train_dataset")
         test = self.reported_dataset
         if test is not None:
-            if self.image_column is not None:
-                check_images(test, self.image_column, what="eval_dataset")
+            self._check_images(test, self.image_column, "eval_dataset")
             # Read once for the parent now and once for the evolved model at the end: not worth keeping in memory.
             self.test_batches = self._batches(test, None, 0.0)
-            self.parent_test_logits = self.evaluator.logits(self.test_batches)
+        checkpoint = self._open_ledger(resume_from_checkpoint)
+        with self.ledger.scope(PARENT_SCOPE):
+            if test is not None:
+                start = time.monotonic()
+                self.parent_test_logits = self.evaluator.logits(self.test_batches)
+                self._test_seconds = time.monotonic() - start
+            self._look_at_parent()
         if self.args.save_children:
             self.first_parent = self._copy_of_parent()
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._push_at_end()
-        return output
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _copy_of_parent(self) -> PreTrainedModel:
         """The parent that deltas are relative to; saved beside them where its name alone does not give it again."""
@@ -212,6 +254,8 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
             parent.config._name_or_path, parent.config._commit_hash = str(folder), None
         return parent
 
+    # Without it, Trainer would begin the run again, with a batch size that is of no meaning here.
+    @tells_of_memory
     def _inner_training_loop(
         self,
         batch_size: int | None = None,
@@ -220,8 +264,8 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        start = time.time()
-        evolution = Evolution(
+        start = time.time() - self._point.run.seconds_before
+        evolution = self._make_evolution(
             self.model,
             self.mutation,
             self.evaluator,
@@ -233,15 +277,21 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
             survivors=self._survivors() if args.racing == "halving" else 0,
             keep_parent=bool(args.ensemble_size or args.save_children),
         )
-        self._begin(resume_from_checkpoint, trial)
+        self._begin(evolution, trial)
+        self.limits = limits = Limits(self, evolution)
         sigma = args.sigma
         if sigma is None:
-            sigma = 0.0 if self.mutation.prune else self._calibrated_sigma(evolution)
+            with self.ledger.scope(CALIBRATION_SCOPE):
+                sigma = 0.0 if self.mutation.prune else self._calibrated_sigma(evolution)
+        limits.tell_ahead(self._test_seconds)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
-        if args.eval_on_start:
+        self.control.should_training_stop |= self._point.stopped
+        if args.eval_on_start and not self.state.global_step:
             self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
 
         while self.state.global_step < args.num_generations and not self.control.should_training_stop:
+            if not limits.allow_another():
+                break
             self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
             self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
             generation_sigma = scheduled_sigma(
@@ -250,23 +300,25 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
             if self.fresh_samples is not None:
                 rows = self.fresh_samples.indices(self.state.global_step)
                 evolution.score_on(self._batches(self.train_dataset, rows, self._fitness_cache_share))
-            generation = evolution.step(
-                self.state.global_step,
-                generation_sigma,
-                child_reporter(self.callback_handler.callbacks, args, self.state, self.fitness),
-            )
+            report = child_reporter(self.callback_handler.callbacks, args, self.state, self.fitness)
+            with self.ledger.scope(generation_scope(self.state.global_step)):
+                generation = limits.in_time(partial(evolution.step, self.state.global_step, generation_sigma, report))
+            if generation is None:
+                break
             self._record(generation)
             self.state.global_step += 1
             self.state.epoch = float(self.state.global_step)
-            self._total_loss_scalar += generation.selected.nll
             self.control = self.callback_handler.on_step_end(args, self.state, self.control)
             logs = generation.logs(self.fitness)
             self._log_evaluate_save(logs, trial, ignore_keys_for_eval)
             self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
             self._log_evaluate_save(logs, trial, ignore_keys_for_eval)
+            self._finish(generation)
 
         cost = self.run.cost(self.fitness_batches.num_images)
-        found = self._harvest(evolution)
+        with self.ledger.scope(end_scope(self.state.global_step)):
+            self._find_front(evolution)
+            found = self._harvest(evolution)
         num_samples = self.images_per_generation * args.population_size * args.num_generations
         output = self._finalize_training(trial, num_samples, start)
         self._write_results(output.metrics, cost, found)
@@ -283,22 +335,7 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
             logger.warning("No generation was run, so there are no children for an ensemble or deltas.")
         if not wanted or evolution.last is None:
             return Harvest()
-        return harvest(evolution, self.args, self.test_batches, self.first_parent)
-
-    def _begin(self, resume_from_checkpoint: str | None, trial: Any) -> None:
-        """A fresh state, or that of a checkpoint whose weights Trainer has loaded already."""
-        generations = self.args.num_generations
-        self._init_training_state(generations, 1, generations, resume_from_checkpoint, trial)
-        resumed = resume_from_checkpoint is not None
-        self.run = RunState.load(Path(resume_from_checkpoint)) if resumed else RunState()
-        self.run.start(self.evaluator)
-        self.mutation.parent_changed()
-        self._tr_loss = torch.tensor(0.0)
-        self._total_loss_scalar = 0.0
-        self._initial_global_step = self.state.global_step
-        self.callback_handler.model = self.model
-        if self.args.should_save:
-            write_lines(Path(self.args.output_dir) / CHILDREN_NAME, self.run.generations, mode="w")
+        return harvest(evolution, self.args, self.test_batches, self.first_parent, self.front)
 
     def _calibrated_sigma(self, evolution: Evolution) -> float:
         """Sigma by bisection; the one of the first run where this one resumes."""
@@ -312,12 +349,6 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
             self.run.calibration = found
             self.log({"calibrated_sigma": found.sigma, "calibrated_flipped": found.flipped})
         return self.run.calibration.sigma
-
-    def _record(self, generation: Generation) -> None:
-        record = generation.record()
-        self.run.generations.append(record)
-        if self.args.should_save:
-            write_lines(Path(self.args.output_dir) / CHILDREN_NAME, [record], mode="a")
 
     def _log_evaluate_save(self, logs: dict[str, float], trial: Any, ignore_keys: list[str] | None) -> None:
         """What Trainer does after a step, with the logs of a generation."""
@@ -337,9 +368,13 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
         self.save_model(_internal_call=True)
         self.save_state()
         self.save_metrics("train", metrics)
-        evolved_logits = None if self.test_batches is None else self.evaluator.logits(self.test_batches)
+        with self.ledger.scope(f"{end_scope(self.state.global_step)}-test"):
+            evolved_logits = None if self.test_batches is None else self.evaluator.logits(self.test_batches)
+            self._measure_outside(evolved_logits)
         # The report of the first process, on all of them, once the files are there.
         [self.report, *_] = self.evaluator.spread.together(lambda: self._write_report(evolved_logits, cost, found))
+        # The cells of a generation that a limit has ended are good for a run that goes on with a higher one.
+        self.ledger.end(keep=() if self.stopped is None else (PARENT_SCOPE, generation_scope(self.state.global_step)))
 
     def _write_report(
         self, evolved_logits: np.ndarray | None, cost: dict[str, float], found: Harvest
@@ -348,6 +383,7 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
             return None
         folder = Path(self.args.output_dir)
         write_harvest(found, self.processing_class, folder)
+        self._write_front()
         self.harvested = {"ensemble": len(found.members), "children": len(found.deltas)}
         if evolved_logits is None:
             return None
@@ -355,11 +391,6 @@ class EvolutionTrainer(DataMixin, CheckpointMixin, HubMixin, Trainer):
         self.save_metrics("test", {f"test_{key}": value for key, value in self.report["evolved"].items()})
         write_run_files(self, evolved_logits, found)
         return self.report
-
-
-def compiled(model: PreTrainedModel, args: EvolutionArguments) -> Callable:
-    """The model's call, compiled once for all children: their weights come and go in the same tensors."""
-    return torch.compile(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)
 
 
 def compute_classification_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .checkpoints import load_weights, save_checkpoint
+from .checkpoints import load_weights, save_checkpoint, weights_hash
 from .files import write_json
 
 ARGUMENTS_NAME = "evolution_args.json"
@@ -27,7 +28,9 @@ class CheckpointMixin:
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            self.run.save(folder)
+            # Trainer writes its state last: a checkpoint without one is not whole.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            self.run.save(folder, self._identity, weights_hash(self.model))
         super()._save_checkpoint(model, trial)
 
     # Trainer reads a checkpoint by the names in memory, and leaves out every weight that has another one in the file.

@@ -1,5 +1,6 @@
 """The data side of `EvolutionTrainer`: the three disjoint sets of images, and the head that fits their labels."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from .evaluation.images import ImageBatches
 from .evaluation.pixels import codec_for
 from .fitness_data import FreshSamples, split_indices
 from .heads import replace_head
+from .image_checks import check_images
+from .out_of_distribution import OutsideImages, outside_collator, outside_images
 
 
 class DataMixin:
@@ -21,6 +24,7 @@ class DataMixin:
         fitness_batches, selection_batches, test_batches ([`ImageBatches`], *optional*): the images that score children, choose
             among candidates, and are reported on.
         fresh_samples ([`FreshSamples`], *optional*): which of the fitness images each generation is scored on, if not all.
+        ood_dataset (*optional*): images of another distribution, and `outside` ([`OutsideImages`]) the parts of it.
     """
 
     args: EvolutionArguments
@@ -28,11 +32,16 @@ class DataMixin:
     selection_batches: ImageBatches | None = None
     test_batches: ImageBatches | None = None
     fresh_samples: FreshSamples | None = None
+    ood_dataset: Any | None = None
+    ood_image_column: str | None = None
+    outside: OutsideImages | None = None
 
-    def _batches(self, dataset: Any, indices: np.ndarray | None, cache_share: float) -> ImageBatches:
+    def _batches(
+        self, dataset: Any, indices: np.ndarray | None, cache_share: float, collator: Callable | None = None
+    ) -> ImageBatches:
         return ImageBatches(
             dataset,
-            self.data_collator,
+            collator or self.data_collator,
             self.args.eval_batch_size,
             indices,
             cache_bytes=int(cache_share * self.args.image_cache_gb * 1e9),
@@ -52,17 +61,42 @@ class DataMixin:
             self.fresh_samples = FreshSamples(fitness, labels[fitness], samples, seed)
         self.fitness_batches = self._batches(self.train_dataset, fitness, self._fitness_cache_share)
         if fraction > 0:
-            self.selection_batches = self._batches(self.train_dataset, selection, fraction)
+            self.selection_batches = self._batches(self.train_dataset, selection, fraction * self._inside_share)
+
+    def _deal_out(self, ood_dataset: Any) -> None:
+        """The parts of a second data set, of images of another distribution."""
+        collator, self.ood_image_column = outside_collator(
+            self.data_collator, ood_dataset, self.args.image_column_name
+        )
+        self.outside = outside_images(
+            ood_dataset,
+            lambda dataset, rows, share: self._batches(dataset, rows, share * (1 - self._inside_share), collator),
+            selects=self.selection_batches is not None,
+            seed=self.args.seed,
+        )
+
+    @property
+    def _inside_share(self) -> float:
+        """The share of the images, and so of the cache, that is not of another distribution."""
+        others = 0 if self.ood_dataset is None else len(self.ood_dataset)
+        return len(self.train_dataset) / (len(self.train_dataset) + others)
 
     @property
     def _fitness_cache_share(self) -> float:
         # Fresh samples share it with all the images, which sigma is calibrated on.
-        return (1 - self.args.selection_fraction) / (1 if self.fresh_samples is None else 2)
+        share = (1 - self.args.selection_fraction) / (1 if self.fresh_samples is None else 2)
+        return share * self._inside_share
 
     @property
     def images_per_generation(self) -> int:
         """How many fitness images each generation is scored on."""
         return self.fitness_batches.num_images if self.fresh_samples is None else self.fresh_samples.size
+
+    def _check_images(self, dataset: Any, column: str | None, what: str) -> None:
+        """Finds now what cannot be read; where such rows are skipped, they are out already."""
+        if column is not None and self.args.on_bad_images == "raise":
+            bar = not self.args.disable_tqdm
+            check_images(dataset, column, what=what, spread=self.evaluator.spread, progress=bar)
 
     @property
     def reported_dataset(self) -> Any | None:

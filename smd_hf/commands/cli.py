@@ -8,6 +8,7 @@ from importlib import import_module
 from .. import __version__
 from ..errors import SMDError
 from ..messages import did_you_mean
+from ..stopping import Terminated
 
 COMMANDS = {
     "demo": "see it work: evolve a small classifier of digits, without network, in about a minute",
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*, defaults to `sys.argv[1:]`): the command's name and its arguments.
 
     Returns:
-        `int`: 0; 2 for a mistake in what the user gave, told in one paragraph on stderr; 130 after Ctrl-C.
+        `int`: 0; 2 for a mistake in what the user gave, told in one paragraph on stderr; 130 after Ctrl-C, 143 after
+            SIGTERM in the midst of a run.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     program = "smd-hf"
@@ -42,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\n{program}: interrupted. {interrupt or 'Nothing was saved.'}", file=sys.stderr)
         return INTERRUPTED
+    except Terminated as end:
+        print(f"\n{program}: told to end. {end or 'Nothing was saved.'}", file=sys.stderr)
+        return end.code
     except SystemExit as end:  # argparse, after --help and --version
         return int(end.code or 0)
 

@@ -13,7 +13,7 @@ from ..errors import SMDError
 from ..evaluation.engine import Evaluator
 from ..evaluation.images import ImageBatches
 from ..files import check_output_dir, write_json
-from ..images import check_images
+from ..image_checks import check_images
 from ..labels import align_labels, encode_labels, label_names, label_values
 from ..models import load_image_processor, load_model, num_channels
 from ..report import format_comparison

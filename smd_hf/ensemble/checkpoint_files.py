@@ -11,12 +11,15 @@ import copy
 import inspect
 import json
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
 from transformers.utils import (
@@ -29,6 +32,11 @@ from transformers.utils import (
 from .sparse_member import SparseMember
 
 AUTO_CONFIG, AUTO_MODEL = "AutoConfig", "AutoModelForImageClassification"
+
+MAX_INDEX_BYTES = 64 * 2**20
+LARGEST_INTEGER = 2**20
+"""In the configuration of a small model: no number of layers, pixels or tokens is larger."""
+SLACK = 10**5
 
 ModelClasses = tuple[type[PreTrainedConfig], type[PreTrainedModel]]
 Headers = dict[str, tuple[str, tuple[int, ...]]]
@@ -73,7 +81,10 @@ def remote_classes(
 
 
 def build_model(
-    config: dict[str, Any], classes: ModelClasses | None, attn_implementation: str | None = None
+    config: dict[str, Any],
+    classes: ModelClasses | None,
+    attn_implementation: str | None = None,
+    stored: int | None = None,
 ) -> PreTrainedModel:
     """
     A model from its configuration, with weights that are to be loaded later, in the default dtype and on the default
@@ -85,6 +96,8 @@ def build_model(
             itself.
         attn_implementation (`str`, *optional*): of attention, as for `from_pretrained`; defaults to the model's own
             choice.
+        stored (`int`, *optional*): how many numbers the files hold that weights are to be loaded from; a model that would
+            be far larger is not built to its end.
 
     Raises:
         `ValueError`: where no such model can be built.
@@ -100,17 +113,64 @@ def build_model(
         )
     dtype = torch.get_default_dtype()
     try:
-        model_config = (CONFIG_MAPPING[model_type] if classes is None else classes[0]).from_dict(config)
-        if attn_implementation is not None:
-            model_config._attn_implementation = attn_implementation
-        if classes is None:
-            return AutoModelForImageClassification.from_config(model_config, dtype=dtype, trust_remote_code=False)
-        return classes[1](model_config)
+        with _bounded(config, stored):
+            return _build(config, classes, attn_implementation, dtype)
     # Whatever a hostile or broken configuration makes of the model's own constructor.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"No {model_type} model can be built from its configuration in the ensemble's config.json: {error}"
         ) from error
+
+
+def _build(
+    config: dict[str, Any], classes: ModelClasses | None, attn_implementation: str | None, dtype: torch.dtype
+) -> PreTrainedModel:
+    model_config = (CONFIG_MAPPING[config["model_type"]] if classes is None else classes[0]).from_dict(config)
+    if attn_implementation is not None:
+        model_config._attn_implementation = attn_implementation
+    if classes is None:
+        return AutoModelForImageClassification.from_config(model_config, dtype=dtype, trust_remote_code=False)
+    return classes[1](model_config)
+
+
+@contextmanager
+def _bounded(config: dict[str, Any], stored: int | None) -> Iterator[None]:
+    """
+    Within it, a model is built by this thread as far as files of so many numbers can reach.
+
+    Layers by the million would take time and memory even on the meta device. Some slack is for parameters that a model
+    makes twice or ties; [`check_headers`] counts exactly.
+    """
+    if stored is None:
+        yield
+        return
+    if _largest_integer(config) > max(stored, LARGEST_INTEGER):
+        raise ValueError(
+            f"it describes a model of a size of {_largest_integer(config)}, but the files hold {stored} numbers."
+        )
+    left, thread = 2 * stored + SLACK, threading.get_ident()
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        nonlocal left
+        if parameter is not None and threading.get_ident() == thread:
+            left -= parameter.numel()
+            if left < 0:
+                raise ValueError(f"it describes a far larger model than the {stored} numbers in the files.")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _largest_integer(value: Any) -> int:
+    """The largest integer in a configuration, labels apart."""
+    if isinstance(value, dict):
+        return max((_largest_integer(each) for key, each in value.items() if "label" not in str(key)), default=0)
+    if isinstance(value, list | tuple):
+        return max(map(_largest_integer, value), default=0)
+    return value if type(value) is int else 0
 
 
 def read_headers(name_or_path: str, variant: str | None = None, **hub_kwargs) -> Headers:
@@ -151,7 +211,7 @@ def _weight_files(name_or_path: str, variant: str | None, hub_kwargs: dict[str, 
             f"{name_or_path} has no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}: an ensemble's weights are "
             "loaded from safetensors files alone."
         )
-    files = sorted({str(file) for file in json.loads(Path(index).read_text())["weight_map"].values()})
+    files = _indexed_files(Path(index))
     for file in files:
         if Path(file).name != file or "\\" in file:
             raise ValueError(
@@ -162,6 +222,18 @@ def _weight_files(name_or_path: str, variant: str | None, hub_kwargs: dict[str, 
     if missing:
         raise ValueError(f"The ensemble lacks {', '.join(missing)}, named by {SAFE_WEIGHTS_INDEX_NAME}.")
     return list(found.values())
+
+
+def _indexed_files(index: Path) -> list[str]:
+    """The names of the files that an index of weights names."""
+    try:
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"it is larger than {MAX_INDEX_BYTES} bytes")
+        return sorted({str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{index.name} is no index of weights, an object with a weight_map from tensors to files ({error})."
+        ) from error
 
 
 def check_headers(ensemble: PreTrainedModel, members: Sequence[SparseMember], headers: Headers) -> None:

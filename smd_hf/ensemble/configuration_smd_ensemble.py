@@ -7,13 +7,13 @@ outside its folder, and every number in it is compared with the model that it de
 This file travels with an ensemble's checkpoint: it imports transformers alone.
 """
 
-import math
 import re
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 FORMAT_VERSION = 1
+MAX_WEIGHT = 1e30
 COMBINATIONS = ("mean_probabilities", "mean_logits", "majority_vote")
 
 # "module.Class" in the checkpoint's own folder: neither a path nor another repository ("user/name--module.Class").
@@ -154,12 +154,11 @@ def check_weights(weights: list[float]) -> None:
     Raises:
         `ValueError`: for anything but a list of finite numbers of at least 0 which are not all 0.
     """
-    numbers = isinstance(weights, list) and all(
-        type(w) in (int, float) and math.isfinite(w) and w >= 0 for w in weights
-    )
-    if not numbers or (weights and not 0 < sum(weights) < math.inf):
+    # Compared, not converted: an integer in JSON may be too large for a float.
+    numbers = isinstance(weights, list) and all(type(w) in (int, float) and 0 <= w <= MAX_WEIGHT for w in weights)
+    if not numbers or (weights and not sum(weights) > 0):
         raise ValueError(
-            f"member_weights is {weights!r}; expected a list of finite numbers, none below 0 and not all of them 0."
+            f"member_weights is {weights!r}; expected a list of numbers from 0 to {MAX_WEIGHT:g}, not all of them 0."
         )
 
 

@@ -106,7 +106,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         # 1. The models that are stored: the parent, or each member.
         if models is None:
             classes = model_classes or [None] * len(config.model_configs)
-            models = [build_model(*pair, attention) for pair in zip(config.model_configs, classes)]
+            stored = None if headers is None else sum(torch.Size(shape).numel() for _, shape in headers.values())
+            models = [build_model(*pair, attention, stored) for pair in zip(config.model_configs, classes)]
         for model in models:
             if model.config.num_labels != config.num_labels:
                 raise ValueError(
@@ -352,8 +353,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
 
     def _check_weights(self) -> None:
         """Refuse values that are NaN, and changes that do not fit the parent."""
-        for name, tensor in self.named_parameters():
-            if tensor.isnan().any():
+        for name, tensor in self.state_dict().items():  # statistics of BatchNorm included
+            if tensor.is_floating_point() and tensor.isnan().any():
                 raise ValueError(f"{name} of the ensemble has values that are NaN.")
         if self.shares_parent:
             tensors = changeable_tensors(self.parent)

@@ -1,9 +1,8 @@
 """Scores of variants of one model: which of them runs on which batch, in what order, and from which block on."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,16 +10,16 @@ from torch import nn
 
 from ..blocks import find_blocks
 from ..ensemble.prefix_replay import PrefixReplay
+from ..ledger import Call, Ledger
 from ..mutation import Change, MakeChanges, applied
 from .images import Batch, ImageBatches
-from .scores import Cell, Score
-from .spread import Spread, segment
+from .job import Job
+from .scores import Score
+from .spread import Spread
+from .sums import TAPPED_BYTES, BatchSums, Tap
 
 REPLAY_FROM = 0.25
 """Prefixes are replayed where at least this share of the variants leaves the first block alone."""
-
-TAPPED_BYTES = 2**27
-"""Memory for the logits of all variants from which sums over batches are made."""
 
 
 @dataclass
@@ -55,6 +54,7 @@ class Evaluator:
         memory_format (`torch.memory_format`, *optional*): of the pixel values.
 
     Attributes:
+        ledger ([`Ledger`], *optional*): what has been scored already, and where the rest is written.
         images_forwarded (`int`): images that variants were scored on so far, over all variants and processes.
         full_passes (`float`): the same, with images which a part of the model was enough for counted by that part.
     """
@@ -80,6 +80,7 @@ class Evaluator:
         self._call = model if forward is None else forward
         self._replay = PrefixReplay(model) if prefix_replay and forward is None else None
         self._first_block = frozenset(find_blocks(model)[0].parameter_names)
+        self.ledger: Ledger | None = None
         self.images_forwarded = 0
         self.full_passes = 0.0
 
@@ -90,7 +91,7 @@ class Evaluator:
         keep_logits: bool = False,
         on_scored: Callable[[int, Score], None] | None = None,
         numbers: range | None = None,
-        sums: "BatchSums | None" = None,
+        sums: BatchSums | None = None,
     ) -> list[Score]:
         """
         Scores of several variants on the same images, on every process.
@@ -112,17 +113,25 @@ class Evaluator:
         """
         self.model.eval()
         numbers = range(len(batches)) if numbers is None else numbers
-        mine, my_batches = self.spread.share(len(variants), numbers, by_segments=sums is not None)
+        call = Call()
+        if self.ledger is not None:
+            num_labels = self.model.config.num_labels if keep_logits else None
+            call = self.ledger.call(len(variants), batches, numbers, num_labels, None if sums is None else sums.shape)
+        batches.add_labels(call.labels)
+        known = call.cells.keys() if sums is None else call.totals.keys()
+        wanted = self.spread.share(len(variants), numbers, known, by_segments=sums is not None)
 
         def work() -> tuple[dict[int, Score], dict[int, np.ndarray], float, dict[int, np.ndarray]]:
-            scores = {number: Score() for number in mine}
             tap = None if sums is None else Tap(sums, numbers)
-            passes = self._run(variants, scores, batches.groups(my_batches), my_batches, keep_logits, on_scored, tap)
-            labels = batches.labels_by_batch(my_batches if mine else ())
-            return scores, labels, passes, {} if tap is None else tap.totals
+            job = Job(variants, batches, wanted, keep_logits, call, tap, on_scored)
+            self._run(job)
+            return job.scores, job.labels(), job.passes, {} if tap is None else tap.totals
 
         scores = [Score() for _ in variants]
-        totals: dict[int, np.ndarray] = {}
+        for (number, batch), cell in call.cells.items():
+            scores[number].cells[batch] = cell
+        totals = dict(call.totals)
+        self.full_passes += call.passes
         for part, labels, passes, part_totals in self.spread.together(work):
             for number, score in part.items():
                 scores[number].cells.update(score.cells)
@@ -150,139 +159,81 @@ class Evaluator:
         # A copy, as a compiled model may write its next output into the same memory.
         return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 
-    def _run(
-        self,
-        variants: Sequence[Variant],
-        scores: dict[int, Score],
-        groups: Iterator[list[Batch]],
-        my_batches: Sequence[int],
-        keep_logits: bool,
-        on_scored: Callable[[int, Score], None] | None,
-        tap: "Tap | None",
-    ) -> float:
-        """Scores this process's variants; returns how many images went through, in images of full passes."""
-        passes = 0.0
-        changes = ChangeCache(variants, self.change_cache_bytes)
-        replays = self._replay is not None and self._worth_replaying([variants[number] for number in scores])
-        for group in groups if scores else ():
-            # A child is put in once for as many batches as can be: prefix replay holds the outputs of one, and sums the
-            # logits of a few.
-            for cell_batches in in_parts(group, 1 if replays else self._tapped(len(variants), group, tap)):
+    def _run(self, job: Job) -> None:
+        """Scores what is left to this process."""
+        changes = ChangeCache(job.variants, self.change_cache_bytes)
+        replays = self.replays([job.variants[number] for number in job.numbers])
+        job.report_known()
+        for group in job.batches.groups(list(job.wanted), on_read=self.spread.stop.check) if job.numbers else ():
+            for part in self._parts(group, job, replays):
                 recorded = None
                 if replays:
-                    recorded = self.pixel_values(cell_batches[0])
-                    passes += self._record(variants, scores, cell_batches[0], recorded, keep_logits, tap)
-                for number, score in scores.items():
-                    if not replays or variants[number].changed:
-                        passes += self._score_one(
-                            number, variants, score, cell_batches, changes, keep_logits, recorded, tap
-                        )
-                    if on_scored is not None and cell_batches[-1].number == my_batches[-1]:
-                        on_scored(number, score)
-                for batch in cell_batches if tap is not None else ():
-                    tap.close(batch)
+                    recorded = self.pixel_values(part[0])
+                    self._record(job, part[0], recorded)
+                for number in job.on(part):
+                    if not replays or job.variants[number].changed:
+                        self._score_one(job, number, part, changes, recorded)
+                    self.spread.stop.check()
+                    job.report(number, part)
+                for batch in part if job.tap is not None else ():
+                    job.close(batch)
         if self._replay is not None:
             self._replay.clear()
-        return passes
 
-    def _tapped(self, num_variants: int, group: list[Batch], tap: "Tap | None") -> int:
-        """For how many batches all variants' logits may be in memory at a time."""
-        if tap is None:
-            return len(group)
-        return max(1, TAPPED_BYTES // (4 * num_variants * len(group[0]) * self.model.config.num_labels))
+    def _parts(self, group: list[Batch], job: Job, replays: bool) -> Iterable[list[Batch]]:
+        """
+        The batches that a variant is put in for at a time, as many as can be: prefix replay holds the outputs of one, and sums
+        the logits of a few.
+        """
+        if replays:
+            return ([batch] for batch in group)
+        if job.tap is None:
+            return [group]
+        logits_bytes = 4 * len(job.variants) * len(group[0]) * self.model.config.num_labels
+        return job.tap.parts(group, max(1, TAPPED_BYTES // logits_bytes))
 
-    def _worth_replaying(self, variants: Sequence[Variant]) -> bool:
+    def replays(self, variants: Sequence[Variant]) -> bool:
+        """Whether passes of these variants begin at the first block that is changed, where the model allows it."""
+        if self._replay is None:
+            return False
         late = [variant.changed is not None and not variant.changed & self._first_block for variant in variants]
         known = all(variant.changed is not None for variant in variants)
         return known and sum(late) >= max(2, REPLAY_FROM * len(late))
 
-    def _record(
-        self,
-        variants: Sequence[Variant],
-        scores: dict[int, Score],
-        batch: Batch,
-        pixel_values: torch.Tensor,
-        keep_logits: bool,
-        tap: "Tap | None",
-    ) -> float:
+    def _record(self, job: Job, batch: Batch, pixel_values: torch.Tensor) -> None:
         """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
-        with self._replay.record([variants[number].changed for number in scores]):
+        wanted = job.on([batch])
+        with self._replay.record([job.variants[number].changed for number in wanted]):
             logits = self.forward(pixel_values)
-        for number, score in scores.items():
-            if not variants[number].changed:
-                score.cells[batch.number] = Cell.from_logits(logits, batch.labels, keep_logits)
-                if tap is not None:
-                    tap.add(number, batch, logits)
-        return len(batch)
+        job.spend(len(batch))
+        for number in wanted:
+            if not job.variants[number].changed:
+                job.found(number, batch, logits, 0.0)
+                if job.tap is not None:
+                    job.tap.add(number, batch, logits)
 
     def _score_one(
-        self,
-        number: int,
-        variants: Sequence[Variant],
-        score: Score,
-        batches: list[Batch],
-        changes: "ChangeCache",
-        keep_logits: bool,
-        recorded: torch.Tensor | None,
-        tap: "Tap | None",
-    ) -> float:
+        self, job: Job, number: int, batches: list[Batch], changes: "ChangeCache", recorded: torch.Tensor | None
+    ) -> None:
         """Scores one variant on batches, or on the one whose pass over these pixel values was recorded."""
-        changed, passes = variants[number].changed, 0.0
-        waiting: tuple[Batch, torch.Tensor] | None = None
-        with applied(self.parameters, changes(number, once=recorded is None and tap is None)):
+        changed = job.variants[number].changed
+        waiting: tuple[Batch, torch.Tensor, float] | None = None
+        with applied(self.parameters, changes(number, once=recorded is None and job.tap is None)):
             for batch in batches:
+                if number not in job.wanted[batch.number]:
+                    continue
                 with nullcontext() if recorded is None else self._replay.replay(changed):
                     logits = self.forward(self.pixel_values(batch) if recorded is None else recorded)
                 # A GPU is at work on this batch while the one before is looked at.
                 if waiting is not None:
-                    score.cells[waiting[0].number] = Cell.from_logits(waiting[1], waiting[0].labels, keep_logits)
-                waiting = batch, logits
-                if tap is not None:
-                    tap.add(number, batch, logits)
-                passes += len(batch) * (1.0 if recorded is None else self._replay.suffix_share(changed))
+                    job.found(number, *waiting)
+                waiting = batch, logits, len(batch) * (1.0 if recorded is None else self._replay.suffix_share(changed))
+                if job.tap is not None:
+                    job.tap.add(number, batch, logits)
+                if self.spread.stop.wanted:
+                    break
         if waiting is not None:
-            score.cells[waiting[0].number] = Cell.from_logits(waiting[1], waiting[0].labels, keep_logits)
-        return passes
-
-
-class BatchSums(Protocol):
-    """Something summed over batches: called with the logits of all variants and the labels of one batch."""
-
-    total: np.ndarray | None
-
-    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray: ...
-
-
-class Tap:
-    """
-    Collects the logits of all variants on one batch, and adds up what is made of them by segments of the data.
-
-    Args:
-        sums ([`BatchSums`]): makes an array of them.
-        numbers (`range`): of all batches.
-    """
-
-    def __init__(self, sums: BatchSums, numbers: range):
-        self.sums = sums
-        self.numbers = numbers
-        self.logits: dict[int, dict[int, torch.Tensor]] = {}
-        self.totals: dict[int, np.ndarray] = {}
-
-    def add(self, number: int, batch: Batch, logits: torch.Tensor) -> None:
-        """One variant has been through the batch."""
-        self.logits.setdefault(batch.number, {})[number] = logits
-
-    def close(self, batch: Batch) -> None:
-        """Every variant has been through the batch."""
-        by_variant = self.logits.pop(batch.number)
-        logits = [by_variant[number] for number in sorted(by_variant)]
-        part, place = self.sums(logits, batch.labels.to(logits[0].device)), segment(batch.number, self.numbers)
-        self.totals[place] = self.totals[place] + part if place in self.totals else part
-
-
-def in_parts(batches: list[Batch], size: int) -> list[list[Batch]]:
-    """The batches in lists of `size`, the last of which may be shorter."""
-    return [batches[start : start + size] for start in range(0, len(batches), size)]
+            job.found(number, *waiting)
 
 
 class ChangeCache:

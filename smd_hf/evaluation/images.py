@@ -130,7 +130,9 @@ class ImageBatches:
         sample._kept_bytes = self._kept_bytes
         return sample
 
-    def groups(self, numbers: Sequence[int] | None = None) -> Iterator[list[Batch]]:
+    def groups(
+        self, numbers: Sequence[int] | None = None, on_read: Callable[[], None] | None = None
+    ) -> Iterator[list[Batch]]:
         """
         Batches in order, in lists that are in memory together: one list where the budget holds everything.
 
@@ -138,6 +140,7 @@ class ImageBatches:
 
         Args:
             numbers (sequence of `int`, *optional*): which batches, in increasing order; all by default.
+            on_read (`Callable`, *optional*): called after each batch, of which reading may take long.
         """
         numbers = range(len(self)) if numbers is None else numbers
         fresh = self._read([number for number in numbers if number not in self._kept])
@@ -149,6 +152,8 @@ class ImageBatches:
                 yield group
                 group, held = [], 0
             batch = self._kept[number] if number in self._kept else next(fresh)
+            if on_read is not None:
+                on_read()
             size = batch.nbytes
             all_fit = size * self.num_images <= self.cache_bytes * len(batch)
             budget = self.cache_bytes * (1 if all_fit else 1 - STREAMED_SHARE)

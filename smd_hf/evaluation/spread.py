@@ -5,13 +5,14 @@ Batches are the same on any number of processes and results are put together in 
 processes give the same bytes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
 
 from ..errors import SMDError
+from ..stopping import ENDINGS, Stop
 
 T = TypeVar("T")
 
@@ -36,6 +37,9 @@ class Spread:
             `num_processes`-th batch; `"children"`: each scores every `num_processes`-th variant on all data; `"auto"`:
             whichever leaves the busiest process less to do.
         process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1): of accelerate.
+
+    Attributes:
+        stop ([`Stop`]): whether this process has been told to end.
     """
 
     def __init__(self, mode: str = "auto", process_index: int = 0, num_processes: int = 1):
@@ -44,32 +48,47 @@ class Spread:
         self.mode = mode
         self.process_index = process_index
         self.num_processes = num_processes
+        self.stop = Stop()
 
-    def share(self, num_variants: int, numbers: range, by_segments: bool = False) -> tuple[range, Sequence[int]]:
+    def share(
+        self, num_variants: int, numbers: range, known: Collection[Any] = (), by_segments: bool = False
+    ) -> dict[int, Collection[int]]:
         """
-        This process's variants and batches.
+        What is left to this process.
 
         Args:
             num_variants (`int`): how many variants there are.
             numbers (`range`): the numbers of the batches.
+            known (collection, *optional*): what needs no scoring: cells as (variant, batch), or segments.
             by_segments (`bool`, *optional*, defaults to `False`): all variants, on whole segments of the data (see
                 [`segment`]), for sums over batches that go by them.
 
         Returns:
-            `tuple[range, range]`: numbers of variants and of batches; possibly none of one of them.
+            dict of `int` to collection of `int`: for each batch that this process has a part in, which variants.
         """
+        everything, mine = range(num_variants), slice(self.process_index, None, self.num_processes)
         if by_segments:
-            mine = [n for n in numbers if segment(n, numbers) % self.num_processes == self.process_index]
-            return range(num_variants), mine
-        mode = self._mode(num_variants, len(numbers))
-        mine = slice(self.process_index, None, self.num_processes)
-        return (range(num_variants), numbers[mine]) if mode == "data" else (range(num_variants)[mine], numbers)
+            places = sorted({segment(number, numbers) for number in numbers}.difference(known))[mine]
+            return {number: everything for number in numbers if segment(number, numbers) in set(places)}
+        if not known:
+            if self._mode(num_variants, [num_variants] * len(numbers)) == "data":
+                return dict.fromkeys(numbers[mine], everything)
+            return dict.fromkeys(numbers, everything[mine]) if everything[mine] else {}
+        left = {number: frozenset(v for v in everything if (v, number) not in known) for number in numbers}
+        left = {number: variants for number, variants in left.items() if variants}
+        variants = sorted(set().union(*left.values()))
+        if self._mode(len(variants), [len(each) for each in left.values()]) == "data":
+            return dict(list(left.items())[mine])
+        part = frozenset(variants[mine])
+        return {number: each & part for number, each in left.items() if each & part}
 
-    def _mode(self, num_variants: int, num_batches: int) -> str:
+    def _mode(self, num_variants: int, by_batch: Sequence[int]) -> str:
+        """Which way is done sooner, for so many variants in all and so many on each batch."""
         if self.mode != "auto":
             return self.mode
-        busiest_by_data = num_variants * -(-num_batches // self.num_processes)
-        busiest_by_children = num_batches * -(-num_variants // self.num_processes)
+        processes = range(self.num_processes)
+        busiest_by_data = max(sum(by_batch[process :: self.num_processes]) for process in processes)
+        busiest_by_children = len(by_batch) * -(-num_variants // self.num_processes)
         return "data" if busiest_by_data <= busiest_by_children else "children"
 
     def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -97,20 +116,26 @@ class Spread:
         What `work` returns on each process, in their order, on every process.
 
         Raises:
-            Whatever `work` raises here; `RuntimeError`, naming the process and its error, where it raised elsewhere. No
-            process is left waiting.
+            Whatever `work` raises here; `RuntimeError`, naming the process and its error, where it raised elsewhere; on all
+            processes, what ends the run where one has been told to end (see [`Stop`]). No process is left waiting.
         """
         if self.num_processes == 1:
             return [work()]
-        result = failure = message = None
+        result = failure = message = ending = None
         try:
             result = work()
+        except ENDINGS as told:
+            ending = told
         except Exception as error:
             failure, message = error, f"{type(error).__name__}: {error}"
-        outcomes = gather_object([(result, message)])
+        with self.stop.waiting():
+            outcomes = gather_object([(result, message, ending)])
         if failure is not None:
             raise failure
-        for process, (_, message) in enumerate(outcomes):
+        for process, (_, message, _) in enumerate(outcomes):
             if message is not None:
                 raise RuntimeError(f"Process {process} of {self.num_processes} failed: {message}")
-        return [result for result, _ in outcomes]
+        for _, _, ending in outcomes:
+            if ending is not None:
+                raise ending
+        return [result for result, _, _ in outcomes]

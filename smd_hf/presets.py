@@ -1,0 +1,19 @@
+"""Several choices under one name: the values of `EvolutionArguments.preset`."""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "adapt": {
+        "population_size": 120,
+        "num_generations": 5,
+        "fitness_samples_per_generation": 1125,
+        "decomposition": "blocks",
+        "allocation": "cost",
+        "mutable_parameters": ["norms", "head"],
+        "sigma": 0.1,
+        "recombination": "gauss_newton",
+        "recombination_top_k": 1,
+        "selection_fraction": 0.1,
+    }
+}
+"""What each `preset` stands for."""
