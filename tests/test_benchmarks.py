@@ -87,6 +87,14 @@ def test_medians_have_intervals_of_order_statistics(benchmark):
     assert common.ratios([2, 4, 9], [1, 2, 3], factor=2)["values"] == [4, 4, 6]
 
 
+def test_ledger(benchmark, tmp_path):
+    document = run(benchmark("ledger"), tmp_path, "--images", "8")
+    model = document["models"]["test_vit"]
+    assert document["ledger_time_ratio"]["test_vit"] == model["ledger_time_ratio"]["median"] > 0
+    assert 0 < document["disk_share"]["test_vit"] < 1
+    assert_in_table(benchmark, tmp_path, model["ledger_time_ratio"])
+
+
 @pytest.mark.slow
 def test_throughput(benchmark, tmp_path):
     arguments = ("--construction-model", "test_vit", "--images", "4", "--batch-size", "2")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from smd_hf.ledger import LEDGER_NAME
+
 from .worker import CASES, COMMON, FAILURES
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +21,7 @@ ENDED_IN = COMMON["ddp_timeout"] - 10  # seconds in which a failure ends all pro
 EACH = [f"{case}-{spread}" for case in CASES for spread in ("data", "children", "auto")]
 SOME = [
     *("partition-children", "blocks-data", "blocks-auto", "race-children", "metric-data"),
-    *("steps-data", "soup-children", "few-data", "few-children"),
+    *("steps-data", "soup-children", "front-data", "front-children", "few-data", "few-children"),
 ]
 FAILS = [f"fail-{what}" for what in FAILURES]
 
@@ -90,7 +92,11 @@ def assert_same_results(folder, expected, what):
     found, wanted = ({path.relative_to(each) for path in each.rglob("*")} for each in (folder, expected))
     assert found == wanted, what
     compared = [
-        path for path in wanted if path.suffix in (".safetensors", ".jsonl") or path.name == "gain_report.json"
+        path
+        for path in wanted
+        # The ledger says how many seconds were spent.
+        if path.parts[0] != LEDGER_NAME
+        and (path.suffix in (".safetensors", ".jsonl") or path.name == "gain_report.json")
     ]
     assert len(compared) >= 3
     for path in compared:
@@ -105,9 +111,11 @@ def assert_equal_to_one_process(alone, folder, processes, names):
         [one] = seen_by(alone, 1, reference)
         for rank, seen in enumerate(seen_by(folder, processes, name)):
             assert seen["hash"] == one["hash"], what
-            # All processes have the report of the first, when its files are there, and none but the first writes any.
+            # All processes have the report of the first, when its files are there, and none but the first writes any but the
+            # ledger of what it scores.
             assert seen["report"]["evolved"] == one["report"]["evolved"], what
-            assert bool(seen["writes"]) == (rank == 0), f"{what}, by process {rank}: {seen['writes'][:5]}"
+            writes = [write for write in seen["writes"] if f"/{LEDGER_NAME}" not in write]
+            assert bool(writes) == (rank == 0), f"{what}, by process {rank}: {writes[:5]}"
             # Trainer fills the last batch up with images it has had: the loss differs a little, the metrics do not.
             for key, value in one["evaluated"].items():
                 if key.startswith("eval_") and not key.endswith(("runtime", "per_second", "loss")):

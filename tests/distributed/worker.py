@@ -3,11 +3,12 @@ One process of a run over several: does all the cases it is told to, one after a
 
     torchrun --standalone --nproc_per_node 2 --module tests.distributed.worker FOLDER CASE ...
 
-Case C leaves its run in FOLDER/C, and what process R has seen in FOLDER/C.R.json.
+Case C leaves its run in FOLDER/C, and what process R has seen in FOLDER/C.R.json. As lost-C, process 1 is killed once.
 """
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
 from smd_hf.checkpoints import weights_hash
+from smd_hf.ledger_lines import LineWriter
 from tests.tiny import label_names, tiny_images, tiny_model, tiny_processor
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -41,8 +43,26 @@ CASES: dict[str, dict[str, Any]] = {
     # Steps and soups: sums over batches, and candidates that follow from the scores of others.
     "steps": BLOCKS | dict(recombination="gauss_newton", mirrored=True, population_size=6, sigma=0.05),
     "soup": dict(kind="resnet", population_size=5, recombination="greedy_soup", fitness="accuracy"),
-    # Fewer children, and fewer batches, than processes.
-    "few": dict(kind="resnet", population_size=2, per_device_eval_batch_size=64, num_generations=1, elitism=False),
+    # Values of several objectives, on two data sets; the front of the run and an ensemble of it.
+    "front": dict(
+        kind="vit",
+        decomposition="blocks",
+        population_size=5,
+        sigma=0.002,
+        objectives=["nll", "calibration_error", "mutated_fraction", "ood_auroc"],
+        ensemble_size=3,
+        ensemble_selection="front",
+    ),
+    # Fewer children, and fewer batches, than processes; rows that cannot be read, found by all of them.
+    "few": dict(
+        kind="resnet",
+        population_size=2,
+        per_device_eval_batch_size=64,
+        num_generations=1,
+        elitism=False,
+        bad=3,
+        on_bad_images="skip",
+    ),
     # All that a run can leave, and Trainer's own evaluation, over all processes.
     "everything": dict(
         kind="timm_resnet",
@@ -87,23 +107,31 @@ class Unreadable(TorchDataset):
         return self.dataset[index]
 
 
-def make_dataset(count: int, seed: int, names: list[str]) -> Dataset:
-    labels = np.random.default_rng(seed).permutation(np.arange(count) % len(names))
+def make_dataset(count: int, seed: int, names: list[str], bad: int = 0) -> Dataset:
+    """Images with labels, every fifth of the first of which is followed by one that cannot be read."""
+    labels = np.random.default_rng(seed).permutation(np.arange(count) % len(names)).tolist()
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
-    return Dataset.from_dict({"image": tiny_images(count, 16, seed), "label": labels.tolist()}, features=features)
+    images = tiny_images(count, 16, seed)
+    for place in range(0, 5 * bad, 5):
+        images.insert(place, {"bytes": b"", "path": None})
+        labels.insert(place, 0)
+    return Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
 def f1(prediction) -> dict[str, float]:
     return {"f1": f1_score(prediction.label_ids, prediction.predictions.argmax(-1), average="macro")}
 
 
-def make_trainer(folder: Path, spread: str, kind: str, labels: list[str] | None = None, **kwargs) -> EvolutionTrainer:
+def make_trainer(
+    folder: Path, spread: str, kind: str, labels: list[str] | None = None, bad: int = 0, **kwargs
+) -> EvolutionTrainer:
     names = labels or label_names(4)
     return EvolutionTrainer(
         tiny_model(kind),
         EvolutionArguments(output_dir=str(folder), spread=spread, **COMMON | kwargs),
-        train_dataset=make_dataset(40, 1, names),
+        train_dataset=make_dataset(40, 1, names, bad),
         eval_dataset=make_dataset(26, 2, names),
+        ood_dataset=make_dataset(21, 3, names) if "objectives" in kwargs else None,
         processing_class=tiny_processor(),
         compute_metrics=f1 if kwargs.get("fitness") == "f1" else None,
     )
@@ -138,6 +166,22 @@ def fail(folder: Path, name: str) -> None:
     trainer.train()
 
 
+def be_lost(after: int) -> None:
+    """Process 1 is killed when it has written so many cells; but not when the launcher has started it again."""
+    if RANK != 1 or os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+        return
+    write, written = LineWriter.write, 0
+
+    def watched(writer: LineWriter, entry: dict[str, Any]) -> None:
+        nonlocal written
+        write(writer, entry)
+        written += 1
+        if written == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    LineWriter.write = watched
+
+
 def watch_writes(folder: Path, seen: list[str]) -> None:
     """Lists what this process writes, makes or removes below a folder."""
 
@@ -162,7 +206,9 @@ def main() -> None:
             if name.startswith(("fail-", "crash-")):
                 fail(folder, name)
             else:
-                seen = run(folder, name)
+                if name.startswith("lost-"):
+                    be_lost(after=20)
+                seen = run(folder, name.removeprefix("lost-"))
         except Exception as error:
             if not name.startswith("fail-"):
                 raise

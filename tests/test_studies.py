@@ -1,0 +1,354 @@
+"""The studies run in their smallest form, go on where they were stopped, and say of known data what is true of it."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
+
+from smd_hf.errors import SMDError
+from smd_hf.evaluation.engine import Evaluator
+from smd_hf.models import load_image_processor, load_model
+from smd_hf.mutation import Mutation
+from smd_hf.parameters import parameter_space
+from smd_hf.subspaces import make_decomposition
+from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model
+
+FOLDER = Path(__file__).parents[1] / "examples" / "studies"
+RESULTS = FOLDER / "results"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """Imports a module that lies among the studies, as it is when it runs as a script."""
+    sys.path.insert(0, str(FOLDER))
+    before, threads = set(sys.modules), torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+    sys.path.remove(str(FOLDER))
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(FOLDER)):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A Parquet file of 120 images of four classes."""
+    path = tmp_path_factory.mktemp("data") / "photos.parquet"
+    features = Features({"image": Image(), "label": ClassLabel(names=label_names(4))})
+    rows = {"image": tiny_images(120), "label": (np.arange(120) % 4).tolist()}
+    Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def no_pass(monkeypatch):
+    """From where it is called on, whatever runs a model fails."""
+
+    def forbid():
+        def refused(*args, **kwargs):
+            raise AssertionError("A finished measurement was made again.")
+
+        monkeypatch.setattr(Evaluator, "forward", refused)
+
+    return forbid
+
+
+def stop_after(path, lines):
+    """Leaves of a file of measurements what a process leaves that is killed while it writes."""
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:lines]) + whole[lines][:20])
+    return "".join(whole)
+
+
+# ---- window.py ------------------------------------------------------------------------------------------------------
+
+
+def test_window_is_measured_once_and_told_in_three_files(study, images, tmp_path, no_pass, capsys):
+    window = study("window")
+    model, out = save_tiny_checkpoint("resnet", tmp_path / "model"), tmp_path / "out"
+    arguments = ["--quick", "--model", model, "--data", images, "--images", "18", "--output_dir", str(out)]
+    document = window.main(arguments)
+    assert json.loads((out / "window_model.json").read_text()) == document
+    text = (out / "window_model.md").read_text()
+    assert text == window.render(document) + "\n" and text in capsys.readouterr().out + "\n"
+    for curve in document["curves"]:
+        for mean, std in zip(curve["accuracy"], curve["accuracy_std"]):
+            assert f"| {100 * mean:.1f} ({100 * std:.1f}) |" in text
+    assert (out / "window_model.png").stat().st_size > 10_000
+    assert str(tmp_path) not in text + (out / "window_model.json").read_text()
+
+    measured = stop_after(out / "window_model.jsonl", 4)
+    again = window.main(arguments)
+    assert (out / "window_model.jsonl").read_text() == measured
+    assert again == document
+    no_pass()
+    assert window.main(arguments) == document
+    assert (out / "window_model.jsonl").read_text() == measured
+    assert str(tmp_path) not in measured
+
+
+def test_window_counts_what_single_passes_give(study, images, tmp_path):
+    window, common = study("window"), study("common")
+    folder = save_tiny_checkpoint("vit", tmp_path / "model")
+    document = window.main(["--quick", "--model", folder, "--data", images, "--output_dir", str(tmp_path)])
+    model = load_model(folder)
+    _, test = common.load_data(images, max_test=24)
+    batches = common.image_batches(model, load_image_processor(folder), test)
+    [batch] = batches
+    pixels, labels = batch.pixel_values(torch.device("cpu"), torch.float32), batch.labels
+    assert document["settings"]["images"] == len(labels) == 18
+    with torch.inference_mode():
+        parent = model(pixels).logits.argmax(-1)
+        mutation = Mutation(model, make_decomposition("random", parameter_space(model), 3, 1 / 4))
+        curve = next(curve for curve in document["curves"] if curve["density"] == 1 / 4)
+        accuracies, flips = [], []
+        for child in mutation.children(0, curve["sigma"][-1]):
+            copied = load_model(folder)
+            state = dict(copied.named_parameters())
+            for name, (indices, values) in mutation.changes(child):
+                state[name].view(-1)[slice(None) if indices is None else indices] = values.flatten()
+            predicted = copied(pixels).logits.argmax(-1)
+            accuracies.append(float((predicted == labels).float().mean()))
+            flips.append(float((predicted != parent).float().mean()))
+    assert document["parent_accuracy"] == pytest.approx(float((parent == labels).float().mean()))
+    assert curve["accuracy"][-1] == pytest.approx(np.mean(accuracies))
+    assert curve["accuracy_std"][-1] == pytest.approx(np.std(accuracies, ddof=1), abs=1e-7)
+    assert curve["flipped"][-1] == pytest.approx(np.mean(flips))
+
+
+def test_children_of_equal_norm_are_plain_ones_of_a_greater_sigma():
+    """Why one set of measurements serves both axes."""
+    model = tiny_model("vit")
+    decomposition = make_decomposition("random", parameter_space(model), 2, 1 / 16)
+    plain, matched = Mutation(model, decomposition), Mutation(model, decomposition, match_norm=True)
+    first, second = plain.children(0, 4 * 0.02)[1], matched.children(0, 0.02)[1]
+    for (name, (indices, values)), (other, (places, same)) in zip(plain.changes(first), matched.changes(second)):
+        assert name == other and (indices is None or torch.equal(indices, places))
+        torch.testing.assert_close(values, same, rtol=2e-4, atol=1e-6)
+
+
+def simulated(analysis, halvings, *, by_norm, children=16, images=400, seed=0):
+    """Curves of children whose chance to answer wrongly grows with their norm, or with sigma alone."""
+    rng = np.random.default_rng(seed)
+    parent = rng.random(images) < 0.8
+    curves = []
+    for halving in halvings:
+        sigma = 2.0 ** ((np.arange(-16, -1, 2) + halving) / 2)
+        strength = sigma * 2 ** (-halving / 2) if by_norm else sigma
+        wrong = np.minimum(0.7, 3 * strength**2)[:, None, None] * rng.lognormal(0, 0.3, (children, 1))
+        flipped = rng.random((len(sigma), children, images)) < wrong
+        curves.append(analysis.Curve(halving, sigma, parent & ~flipped, flipped))
+    return curves, parent
+
+
+def test_what_norm_alone_explains_is_gone_at_matched_norm(study):
+    analysis = study("window_analysis")
+    curves, parent = simulated(analysis, (0, 2, 4, 6), by_norm=True)
+    found = analysis.analyse(curves, parent, 0.1, seed=0)
+    trend = found["claim_b"]["log2_upper"]
+    assert trend["verdict"] == "shown" and trend["interval"][0] < 1 < trend["interval"][1]
+    for control in ("octaves", "log2_upper_at_matched_norm", "log2_width_at_matched_norm"):
+        low, high = found["claim_b"][control]["interval"]
+        assert low < 0 < high and found["claim_b"][control]["verdict"] == "not shown"
+    assert [pair["loss"]["verdict"] for pair in found["claim_a"]["sigma"]] == ["shown"] * 3
+    assert "shown" not in [pair["loss"]["verdict"] for pair in found["claim_a"]["norm"]]
+    for window in found["windows"]:
+        low, high = window["upper_at_matched_norm"]["interval"]
+        assert low < (0.01 / (3 * 0.8)) ** 0.5 * np.exp(-(0.3**2) / 4) < high
+
+
+def test_a_window_that_narrows_refutes_the_claim(study):
+    analysis = study("window_analysis")
+    curves, parent = simulated(analysis, (0, 2, 4, 6), by_norm=False)
+    claim = analysis.analyse(curves, parent, 0.1, seed=0)["claim_b"]
+    assert claim["log2_upper_at_matched_norm"]["verdict"] == "refuted"
+    assert claim["log2_upper_at_matched_norm"]["estimate"] == pytest.approx(-1, abs=0.4)
+
+
+def test_a_level_that_is_not_reached_has_no_place(study):
+    crossing = study("window_analysis").crossing
+    sigma = np.array([1.0, 2.0, 4.0])
+    values = np.array([[0.1, 0.0, 0.4], [0.2, 0.0, 0.0], [0.4, 0.0, 0.4]])
+    np.testing.assert_allclose(crossing(sigma, values, 0.3), [3.0, np.nan, 0.75])
+
+
+@pytest.mark.parametrize("density", ["0.3", "0", "2", "-1"])
+def test_densities_are_powers_of_one_half(study, density, tmp_path):
+    with pytest.raises(SMDError, match="power of 1/2"):
+        study("window").main(["--model", "none", "--densities", density, "--output_dir", str(tmp_path)])
+
+
+# ---- architectures.py -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def architectures(study, tmp_path_factory):
+    """The quick study of two architectures: its module, arguments, document and folder."""
+    module, root = study("architectures"), tmp_path_factory.mktemp("architectures")
+    arguments = ["--quick", "--output_dir", str(root / "out"), "--parents_dir", str(root / "parents")]
+    return module, arguments, module.main(arguments), root
+
+
+def test_architectures_are_measured_once(architectures, no_pass):
+    module, arguments, document, root = architectures
+    path = root / "out" / "architectures_digits.jsonl"
+    measured = stop_after(path, 5)
+    again = module.main(arguments)
+    assert again == document and path.read_text() == measured
+    no_pass()
+    assert module.main(arguments) == document
+    assert str(root) not in measured + json.dumps(document)
+
+
+def test_the_tables_of_architectures_are_those_of_the_json(architectures):
+    module, _, document, root = architectures
+    text = (root / "out" / "architectures_digits.md").read_text()
+    assert json.loads((root / "out" / "architectures_digits.json").read_text()) == document
+    assert text == module.render(document) + "\n"
+    for row in document["architectures"].values():
+        for role in module.ROLES:
+            scores, difference = row[role]["scores"], row[role]["difference"]
+            assert f"{100 * scores['accuracy']:.2f} (p" in text and f"{scores['nll']:.4f}, " in text
+            gained = scores["accuracy"] - row["parent"]["scores"]["accuracy"]
+            assert difference["accuracy"]["estimate"] == pytest.approx(gained)
+    gains = [row["ensemble"]["difference"]["accuracy"]["estimate"] for row in document["architectures"].values()]
+    assert document["claim_c"]["ensemble"]["mean_gain"] == pytest.approx(np.mean(gains))
+    assert (root / "out" / "architectures_digits.png").stat().st_size > 10_000
+
+
+def test_every_architecture_is_built_and_differs_in_family(study):
+    parents = study("parents")
+    assert len(parents.ARCHITECTURES) >= 11
+    assert {each.family for each in parents.ARCHITECTURES.values()} == {"CNN", "transformer", "mixer"}
+    assert {each.library for each in parents.ARCHITECTURES.values()} == {"transformers", "timm"}
+    for name in parents.ARCHITECTURES:
+        model, processor = parents.new_model(name, label_names(10), seed=0)
+        [picture] = tiny_images(1, image_size=8)
+        pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
+        assert model.eval()(pixel_values=pixels).logits.shape == (1, 10)
+        assert 10_000 < sum(parameter.numel() for parameter in model.parameters()) < 300_000
+
+
+def test_no_image_serves_two_purposes(study, images):
+    parents, measure = study("parents"), study("architectures_measure")
+    args = study("architectures").parser().parse_args(["--data", images])
+    sets = parents.load_images(args)
+    stored = [{image.tobytes() for image in part["image"]} for part in (sets.parent, sets.evolve_on, sets.test)]
+    assert sum(map(len, stored)) == len(set().union(*stored)) == 120
+    model, processor = parents.new_model("mixer", label_names(4), seed=0)
+    ground = measure.Ground(model, processor, sets.evolve_on, sets.test, 32, seed=0)
+    fitness, selection = ground.fitness.indices, ground.selection.indices
+    assert not set(fitness) & set(selection) and len(fitness) + len(selection) == len(sets.evolve_on)
+
+
+def test_checkpoints_in_the_place_of_parents(study, images, tmp_path):
+    folder = save_tiny_checkpoint("timm_vit", tmp_path / "tiny_vit")
+    arguments = ["--quick", "--imagenet", folder, "--data", images, "--output_dir", str(tmp_path / "out")]
+    document = study("architectures").main(arguments)
+    assert list(document["architectures"]) == ["tiny_vit"]
+    assert document["images"] == {"parent": None, "evolve_on": 80, "test": 18}
+    assert str(tmp_path) not in (tmp_path / "out" / "architectures_imagenet.jsonl").read_text()
+
+
+def test_an_unknown_architecture(study, tmp_path):
+    with pytest.raises(SMDError, match=r"Did you mean 'resnet'"):
+        study("architectures").main(["--quick", "--architectures", "resnets", "--output_dir", str(tmp_path)])
+
+
+def test_gains_that_all_architectures_share_are_shown(study):
+    analysis, pack = study("architectures_analysis"), study("common").pack
+    rng = np.random.default_rng(0)
+
+    def generation(gain):
+        parent = rng.random(600) < 0.8
+        better = parent | (rng.random(600) < 5 * gain)
+        worse = parent & (rng.random(600) < 0.97) | ~parent & (rng.random(600) < 0.12)
+        entry = {"difference": {"mcnemar": {"p_value": 0.02}, "nll": {"estimate": -gain}}}
+        entry["difference"]["calibration_error"] = {"estimate": gain * rng.random()}
+        return {"n_test": 600, "parent": {"correct": pack(parent)}} | {
+            role: entry | {"correct": pack(better if role == "ensemble" else worse)} for role in analysis.ROLES
+        }
+
+    found = analysis.summarise({str(number): generation(0.01) for number in range(12)}, seed=0)
+    ensemble = found["ensemble"]
+    assert ensemble["verdict"] == "shown" and ensemble["better"] == 12 and ensemble["sign_test_p"] == 2 / 2**12
+    assert ensemble["interval"][0] < 0.01 < ensemble["interval"][1]
+    assert found["best_child"]["verdict"] == "not shown"
+    assert ensemble["holm_p"] == pytest.approx([0.24] * 12) and ensemble["significant_after_holm"] == 0
+    assert ensemble["mean_nll_difference"] == {"mean": pytest.approx(-0.01), "interval": None}
+
+
+def test_diversity_is_compared_where_both_kinds_lose_as_much(study):
+    analysis = study("architectures_analysis")
+
+    def curve(slope):
+        losses = {0.5: 0.01, 1: 0.03, 2: 0.05}
+        return [{"factor": k, "loss": loss, "disagreement": slope * loss} for k, loss in losses.items()]
+
+    points = {str(n): {"partition": curve(3 + n / 10), "dense": curve(1.5)[:2]} for n in range(6)}
+    lossless = [{"factor": 1, "loss": -0.01, "disagreement": 0.1}]
+    claim = analysis.compare_diversity(points | {"lossless": {"partition": curve(1), "dense": lossless}})
+    assert set(claim["at_equal_loss"]) == set(points)
+    assert claim["at_equal_loss"]["0"] == {
+        "loss": 0.02,
+        "partition": pytest.approx(0.06),
+        "dense": pytest.approx(0.03),
+    }
+    assert claim["verdict"] == "shown" and claim["more_diverse"] == 6
+    assert claim["log2_ratio"]["mean"] == pytest.approx(np.mean(np.log2((3 + np.arange(6) / 10) / 1.5)))
+
+
+# ---- What they share ------------------------------------------------------------------------------------------------
+
+
+@given(answers=st.lists(st.booleans(), min_size=1, max_size=70))
+def test_answers_come_back(study, answers):
+    common = study("common")
+    assert common.unpack(common.pack(answers), len(answers)).tolist() == answers
+
+
+@given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_is_that_of_statsmodels(study, p_values):
+    expected = multipletests(p_values, method="holm")[1]
+    np.testing.assert_allclose(study("common").holm(p_values), expected, atol=1e-12)
+
+
+def test_measurements_outlive_a_torn_line(study, tmp_path):
+    measurements, path = study("common").Measurements, tmp_path / "out.jsonl"
+    store = measurements(path)
+    assert store.get({"a": 1, "b": [2.0]}, lambda: {"x": (1, 2)}) == {"x": [1, 2]}
+    assert store.get({"b": [2.0], "a": 1}, lambda: 1 / 0) == {"x": [1, 2]} and store.measured == 1
+    with open(path, "a") as file:
+        file.write('{"settings": {"a": 2}, "res')
+    again = measurements(path)
+    assert {"a": 2} not in again and {"a": 1, "b": [2.0]} in again
+    assert again.get({"a": 2}, lambda: 5) == 5
+    assert [json.loads(line)["result"] for line in path.read_text().splitlines()] == [{"x": [1, 2]}, 5]
+
+
+def test_the_key_of_images_does_not_depend_on_where_they_lie(study, tmp_path, images):
+    common = study("common")
+    train, test = common.load_data(images)
+    moved = tmp_path / "other.parquet"
+    moved.write_bytes(Path(images).read_bytes())
+    assert [common.data_key(part) for part in common.load_data(str(moved))] == [
+        common.data_key(train),
+        common.data_key(test),
+    ]
+    assert common.data_key(train) != common.data_key(test)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("[aw]*_*.json")), ids=lambda path: path.stem)
+def test_committed_tables_are_those_of_the_committed_numbers(study, path):
+    document = json.loads(path.read_text())
+    render = study(document["study"]).render
+    assert path.with_suffix(".md").read_text() == render(document) + "\n"
+    assert path.with_suffix(".png").exists() and path.with_suffix(".jsonl").exists()
