@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> str:
 
 def section(document: dict[str, Any]) -> str:
     """Title, hardware and table of one benchmark."""
-    rows = {"throughput": throughput, "generation": generation, "peers": peers, "scaling": scaling}[
+    rows = {"throughput": throughput, "generation": generation, "peers": peers, "scaling": scaling, "ledger": ledger}[
         document["benchmark"]
     ](document)
     hardware, settings = document["hardware"], document["settings"]
@@ -82,10 +82,10 @@ def generation(document: dict[str, Any]) -> list[list[str]]:
     rows = [["model", "blocks, uniform", "blocks, by cost", "against the naive loop", "with halving", "by factor"]]
     for name, model in document["models"].items():
         factors = ", ".join(
-            f"{way} {number(ratio['median'])}" for way, ratio in model["speedup_of_each_factor"].items()
+            f"{way} {number(ratio['median'])}" for way, ratio in model.get("speedup_of_each_factor", {}).items()
         )
         keys = ("uniform_blocks_cost_ratio", "cost_blocks_cost_ratio", "speedup_vs_naive", "speedup_vs_naive_halving")
-        rows.append([name, *(number(model[key]) for key in keys), factors])
+        rows.append([name, *(number(model[key]) if key in model else "" for key in keys), factors])
     return rows
 
 
@@ -107,6 +107,15 @@ def scaling(document: dict[str, Any]) -> list[list[str]]:
         for way, strong in model["strong"].items():
             same = "yes" if model["identical_bytes"] else "NO"
             rows.append([name, way, number(strong["time_ratio"]), number(model["weak"][way]["time_ratio"]), same])
+    return rows
+
+
+def ledger(document: dict[str, Any]) -> list[list[str]]:
+    rows = [
+        ["model", "a generation with the ledger, over one without", "waiting for the disk, share of the time without"]
+    ]
+    for name, model in document["models"].items():
+        rows.append([name, number(model["ledger_time_ratio"]), number(model["disk_share"])])
     return rows
 
 
