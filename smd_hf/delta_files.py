@@ -170,11 +170,13 @@ def followed(name: str, path: Path) -> Path:
     return real
 
 
-def check_links(name: str) -> None:
-    """Refuses links that lead out of a folder, or nowhere; a repository of the Hub has none."""
+def check_entries(name: str) -> None:
+    """Refuses what lies in a folder and is a link out of it, or neither file nor folder; a repository of the Hub has none."""
     for path in sorted(Path(name).iterdir()) if os.path.isdir(name) else ():
-        if path.is_symlink():
-            followed(name, path)
+        real = followed(name, path)
+        # To read from a pipe would be to wait for ever.
+        if not real.is_file() and not real.is_dir():
+            raise SMDError(f"{path.name} in '{name}' is no file and no folder. Take it out, or get the folder again.")
 
 
 def _roots(folder: Path) -> list[Path]:

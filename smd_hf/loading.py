@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from .delta import SparseDelta
 from .delta_config import DELTA_CONFIG_NAME, shown
-from .delta_files import check_links, find_file
+from .delta_files import check_entries, find_file
 from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 from .errors import SMDError
 from .loading_errors import explain_loading_error
@@ -73,7 +73,7 @@ def load(
             "name one with subfolder=..."
         )
     if _model_type(config, name) == SMDEnsembleConfig.model_type:
-        check_links(name)
+        check_entries(name)
         try:
             return SMDEnsembleForImageClassification.from_pretrained(
                 name, **source, trust_remote_code=trust_remote_code, dtype=dtype

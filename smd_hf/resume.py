@@ -10,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from .delta_files import check_links
+from .delta_files import check_entries
 from .errors import SMDError
 from .evaluation.scores import Score
 from .ledger import ENDED_NAME, FINISHED_NAME, LEDGER_NAME, Ledger, read_header, selected_name
@@ -190,7 +190,7 @@ def read_checkpoint(folder: Path) -> tuple[ResumePoint, dict[str, Any]]:
         raise SMDError(
             f"There is no checkpoint '{folder}' to resume from. Expected a folder checkpoint-N that a run has written."
         )
-    check_links(str(folder))
+    check_entries(str(folder))
     run, identity, weights = read_state(folder)
     try:
         state = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))

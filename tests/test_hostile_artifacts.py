@@ -1,6 +1,7 @@
 """Hostile artifacts: some hundred cases of examples/studies/fuzz.py, and one test for each thing that its 100,000 have found."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,13 @@ def test_links_out_of_a_checkpoint_are_not_followed(name, tmp_path):
     (tmp_path / "checkpoint-1" / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SMDError, match="a link to a file outside that folder"):
         read_checkpoint(tmp_path / "checkpoint-1")
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "evolution_state.json", "model.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(SMDError, match="no file and no folder"):
+        read_checkpoint(tmp_path)
 
 
 def test_code_of_members_stored_whole_runs_only_where_it_is_trusted(tmp_path):
