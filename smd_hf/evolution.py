@@ -239,7 +239,7 @@ class Evolution:
             finalists = [KEEP_PARENT]
             results = self._score_candidates([KEEP_PARENT]) if self._parent_result is None else [self._parent_result]
         rounds = self.recombination.propose(children, sums)
-        proposed = next(rounds, None)
+        proposed = self._of_first_process(next(rounds, None))
         while proposed is not None:
             scored = self._score_candidates(proposed)
             finalists += proposed
@@ -248,9 +248,15 @@ class Evolution:
                 proposed = rounds.send([fitness for _, fitness in scored])
             except StopIteration:
                 proposed = None
+            proposed = self._of_first_process(proposed)
         if not finalists:
             return [KEEP_PARENT], self._score_candidates([KEEP_PARENT])
         return finalists, results
+
+    def _of_first_process(self, proposed: list[Candidate] | None) -> list[Candidate] | None:
+        """The same proposal everywhere, also where machines are unlike and solve equations to other last bits."""
+        [first, *_] = self.evaluator.spread.together(lambda: proposed)
+        return first
 
     def _score_candidates(self, candidates: list[Candidate]) -> list[tuple[Score, float]]:
         """Score and fitness of each candidate on the selection split."""
