@@ -13,7 +13,7 @@ from .spread import segment
 TAPPED_BYTES = 2**27
 """Memory for the logits of all variants from which sums over batches are made."""
 
-PART_SECONDS = 30.0
+PART_SECONDS = 60.0
 """All variants are put in once for about so much work, or for a segment where that takes longer: it is lost when a run ends."""
 
 

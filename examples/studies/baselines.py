@@ -1,0 +1,199 @@
+"""
+What `budget.py` compares evolution with: plain evolution strategies, MeZO-style SPSA and SGD, each as a generator of steps.
+
+Every `next()` makes one step, leaves the new weights in the model and gives the number of images that the step cost, counted
+as forward passes. Step sizes are arguments (`rate`); they fall linearly to 0 over a `total` of such images, where it is given.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from smd_hf.evaluation.images import ImageBatches
+from smd_hf.mutation import tensor_scale
+from smd_hf.parameters import parameter_space
+
+PASSES_OF_A_GRADIENT = 3
+"""Forward and backward through an image, in forward passes: the usual count, two for the backward pass."""
+
+
+@dataclass
+class Images:
+    """
+    Training images in memory, decoded and transformed.
+
+    Args:
+        pixels (`torch.Tensor`): of shape `(n, channels, height, width)`.
+        labels (`torch.Tensor`): int64, of shape `(n,)`.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def read(cls, batches: ImageBatches, device: torch.device) -> "Images":
+        parts = [(batch.pixel_values(device, torch.float32), batch.labels.to(device)) for batch in batches]
+        return cls(*(torch.cat(columns) for columns in zip(*parts)))
+
+    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Without end, in a new order each time round; what does not fill a minibatch is left out that time."""
+        size = min(size, len(self.labels))
+        while True:
+            order = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
+            for rows in order[: len(order) // size * size].split(size):
+                yield self.pixels[rows], self.labels[rows]
+
+
+class Coordinates:
+    """
+    The chosen weights as one vector z: each is its first value plus z times the standard deviation of its tensor.
+
+    So that a step has the same units as a child of relative sigma, for all that the baselines do with it.
+
+    Args:
+        model (`torch.nn.Module`): whose weights are set.
+        patterns (sequence of `str`): which, as in `mutable_parameters`.
+    """
+
+    def __init__(self, model: nn.Module, patterns: Sequence[str]):
+        parameters = dict(model.named_parameters())
+        self.parameters = [parameters[name] for name in parameter_space(model, list(patterns)).names]
+        self.start = parameters_to_vector(self.parameters).detach().clone()
+        self.scale = torch.cat([each.new_full((each.numel(),), tensor_scale(each)) for each in self.parameters])
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @torch.no_grad()
+    def set(self, z: torch.Tensor) -> None:
+        """Puts the weights at z into the model."""
+        vector_to_parameters(self.start + self.scale * z, self.parameters)
+
+    def noise(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(len(self), generator=generator).to(self.start.device)
+
+
+def centred_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Ranks of values, from -0.5 for the lowest to 0.5 for the highest."""
+    return values.argsort().argsort().to(values.dtype) / (len(values) - 1) - 0.5
+
+
+def strategies_update(
+    loss: Callable[[torch.Tensor], float], z: torch.Tensor, noise: torch.Tensor, sigma: float, rate: float
+) -> torch.Tensor:
+    """
+    One update of OpenAI's evolution strategies (Salimans et al. 2017, arXiv 1703.03864), mirrored, with centred ranks.
+
+    Args:
+        loss (`Callable`): of a vector like `z`.
+        z (`torch.Tensor` of shape `(d,)`), noise (`torch.Tensor` of shape `(pairs, d)`): where, and which directions.
+        sigma (`float`), rate (`float`): z + rate / (n sigma) sum F_i eps_i, over all n = 2 pairs.
+    """
+    losses = torch.tensor([loss(z + sign * sigma * each) for each in noise for sign in (1, -1)], dtype=torch.float64)
+    fitness = centred_ranks(-losses).to(z)
+    return z + rate / (len(losses) * sigma) * ((fitness[::2] - fitness[1::2]) @ noise)
+
+
+def spsa_update(
+    loss: Callable[[torch.Tensor], float], z: torch.Tensor, noise: torch.Tensor, sigma: float, rate: float
+) -> torch.Tensor:
+    """One step against the measured slope along one direction, `noise` of shape `(d,)` (MeZO, arXiv 2305.17333, algorithm 1)."""
+    slope = (loss(z + sigma * noise) - loss(z - sigma * noise)) / (2 * sigma)
+    return z - rate * slope * noise
+
+
+def decayed(rate: float, spent: int, total: float | None) -> float:
+    """The rate after `spent` images."""
+    return rate if total is None else rate * max(0.0, 1 - spent / total)
+
+
+def _loss_on(
+    model: nn.Module, coordinates: Coordinates, pixels: torch.Tensor, labels: torch.Tensor
+) -> Callable[[torch.Tensor], float]:
+    @torch.inference_mode()
+    def loss(z: torch.Tensor) -> float:
+        coordinates.set(z)
+        return float(F.cross_entropy(model(pixel_values=pixels).logits.double(), labels))
+
+    return loss
+
+
+def evolution_strategies(
+    model: nn.Module,
+    images: Images,
+    *,
+    parameters: Sequence[str],
+    rate: float,
+    sigma: float = 0.1,
+    pairs: int = 8,
+    batch_size: int = 128,
+    seed: int = 0,
+    total: float | None = None,
+) -> Iterator[int]:
+    """Dense evolution strategies; all children of a step see the same minibatch."""
+    generator = torch.Generator().manual_seed(seed)
+    coordinates = Coordinates(model.eval(), parameters)
+    z = torch.zeros_like(coordinates.start)
+    spent = 0
+    for pixels, labels in images.minibatches(batch_size, generator):
+        noise = torch.stack([coordinates.noise(generator) for _ in range(pairs)])
+        loss = _loss_on(model, coordinates, pixels, labels)
+        z = strategies_update(loss, z, noise, sigma, decayed(rate, spent, total))
+        coordinates.set(z)
+        spent += 2 * pairs * len(labels)
+        yield 2 * pairs * len(labels)
+
+
+def spsa(
+    model: nn.Module,
+    images: Images,
+    *,
+    parameters: Sequence[str],
+    rate: float,
+    sigma: float = 0.03,
+    batch_size: int = 128,
+    seed: int = 0,
+    total: float | None = None,
+) -> Iterator[int]:
+    """MeZO: simultaneous perturbation, two passes over a minibatch a step."""
+    generator = torch.Generator().manual_seed(seed)
+    coordinates = Coordinates(model.eval(), parameters)
+    z = torch.zeros_like(coordinates.start)
+    spent = 0
+    for pixels, labels in images.minibatches(batch_size, generator):
+        loss = _loss_on(model, coordinates, pixels, labels)
+        z = spsa_update(loss, z, coordinates.noise(generator), sigma, decayed(rate, spent, total))
+        coordinates.set(z)
+        spent += 2 * len(labels)
+        yield 2 * len(labels)
+
+
+def sgd(
+    model: nn.Module,
+    images: Images,
+    *,
+    parameters: Sequence[str],
+    rate: float,
+    momentum: float = 0.9,
+    batch_size: int = 64,
+    seed: int = 0,
+    total: float | None = None,
+) -> Iterator[int]:
+    """Gradient training with frozen BatchNorm statistics and no augmentation: the images are those that evolution sees."""
+    generator = torch.Generator().manual_seed(seed)
+    names = parameter_space(model.eval(), list(parameters)).names
+    model.requires_grad_(False)
+    chosen = [model.get_parameter(name).requires_grad_() for name in names]
+    optimizer = torch.optim.SGD(chosen, lr=rate, momentum=momentum)
+    spent = 0
+    for pixels, labels in images.minibatches(batch_size, generator):
+        optimizer.param_groups[0]["lr"] = decayed(rate, spent, total)
+        F.cross_entropy(model(pixel_values=pixels).logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        spent += PASSES_OF_A_GRADIENT * len(labels)
+        yield PASSES_OF_A_GRADIENT * len(labels)
