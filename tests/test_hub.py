@@ -15,6 +15,7 @@ from smd_hf.delta import SparseDelta
 from smd_hf.hub import push_folder, push_run
 from smd_hf.hub_files import model_files, saved_kind, stage_checkpoint, stage_deltas, stage_description, stage_model
 from smd_hf.hub_requests import persistently, push_command, push_error
+from smd_hf.lock import LOCK_NAME
 from tests.test_trainer import make_dataset, make_trainer
 from tests.tiny import save_tiny_checkpoint
 
@@ -257,4 +258,5 @@ def test_a_run_that_cannot_be_pushed_lists_what_is_left_to_do(finished):
         shlex.join(["smd-hf", "push", f"{finished}{place}", "--repo_id", repo_id, "--private"])
         for repo_id, place in places.items()
     ]
-    assert not [name for name in names(finished) if name.startswith(".")]
+    # Nothing half-written: the lock of the run stays where it was.
+    assert [name for name in names(finished) if name.startswith(".")] == [LOCK_NAME]
