@@ -195,7 +195,7 @@ def describe(parent: Parent, args: argparse.Namespace) -> dict[str, Any]:
 def render(document: dict[str, Any]) -> str:
     """The results in Markdown."""
     images, settings, claim = document["images"], document["settings"], document["claim_d"]
-    sparse = claim["sparse_at_calibrated_sigma"]
+    sparse, rows = claim["sparse_at_calibrated_sigma"], in_order(document["architectures"])
     return "\n\n".join(
         [
             f"{len(document['architectures'])} architectures on {settings['data']}: {images['evolve_on']} images to evolve on "
@@ -203,21 +203,26 @@ def render(document: dict[str, Any]) -> str:
             f"generation (density 1/{settings['children']}), {settings['members']} votes in the ensemble. 95 % intervals in "
             "brackets.",
             "**Accuracy (%) on the test images**, with McNemar's exact p-value against the parent.",
-            accuracy_table(document["architectures"]),
+            accuracy_table(rows),
             "**NLL and calibration error (%)** on the same images.",
-            likelihood_table(document["architectures"]),
+            likelihood_table(rows),
             "**Claim (c)** and its kin: gains of accuracy over the parent, in points, all architectures together.",
             gains_table(document["claim_c"]),
             f"The ensemble over its generation's best child: {mean(document['claim_c']['ensemble']['over_best_child'], 100)} points. "
-            f"It has {ensemble_sizes(document['architectures'])} different members.",
+            f"It has {ensemble_sizes(rows)} different members.",
             "**Claim (d)**: disagreement of two children (%) where the mean child of either kind loses equally much accuracy, 2 points at the most.",
-            diversity_table(claim),
+            diversity_table(claim, rows),
             f"Sparse against dense: log2 of the ratio {mean(claim['log2_ratio'])}; more diverse on {claim['more_diverse']}, "
             f"less on {claim['less_diverse']} architectures, signed-rank {format_p(claim['signed_rank_p'])}: "
             f"{claim['verdict']}. Sparse children of the calibrated sigma lose {mean(sparse['loss'], 100, signed=False)} points and disagree "
             f"on {mean(sparse['disagreement'], 100, signed=False)} % of the images.",
         ]
     )
+
+
+def in_order(rows: dict[str, Any]) -> dict[str, Any]:
+    """By family, then by name, whatever order the JSON has."""
+    return dict(sorted(rows.items(), key=lambda item: (item[1]["family"], item[0])))
 
 
 def mean(entry: dict[str, Any], factor: float = 1, digits: int = 2, signed: bool = True) -> str:
@@ -284,10 +289,12 @@ def gains_table(claim: dict[str, Any]) -> str:
     return markdown_table(head, body)
 
 
-def diversity_table(claim: dict[str, Any]) -> str:
+def diversity_table(claim: dict[str, Any], rows: dict[str, Any]) -> str:
+    found = claim["at_equal_loss"]
     body = [
-        [name, f"{100 * each['loss']:.2f}", *(f"{100 * each[kind]:.2f}" for kind in KINDS)]
-        for name, each in claim["at_equal_loss"].items()
+        [name, f"{100 * found[name]['loss']:.2f}", *(f"{100 * found[name][kind]:.2f}" for kind in KINDS)]
+        for name in rows
+        if name in found
     ]
     return markdown_table(["", "points lost", *KINDS.values()], body)
 
@@ -296,7 +303,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     """Gains of each architecture, and diversity against the accuracy lost."""
     figure, grid = panels(2, size=(5.6, 0.8 + 0.32 * max(9, len(document["architectures"]))))
     gains, diverse = grid[0]
-    names = list(document["architectures"])
+    names = list(in_order(document["architectures"]))
     for number, role in enumerate(ROLES, start=1):
         differences = [document["architectures"][name][role]["difference"]["accuracy"] for name in names]
         places = np.arange(len(names)) + 0.16 * (number - 2.5)
