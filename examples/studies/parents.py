@@ -292,7 +292,7 @@ class Parent:
         device, source = torch.device(self.args.device), self.name
         if self.args.imagenet is None:
             key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
-            folder = self.args.parents_dir / f"{self.name}-{key}"
+            folder = self.args.parents_dir / key / self.name
             if not folder.exists():
                 model, processor = new_model(self.name, self.classes, self.args.seed)
                 batches = image_batches(model, processor, self.images.parent)
