@@ -237,8 +237,8 @@ def pairs_table(claim: dict[str, list[dict[str, Any]]]) -> str:
             str(len(pair[axis])),
             *(cell for key, factor in (("loss", 100), ("log2_spread", 1)) for cell in claimed(pair.get(key), factor)),
         ]
-        for axis, entries in claim.items()
-        for pair in entries
+        for axis in ("sigma", "norm")
+        for pair in claim[axis]
     ]
     head = ["", "sigmas", "points lost less", "less loss", "log2 of the ratio of stds", "less variance"]
     return markdown_table(head, rows)
