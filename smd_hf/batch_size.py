@@ -33,12 +33,22 @@ logger = logging.get_logger(__name__)
 # As accelerate's finder knows it.
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
+# Of C++, and of oneDNN, which computes convolutions on CPUs and does not say why it could not: a lack of memory as a rule.
+_OTHER_SIGNS = (
+    "bad_alloc",
+    "could not create a primitive",
+    "could not execute a primitive",
+    "could not create a memory object",
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is about memory that could not be had, on any device, or was made of such a one."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if isinstance(error, RuntimeError) and (should_reduce_batch_size(error) or "bad_alloc" in str(error)):
+    if isinstance(error, RuntimeError) and (
+        should_reduce_batch_size(error) or any(sign in str(error) for sign in _OTHER_SIGNS)
+    ):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 

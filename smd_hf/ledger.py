@@ -193,9 +193,15 @@ class Ledger:
 
     def end(self, keep: Sequence[str] = ()) -> None:
         """All results are written: no cells are needed any more, but of the scopes named."""
-        first, cells = self.spread.process_index == 0, self.folder / CELLS_NAME
-        self.spread.together(lambda: write_text(self.folder / ENDED_NAME, "{}\n") if first else None)
-        self.drop(*({path.name for path in cells.glob("*")} - set(keep)))
+        cells = self.folder / CELLS_NAME
+
+        def look() -> set[str]:
+            if self.spread.process_index == 0:
+                write_text(self.folder / ENDED_NAME, "{}\n")
+            return {path.name for path in cells.glob("*")}
+
+        # All have looked before one removes: a folder that goes while it is read is an error.
+        self.drop(*set().union(*self.spread.together(look)).difference(keep))
         with suppress(OSError):  # of scopes that are kept
             cells.rmdir()
 

@@ -145,6 +145,11 @@ class ResumeMixin:
     def _finish(self, generation: Generation) -> None:
         """From here on, the generation is known by its line in the ledger, and is never scored again."""
         number = generation.generation
+        # Trainer brings these up to date in checkpoints alone, so that they would tell whether one was saved since a kill.
+        handlers = [
+            each for each in [*self.callback_handler.callbacks, self.control] if isinstance(each, ExportableState)
+        ]
+        self.state.stateful_callbacks = TrainerState(stateful_callbacks=handlers).stateful_callbacks
         entry = {
             "record": self.run.generations[-1],
             "after": {
@@ -161,13 +166,9 @@ class ResumeMixin:
 
     def _state_without_log(self) -> dict[str, Any]:
         """Trainer's state as it saves it, less the part that grows."""
-        handlers = [
-            each for each in [*self.callback_handler.callbacks, self.control] if isinstance(each, ExportableState)
-        ]
-        state = {each.name: getattr(self.state, each.name) for each in fields(TrainerState)}
-        state["stateful_callbacks"] = TrainerState(stateful_callbacks=handlers).stateful_callbacks
-        del state["log_history"]
-        return state
+        return {
+            each.name: getattr(self.state, each.name) for each in fields(TrainerState) if each.name != "log_history"
+        }
 
 
 def generation_scope(number: int) -> str:

@@ -276,6 +276,36 @@ def test_cells_that_do_not_fit_the_call_are_refused(tmp_path):
             evaluator.score(variants, others, keep_logits=logits)
 
 
+class WithAFasterOne(Spread):
+    """A process beside another that has done and removed everything whenever this one goes on."""
+
+    def __init__(self, cells):
+        super().__init__()
+        self.cells = cells
+
+    def together(self, work):
+        mine = work()
+        shutil.rmtree(self.cells, ignore_errors=True)
+        return [mine, mine]
+
+
+def test_what_another_process_removes_at_the_end_is_not_looked_for(tmp_path, monkeypatch):
+    cells = tmp_path / LEDGER_NAME / CELLS_NAME
+    ledger = Ledger(tmp_path / LEDGER_NAME, WithAFasterOne(cells))
+    (cells / "part").mkdir(parents=True)
+    look = Path.glob
+
+    def between(path, pattern):
+        """The folder is there when its reading begins, and gone when it goes on."""
+        if not path.exists():
+            raise FileNotFoundError(path)
+        return look(path, pattern)
+
+    monkeypatch.setattr(Path, "glob", between)
+    ledger.end()
+    assert not cells.exists() and (tmp_path / LEDGER_NAME / "ended.json").exists()
+
+
 # ---- Whole runs -----------------------------------------------------------------------------------------------------
 
 
@@ -463,7 +493,6 @@ def test_a_full_disk_is_told_and_leaves_what_can_be_resumed(checkpoint, data, wh
     assert results(tmp_path) == results(whole)
 
 
-@pytest.mark.slow
 def test_a_run_that_a_callback_has_stopped_stays_stopped_until_its_results_are_written(
     checkpoint, tested, tmp_path, monkeypatch
 ):
@@ -491,6 +520,8 @@ def test_a_run_that_a_callback_has_stopped_stays_stopped_until_its_results_are_w
     assert len(names) >= 3
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    states = [json.loads((each / "trainer_state.json").read_text()) for each in (tmp_path / "whole", folder)]
+    assert states[0]["stateful_callbacks"] == states[1]["stateful_callbacks"] != {}
 
 
 @pytest.mark.slow
