@@ -2,8 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .errors import SMDError
+from .evaluation.images import ImageBatches
+
+if TYPE_CHECKING:
+    from .evolution import Evolution
+
+FIRST_SIGMA = {"relative": 0.1, "absolute": 0.01}
+"""What is tried first, by `sigma_units`."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +86,20 @@ def calibrate_sigma(
         )
     best = min(measured, key=lambda tried: (abs(measured[tried] - target), tried))
     return Calibration(best, measured[best], target, tuple(sorted(measured.items())))
+
+
+def calibrated(evolution: "Evolution", batches: ImageBatches, samples: int, target: float) -> Calibration:
+    """
+    The sigma at which children of an evolution flip a share of predictions.
+
+    Args:
+        evolution ([`Evolution`]): whose children.
+        batches ([`ImageBatches`]), samples (`int`): the images, of which so many are looked at.
+        target (`float`): the share to reach, in (0, 1).
+
+    Raises:
+        `SMDError`: if no sigma flips any prediction.
+    """
+    sample = batches.head(samples)
+    start = FIRST_SIGMA[evolution.mutation.sigma_units]
+    return calibrate_sigma(lambda sigma: evolution.flipped(sigma, sample), target, start)

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from .arguments import EvolutionArguments
 from .batch_size import tells_of_memory
-from .calibration import calibrate_sigma
+from .calibration import calibrated
 from .errors import SMDError
 from .evaluation.costs import suffix_costs
 from .evaluation.engine import Evaluator
@@ -194,9 +194,7 @@ class EvolutionCallback(TrainerCallback):
         args = self.args
         if self.mutation.prune or args.sigma is not None:
             return args.sigma or 0.0
-        sample = self.fitness_batches.head(args.calibration_samples)
-        start = 0.1 if args.sigma_units == "relative" else 0.01
-        return calibrate_sigma(lambda sigma: evolution.flipped(sigma, sample), args.calibration_target, start).sigma
+        return calibrated(evolution, self.fitness_batches, args.calibration_samples, args.calibration_target).sigma
 
     def _suffix_costs(self) -> list[float]:
         model = self.trainer.model

@@ -54,6 +54,14 @@ def find_image_column(dataset: Any, image_column_name: str | None = None) -> str
     return _find_column("image", image_column_name if image_column_name in kinds else None, kinds, IMAGE_COLUMNS)
 
 
+def stored_images(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
+    """The column of images alone, as it is stored: files not decoded, and no format or transform."""
+    column = dataset.select_columns([image_column]).with_format(None)
+    if isinstance(column.features[image_column], datasets.Image):
+        column = column.cast_column(image_column, datasets.Image(decode=False))
+    return column
+
+
 @dataclass(eq=False)
 class ImageCollator:
     """

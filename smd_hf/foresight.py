@@ -122,9 +122,13 @@ class Foresight:
     def _shares(self, children: list[Child]) -> list[float]:
         """The share of a whole pass that each child costs."""
         variants = [PARENT, *map(self.evolution.variant, children)]
-        if not self.evolution.evaluator.replays(variants) or not PrefixReplay(self.trainer.model).supported[0]:
+        if not self.evolution.evaluator.replays(variants) or not self._replayable:
             return [1.0] * len(children)
         return [max(self._cost_from[name] for name in variant.changed) for variant in variants[1:]]
+
+    @cached_property
+    def _replayable(self) -> bool:
+        return PrefixReplay(self.trainer.model).supported[0]
 
     @cached_property
     def _cost_from(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ import datasets
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .data import find_image_column
+from .data import find_image_column, stored_images
 from .errors import SMDError
 from .evaluation.spread import Spread
 from .images import as_tensor, is_processed, to_image
@@ -188,9 +188,7 @@ def _image_column(dataset: Any, name: str | None, what: str) -> str:
 def _reader(dataset: Any, image_column: str) -> Callable[[int, int], list[Any]]:
     """Reads entries of the image column, not yet decoded where possible; an exception in place of a failing row."""
     if isinstance(dataset, datasets.Dataset) and image_column in dataset.column_names:
-        column = dataset.select_columns([image_column]).with_format(None)
-        if isinstance(column.features[image_column], datasets.Image):
-            column = column.cast_column(image_column, datasets.Image(decode=False))
+        column = stored_images(dataset, image_column)
         return lambda start, end: column[start:end][image_column]
 
     def read_row(index: int) -> Any:

@@ -38,6 +38,7 @@ class Limits:
         self.trainer = trainer
         self.foresight = Foresight(trainer, evolution)
         self._seconds_left: float | None = None
+        self._costs: list[Cost] = []
         trainer.stopped = None
         limit = trainer.args.max_forward_passes
         if limit is not None and not trainer.state.global_step:
@@ -59,7 +60,8 @@ class Limits:
         """Whether the next generation may begin: it fits into what is left of the passes, and there is time."""
         trainer, args = self.trainer, self.trainer.args
         if args.max_forward_passes is not None:
-            spent = sum(map(self.foresight.behind, trainer.run.generations), self.foresight.calibration())
+            self._costs.extend(map(self.foresight.behind, trainer.run.generations[len(self._costs) :]))
+            spent = sum(self._costs, self.foresight.calibration())
             after = (spent + self.foresight.ahead(trainer.state.global_step)).passes
             if after > args.max_forward_passes + _ROUNDING:
                 return self._stop("max_forward_passes", spent)

@@ -17,7 +17,7 @@ from datasets import Dataset, Image
 from transformers import TrainingArguments
 
 from .arguments import EvolutionArguments
-from .data import find_label_column
+from .data import find_label_column, stored_images
 from .errors import SMDError
 from .labels import label_values
 from .messages import one_line
@@ -110,8 +110,7 @@ def _undecoded(dataset: Any, image_column: str | None) -> Dataset | None:
         return None
     if dataset.format["type"] == "custom" or not isinstance(dataset.features[image_column], Image):
         return None
-    column = dataset.select_columns([image_column]).with_format(None)
-    return column.cast_column(image_column, Image(decode=False))
+    return stored_images(dataset, image_column)
 
 
 def _file_content(image: Mapping[str, Any] | None) -> bytes:

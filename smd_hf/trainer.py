@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .arguments import EvolutionArguments
 from .batch_size import memory_is_told, settle_batch_size, tells_of_memory
-from .calibration import calibrate_sigma
+from .calibration import calibrated
 from .checkpoints import save_checkpoint
 from .errors import SMDError
 from .evaluation.engine import Evaluator
@@ -340,11 +340,8 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
     def _calibrated_sigma(self, evolution: Evolution) -> float:
         """Sigma by bisection; the one of the first run where this one resumes."""
         if self.run.calibration is None:
-            sample = self.fitness_batches.head(self.args.calibration_samples)
-            start = 0.1 if self.args.sigma_units == "relative" else 0.01
-            found = calibrate_sigma(
-                lambda sigma: evolution.flipped(sigma, sample), self.args.calibration_target, start
-            )
+            args = self.args
+            found = calibrated(evolution, self.fitness_batches, args.calibration_samples, args.calibration_target)
             logger.warning(str(found))
             self.run.calibration = found
             self.log({"calibrated_sigma": found.sigma, "calibrated_flipped": found.flipped})

@@ -17,6 +17,9 @@ from smd_hf.evaluation.images import ImageBatches
 from smd_hf.mutation import tensor_scale
 from smd_hf.parameters import parameter_space
 
+Loss = Callable[[torch.Tensor], float]
+"""Of a vector of coordinates, on one minibatch."""
+
 PASSES_OF_A_GRADIENT = 3
 """Forward and backward through an image, in forward passes: the usual count, two for the backward pass."""
 
@@ -82,9 +85,7 @@ def centred_ranks(values: torch.Tensor) -> torch.Tensor:
     return values.argsort().argsort().to(values.dtype) / (len(values) - 1) - 0.5
 
 
-def strategies_update(
-    loss: Callable[[torch.Tensor], float], z: torch.Tensor, noise: torch.Tensor, sigma: float, rate: float
-) -> torch.Tensor:
+def strategies_update(loss: Loss, z: torch.Tensor, noise: torch.Tensor, sigma: float, rate: float) -> torch.Tensor:
     """
     One update of OpenAI's evolution strategies (Salimans et al. 2017, arXiv 1703.03864), mirrored, with centred ranks.
 
@@ -98,9 +99,7 @@ def strategies_update(
     return z + rate / (len(losses) * sigma) * ((fitness[::2] - fitness[1::2]) @ noise)
 
 
-def spsa_update(
-    loss: Callable[[torch.Tensor], float], z: torch.Tensor, noise: torch.Tensor, sigma: float, rate: float
-) -> torch.Tensor:
+def spsa_update(loss: Loss, z: torch.Tensor, noise: torch.Tensor, sigma: float, rate: float) -> torch.Tensor:
     """One step against the measured slope along one direction, `noise` of shape `(d,)` (MeZO, arXiv 2305.17333, algorithm 1)."""
     slope = (loss(z + sigma * noise) - loss(z - sigma * noise)) / (2 * sigma)
     return z - rate * slope * noise
@@ -111,15 +110,29 @@ def decayed(rate: float, spent: int, total: float | None) -> float:
     return rate if total is None else rate * max(0.0, 1 - spent / total)
 
 
-def _loss_on(
-    model: nn.Module, coordinates: Coordinates, pixels: torch.Tensor, labels: torch.Tensor
-) -> Callable[[torch.Tensor], float]:
-    @torch.inference_mode()
-    def loss(z: torch.Tensor) -> float:
-        coordinates.set(z)
-        return float(F.cross_entropy(model(pixel_values=pixels).logits.double(), labels))
+def _forward_steps(
+    model: nn.Module,
+    coordinates: Coordinates,
+    minibatches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    update: Callable[[Loss, torch.Tensor, float], torch.Tensor],
+    passes: int,
+    rate: float,
+    total: float | None,
+) -> Iterator[int]:
+    """Steps by an update of z from losses on one minibatch, each of which it is passed through so often."""
+    z = torch.zeros_like(coordinates.start)
+    spent = 0
+    for pixels, labels in minibatches:
 
-    return loss
+        @torch.inference_mode()
+        def loss(z: torch.Tensor, pixels: torch.Tensor = pixels, labels: torch.Tensor = labels) -> float:
+            coordinates.set(z)
+            return float(F.cross_entropy(model(pixel_values=pixels).logits.double(), labels))
+
+        z = update(loss, z, decayed(rate, spent, total))
+        coordinates.set(z)
+        spent += passes * len(labels)
+        yield passes * len(labels)
 
 
 def evolution_strategies(
@@ -137,15 +150,13 @@ def evolution_strategies(
     """Dense evolution strategies; all children of a step see the same minibatch."""
     generator = torch.Generator().manual_seed(seed)
     coordinates = Coordinates(model.eval(), parameters)
-    z = torch.zeros_like(coordinates.start)
-    spent = 0
-    for pixels, labels in images.minibatches(batch_size, generator):
+
+    def update(loss: Loss, z: torch.Tensor, rate: float) -> torch.Tensor:
         noise = torch.stack([coordinates.noise(generator) for _ in range(pairs)])
-        loss = _loss_on(model, coordinates, pixels, labels)
-        z = strategies_update(loss, z, noise, sigma, decayed(rate, spent, total))
-        coordinates.set(z)
-        spent += 2 * pairs * len(labels)
-        yield 2 * pairs * len(labels)
+        return strategies_update(loss, z, noise, sigma, rate)
+
+    minibatches = images.minibatches(batch_size, generator)
+    return _forward_steps(model, coordinates, minibatches, update, 2 * pairs, rate, total)
 
 
 def spsa(
@@ -162,14 +173,11 @@ def spsa(
     """MeZO: simultaneous perturbation, two passes over a minibatch a step."""
     generator = torch.Generator().manual_seed(seed)
     coordinates = Coordinates(model.eval(), parameters)
-    z = torch.zeros_like(coordinates.start)
-    spent = 0
-    for pixels, labels in images.minibatches(batch_size, generator):
-        loss = _loss_on(model, coordinates, pixels, labels)
-        z = spsa_update(loss, z, coordinates.noise(generator), sigma, decayed(rate, spent, total))
-        coordinates.set(z)
-        spent += 2 * len(labels)
-        yield 2 * len(labels)
+
+    def update(loss: Loss, z: torch.Tensor, rate: float) -> torch.Tensor:
+        return spsa_update(loss, z, coordinates.noise(generator), sigma, rate)
+
+    return _forward_steps(model, coordinates, images.minibatches(batch_size, generator), update, 2, rate, total)
 
 
 def sgd(

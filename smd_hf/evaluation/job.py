@@ -1,6 +1,7 @@
 """One process's part of a scoring call: which cells are left to it, and what it has found."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -91,14 +92,20 @@ class Job:
 
     def report_known(self) -> None:
         """The same of the variants that nothing is left to do of for any process."""
-        if self.on_scored is not None and self.call.cells:
-            left = set(self.numbers)
-            for number in sorted({number for number, _ in self.call.cells} - left):
+        if self.on_scored is not None:
+            for number in sorted(set(self._known).difference(self.numbers)):
                 self.on_scored(number, self._score(number, {}))
 
+    @cached_property
+    def _known(self) -> dict[int, dict[int, Cell]]:
+        """What was scored before this call, by variant."""
+        known: dict[int, dict[int, Cell]] = {}
+        for (number, batch), cell in self.call.cells.items():
+            known.setdefault(number, {})[batch] = cell
+        return known
+
     def _score(self, number: int, own: Mapping[int, Cell]) -> Score:
-        known = {batch: cell for (variant, batch), cell in self.call.cells.items() if variant == number}
-        return Score(known | dict(own))
+        return Score(self._known.get(number, {}) | dict(own))
 
     def _scored(self, number: int, batch: int) -> ScoredCell:
         [labels] = self.batches.labels_by_batch([batch]).values()
