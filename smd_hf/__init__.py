@@ -10,14 +10,14 @@ from .errors import SMDError
 if TYPE_CHECKING:
     from .arguments import EvolutionArguments
     from .callback import EvolutionCallback
-    from .data import ImageCollator
-    from .delta import SparseDelta
+    from .data.rows import ImageCollator
+    from .data.splits import load_ood_images, load_splits
+    from .delta.sparse_delta import SparseDelta
     from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
     from .loading import load
-    from .models import load_image_processor, load_model
+    from .models.load import load_image_processor, load_model
     from .script_arguments import DataArguments, ModelArguments, OODArguments
-    from .splits import load_ood_images, load_splits
-    from .trainer import EvolutionTrainer
+    from .trainer.trainer import EvolutionTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -26,18 +26,18 @@ _HOMES = {
     "DataArguments": "script_arguments",
     "EvolutionArguments": "arguments",
     "EvolutionCallback": "callback",
-    "EvolutionTrainer": "trainer",
-    "ImageCollator": "data",
+    "EvolutionTrainer": "trainer.trainer",
+    "ImageCollator": "data.rows",
     "ModelArguments": "script_arguments",
     "OODArguments": "script_arguments",
     "SMDEnsembleConfig": "ensemble",
     "SMDEnsembleForImageClassification": "ensemble",
-    "SparseDelta": "delta",
+    "SparseDelta": "delta.sparse_delta",
     "load": "loading",
-    "load_image_processor": "models",
-    "load_model": "models",
-    "load_ood_images": "splits",
-    "load_splits": "splits",
+    "load_image_processor": "models.load",
+    "load_model": "models.load",
+    "load_ood_images": "data.splits",
+    "load_splits": "data.splits",
 }
 
 __all__ = ["SMDError", "__version__", *_HOMES]

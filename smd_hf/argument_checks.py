@@ -10,7 +10,7 @@ from .evaluation.spread import MODES
 from .mutation import scheduled_sigma
 from .objectives import OBJECTIVES
 from .out_of_distribution import OOD_METRICS
-from .pareto import check_pymoo, measured_names
+from .pareto.objectives import check_pymoo, measured_names
 from .strategies import RECOMBINATIONS
 from .subspaces import DECOMPOSITIONS
 

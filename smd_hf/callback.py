@@ -13,8 +13,9 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .arguments import EvolutionArguments
-from .batch_size import tells_of_memory
 from .calibration import calibrated
+from .data.fitness_data import FreshSamples, split_indices
+from .data.image_checks import ReadableRows, check_images
 from .errors import SMDError
 from .evaluation.costs import suffix_costs
 from .evaluation.engine import Evaluator
@@ -22,14 +23,13 @@ from .evaluation.images import ImageBatches
 from .evaluation.pixels import codec_for
 from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
-from .fitness_data import FreshSamples, split_indices
-from .image_checks import ReadableRows, check_images
 from .metrics import with_named_metrics
 from .mutation import scheduled_sigma
 from .out_of_distribution import OOD_METRICS
-from .preparation import prepare_data
 from .selection import Fitness
 from .strategies import make_mutation, make_recombination
+from .trainer.batch_size import tells_of_memory
+from .trainer.preparation import prepare_data
 
 WHEN = ("epoch_end", "train_end")
 

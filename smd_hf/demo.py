@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, ResNetConfig, ViTImageProcessor
 
 from .arguments import EvolutionArguments
-from .data import ImageCollator
+from .data.labels import label_maps, stratified_split
+from .data.rows import ImageCollator
 from .files import check_output_dir
-from .labels import label_maps, stratified_split
 from .plots import plot_shift
-from .trainer import EvolutionTrainer
+from .trainer.trainer import EvolutionTrainer
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZE = 32

@@ -8,13 +8,13 @@ import numpy as np
 from torch import nn
 from transformers.utils import logging
 
-from .checkpoints import weights_hash
 from .errors import SMDError
 from .evaluation.engine import Evaluator, Variant
 from .evaluation.images import ImageBatches
 from .evaluation.racing import race
 from .evaluation.scores import Score
 from .generation import Generation
+from .models.checkpoints import weights_hash
 from .mutation import Change, Child, Mutation, applied, keep
 from .out_of_distribution import OutsideImages
 from .recombination import Candidate, Recombination

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from .delta import SparseDelta
-from .delta_config import DELTA_CONFIG_NAME, shown
-from .delta_files import check_entries, find_file
+from .delta.config import DELTA_CONFIG_NAME, shown
+from .delta.files import check_entries, find_file
+from .delta.sparse_delta import SparseDelta
 from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 from .errors import SMDError
-from .loading_errors import explain_loading_error
-from .models import DTYPES, load_model
+from .hub.loading_errors import explain_loading_error
+from .models.load import DTYPES, load_model
 
 _MAX_CONFIG_BYTES = 64 * 2**20
 

@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score
 
-from .data import ImageCollator, find_image_column
+from .data.rows import ImageCollator, find_image_column
 from .errors import SMDError
 from .evaluation.images import ImageBatches
 from .evaluation.scores import Score

@@ -5,10 +5,10 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from .blocks import find_blocks
-from .checkpoints import checkpoint_names
 from .errors import SMDError
-from .heads import head_parameter_names
-from .quantized import is_mutable
+from .models.checkpoints import checkpoint_names
+from .models.heads import head_parameter_names
+from .models.quantized import is_mutable
 from .subspaces import ParameterSpace
 
 GROUPS = ("all", "norms", "biases", "head")

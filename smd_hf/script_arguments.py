@@ -6,7 +6,7 @@ script for image classification.
 from dataclasses import dataclass, field
 from typing import Any
 
-from .models import DTYPES
+from .models.load import DTYPES
 
 
 @dataclass

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
-from smd_hf.image_checks import ReadableRows, bad_images, check_images
+from smd_hf.data.image_checks import ReadableRows, bad_images, check_images
 from tests.tiny import label_names, tiny_images, tiny_model, tiny_processor
 
 FEATURES = Features({"image": datasets.Image(), "label": ClassLabel(names=label_names(4))})

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smd_hf.checkpoints import weights_hash
+from smd_hf.models.checkpoints import weights_hash
 from tests.test_trainer import make_dataset
 from tests.tiny import save_tiny_checkpoint, tiny_model
 

@@ -6,7 +6,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 import smd_hf
 from smd_hf import EvolutionArguments, EvolutionCallback, SMDError
-from smd_hf.checkpoints import weights_hash
+from smd_hf.models.checkpoints import weights_hash
 from tests.tiny import tiny_images, tiny_model, tiny_pixels, tiny_processor
 
 

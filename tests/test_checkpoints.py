@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TimmWrapperForImageClassification
 
-from smd_hf.checkpoints import checkpoint_names, load_weights, save_checkpoint, weights_hash
 from smd_hf.errors import SMDError
-from smd_hf.models import load_image_processor, load_model
+from smd_hf.models.checkpoints import checkpoint_names, load_weights, save_checkpoint, weights_hash
+from smd_hf.models.load import load_image_processor, load_model
 from tests.tiny import (
     ALL_KINDS,
     TIMM_KINDS,

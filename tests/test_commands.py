@@ -13,11 +13,11 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from transformers import AutoModelForImageClassification, BertConfig
 
 from smd_hf import __version__
-from smd_hf.checkpoints import weights_hash
 from smd_hf.commands.cli import main
 from smd_hf.commands.evaluate import short_names
-from smd_hf.labels import label_maps
-from smd_hf.models import load_model
+from smd_hf.data.labels import label_maps
+from smd_hf.models.checkpoints import weights_hash
+from smd_hf.models.load import load_model
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from smd_hf.data import ImageCollator, find_columns
+from smd_hf.data.rows import ImageCollator, find_columns
 from smd_hf.errors import SMDError
 from tests.tiny_data import RGB, image_dataset, png
 

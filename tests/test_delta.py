@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from smd_hf import SMDError
-from smd_hf.checkpoints import weights_hash
-from smd_hf.delta import SparseDelta
-from smd_hf.delta_config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig
-from smd_hf.delta_files import DELTA_WEIGHTS_NAME
-from smd_hf.models import load_model
+from smd_hf.delta.config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig
+from smd_hf.delta.files import DELTA_WEIGHTS_NAME
+from smd_hf.delta.sparse_delta import SparseDelta
+from smd_hf.models.checkpoints import weights_hash
+from smd_hf.models.load import load_model
 from smd_hf.mutation import Mutation, applied
 from smd_hf.parameters import parameter_space
 from smd_hf.subspaces import DECOMPOSITIONS, make_decomposition

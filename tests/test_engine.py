@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from smd_hf.blocks import find_blocks
-from smd_hf.checkpoints import weights_hash
 from smd_hf.evaluation.engine import ChangeCache, Evaluator, Variant
 from smd_hf.evaluation.images import ImageBatches
+from smd_hf.models.checkpoints import weights_hash
 from smd_hf.mutation import Mutation, applied
 from smd_hf.parameters import parameter_space
 from smd_hf.subspaces import make_decomposition

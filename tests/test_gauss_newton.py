@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smd_hf import SMDError
-from smd_hf.checkpoints import weights_hash
 from smd_hf.gauss_newton import GaussNewton, GaussNewtonSums, damped_steps
+from smd_hf.models.checkpoints import weights_hash
 from smd_hf.mutation import Child
 from smd_hf.objectives import (
     cross_entropy,

@@ -7,10 +7,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from smd_hf.checkpoints import save_checkpoint, weights_hash
 from smd_hf.errors import SMDError
-from smd_hf.heads import find_heads, head_parameter_names, replace_head
-from smd_hf.models import load_model
+from smd_hf.models.checkpoints import save_checkpoint, weights_hash
+from smd_hf.models.heads import find_heads, head_parameter_names, replace_head
+from smd_hf.models.load import load_model
 from tests.tiny import ALL_KINDS, label_names, save_tiny_checkpoint, tiny_model, tiny_pixels
 
 TWO_HEADS = {"timm_deit"}

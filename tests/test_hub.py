@@ -10,12 +10,13 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, Response
 from huggingface_hub.utils import get_session
 
-from smd_hf import SMDError, hub_requests
-from smd_hf.delta import SparseDelta
-from smd_hf.hub import push_folder, push_run
-from smd_hf.hub_files import model_files, saved_kind, stage_checkpoint, stage_deltas, stage_description, stage_model
-from smd_hf.hub_requests import persistently, push_command, push_error
-from smd_hf.lock import LOCK_NAME
+from smd_hf import SMDError
+from smd_hf.delta.sparse_delta import SparseDelta
+from smd_hf.hub import requests
+from smd_hf.hub.files import model_files, saved_kind, stage_checkpoint, stage_deltas, stage_description, stage_model
+from smd_hf.hub.push import push_folder, push_run
+from smd_hf.hub.requests import persistently, push_command, push_error
+from smd_hf.ledger.lock import LOCK_NAME
 from tests.test_trainer import make_dataset, make_trainer
 from tests.tiny import save_tiny_checkpoint
 
@@ -65,7 +66,7 @@ class Requests:
 def waits(monkeypatch):
     """The pauses between tries, without making them."""
     pauses = []
-    monkeypatch.setattr(hub_requests.time, "sleep", pauses.append)
+    monkeypatch.setattr(requests.time, "sleep", pauses.append)
     return pauses
 
 
@@ -95,11 +96,11 @@ def test_tries_come_to_an_end(waits):
     request = Requests(*[refusal(500)] * 99)
     with pytest.raises(HfHubHTTPError):
         persistently(request)
-    assert request.count == hub_requests.TRIES == len(waits) + 1
+    assert request.count == requests.TRIES == len(waits) + 1
 
 
 def test_the_hub_says_how_long_to_wait_but_not_for_ever(waits):
-    soon = formatdate(hub_requests.time.time() + 30, usegmt=True)
+    soon = formatdate(requests.time.time() + 30, usegmt=True)
     window = '"api";r=0;t=17'
     request = Requests(refusal(429, Retry_After="7"), refusal(503, Retry_After=soon), refusal(429, RateLimit=window))
     assert persistently(request) == "answer"
@@ -107,17 +108,17 @@ def test_the_hub_says_how_long_to_wait_but_not_for_ever(waits):
 
     waits.clear()
     assert persistently(Requests(refusal(429, Retry_After="100000"), refusal(429, Retry_After="soon"))) == "answer"
-    assert waits == [hub_requests.LONGEST_WAIT, 2.0]
+    assert waits == [requests.LONGEST_WAIT, 2.0]
 
 
 def test_patience_is_bounded_in_seconds_too(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(hub_requests.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(hub_requests.time, "sleep", lambda pause: clock.__setitem__(0, clock[0] + pause))
+    monkeypatch.setattr(requests.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(requests.time, "sleep", lambda pause: clock.__setitem__(0, clock[0] + pause))
     request = Requests(*[refusal(429, Retry_After="3600")] * 9)
     with pytest.raises(HfHubHTTPError):
         persistently(request)
-    assert clock[0] <= hub_requests.PATIENCE and request.count == 4
+    assert clock[0] <= requests.PATIENCE and request.count == 4
 
 
 @pytest.mark.parametrize(

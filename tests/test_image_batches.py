@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from smd_hf.data import ImageCollator
+from smd_hf.data.rows import ImageCollator
 from smd_hf.evaluation.engine import Evaluator, Variant
 from smd_hf.evaluation.images import ImageBatches
 from smd_hf.evaluation.pixels import codec_for

@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from smd_hf.data.image_checks import check_images
+from smd_hf.data.images import to_image
 from smd_hf.errors import SMDError
-from smd_hf.image_checks import check_images
-from smd_hf.images import to_image
 from tests.tiny_data import FEATURES, RGB, image_dataset, png
 
 

@@ -8,8 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smd_hf.errors import SMDError
-from smd_hf.labels import (
+from smd_hf.data.labels import (
     align_labels,
     check_same_labels,
     encode_labels,
@@ -20,6 +19,7 @@ from smd_hf.labels import (
     stratified_order,
     stratified_split,
 )
+from smd_hf.errors import SMDError
 
 MODEL = {0: "cat", 1: "dog", 2: "ice_cream truck"}
 GENERIC = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from smd_hf import SMDError
-from smd_hf.checkpoints import save_checkpoint, weights_hash
-from smd_hf.delta import SparseDelta
+from smd_hf.delta.sparse_delta import SparseDelta
 from smd_hf.ensemble import SMDEnsembleForImageClassification, save_ensemble
 from smd_hf.loading import load
-from smd_hf.models import load_model
+from smd_hf.models.checkpoints import save_checkpoint, weights_hash
+from smd_hf.models.load import load_model
 from smd_hf.mutation import Mutation
 from smd_hf.parameters import parameter_space
 from smd_hf.subspaces import make_decomposition
@@ -124,10 +124,10 @@ def test_a_tampered_ensemble_is_an_error_of_the_same_kind(tmp_path):
 def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
     push = """
         import torch
-        from smd_hf.delta import SparseDelta
+        from smd_hf.delta.sparse_delta import SparseDelta
         from smd_hf.ensemble import SMDEnsembleForImageClassification
         from smd_hf.errors import SMDError
-        from smd_hf.models import load_model
+        from smd_hf.models.load import load_model
         from tests.test_loading import logits, make_children
         from tests.tiny import tiny_model
 
@@ -180,7 +180,7 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
     pull = """
         import torch
         from huggingface_hub import constants
-        from smd_hf.delta import SparseDelta
+        from smd_hf.delta.sparse_delta import SparseDelta
         from smd_hf.errors import SMDError
         from smd_hf.loading import load
         from tests.test_loading import logits

@@ -11,7 +11,7 @@ import pytest
 
 from smd_hf import SMDError
 from smd_hf.evaluation.spread import Spread
-from smd_hf.lock import LOCK_NAME, locked
+from smd_hf.ledger.lock import LOCK_NAME, locked
 from tests.distributed.worker import make_trainer
 
 

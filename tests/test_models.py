@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, TimmWrapperImageProcessor, ViTImageProcessor
 
 from smd_hf.errors import SMDError
-from smd_hf.models import is_timm_model, load_image_processor, load_model, load_model_for_new_head, num_channels
+from smd_hf.models.load import is_timm_model, load_image_processor, load_model, load_model_for_new_head, num_channels
 from tests.hub.fixtures import hub_server  # noqa: F401
 from tests.tiny import (
     ALL_KINDS,
@@ -281,7 +281,7 @@ SCRIPT = textwrap.dedent(
     import json, sys
     import torch
     from smd_hf.errors import SMDError
-    from smd_hf.models import load_image_processor, load_model
+    from smd_hf.models.load import load_image_processor, load_model
 
     torch.set_num_threads(1)
     results = []

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from smd_hf import SMDError
-from smd_hf.checkpoints import weights_hash
+from smd_hf.models.checkpoints import weights_hash
 from smd_hf.mutation import Mutation, applied, keep, scheduled_sigma, tensor_scale
 from smd_hf.parameters import parameter_space
 from smd_hf.subspaces import DECOMPOSITIONS, make_decomposition

@@ -18,12 +18,12 @@ from smd_hf.evaluation.engine import Evaluator
 from smd_hf.evaluation.images import ImageBatches
 from smd_hf.evolution import Evolution, Generation
 from smd_hf.gauss_newton import GaussNewton
+from smd_hf.ledger.run_state import RunState
 from smd_hf.mutation import Mutation
 from smd_hf.objectives import cross_entropy
 from smd_hf.parameters import parameter_space
 from smd_hf.recombination import Best
 from smd_hf.report import gain_report
-from smd_hf.run_state import RunState
 from smd_hf.selection import Fitness
 from smd_hf.statistics import compare
 from smd_hf.subspaces import make_decomposition

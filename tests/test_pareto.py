@@ -12,17 +12,17 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 import smd_hf
 from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
-from smd_hf.checkpoints import weights_hash
-from smd_hf.coordinates import CoordinateCounts
+from smd_hf.cards.model_card import render_card
 from smd_hf.evaluation.engine import Evaluator
 from smd_hf.evaluation.scores import Cell, Score
 from smd_hf.evolution import rebuild_child
 from smd_hf.metrics import with_named_metrics
-from smd_hf.model_card import render_card
+from smd_hf.models.checkpoints import weights_hash
 from smd_hf.mutation import Mutation, applied, keep
 from smd_hf.parameters import parameter_space
-from smd_hf.pareto import Objectives, distances_to_ideal, fittest_of, front_of
-from smd_hf.pareto_evolution import candidates_of, nondominated
+from smd_hf.pareto.coordinates import CoordinateCounts
+from smd_hf.pareto.evolution import candidates_of, nondominated
+from smd_hf.pareto.objectives import Objectives, distances_to_ideal, fittest_of, front_of
 from smd_hf.statistics import Scores, calibration_error
 from smd_hf.subspaces import make_decomposition
 from tests.tiny import tiny_model, tiny_pixels

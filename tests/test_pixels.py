@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smd_hf.evaluation.pixels import PixelCodec, codec_for
-from smd_hf.models import load_image_processor
+from smd_hf.models.load import load_image_processor
 from tests.tiny import save_tiny_checkpoint
 
 KINDS = ("ViT", "DeiT", "Beit", "ConvNext", "MobileNetV2", "Bit", "CLIP", "Levit", "PoolFormer", "Siglip", "MobileViT")

@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForImageClassification
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
-from smd_hf.checkpoints import weights_hash
-from smd_hf.models import load_model
+from smd_hf.models.checkpoints import weights_hash
+from smd_hf.models.load import load_model
 from tests.test_trainer import make_dataset
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_processor
 

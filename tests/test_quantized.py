@@ -6,12 +6,12 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import default_data_collator
 
-from smd_hf.checkpoints import checkpoint_names, weights_hash
 from smd_hf.evaluation.engine import Evaluator, Variant
 from smd_hf.evaluation.images import ImageBatches
+from smd_hf.models.checkpoints import checkpoint_names, weights_hash
+from smd_hf.models.quantized import is_mutable, stored_parts
 from smd_hf.mutation import Mutation, applied
 from smd_hf.parameters import parameter_space
-from smd_hf.quantized import is_mutable, stored_parts
 from smd_hf.subspaces import make_decomposition
 from tests.test_examples import load_example
 from tests.tiny import tiny_model, tiny_pixels

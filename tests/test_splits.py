@@ -12,9 +12,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
+from smd_hf.data.labels import label_names, label_values
+from smd_hf.data.splits import load_splits
 from smd_hf.errors import SMDError
-from smd_hf.labels import label_names, label_values
-from smd_hf.splits import load_splits
 from tests.tiny_data import FEATURES, image_dataset, png
 
 
@@ -217,7 +217,7 @@ def hub_without_anything():
 def test_a_data_set_that_is_not_on_the_hub(hub_without_anything, tmp_path):
     """In a process of its own, because the Hub's address is read at import."""
     endpoint, tokens = hub_without_anything
-    code = "import sys, smd_hf.splits as s; s.load_splits(dataset_name='nobody/nothing', token=sys.argv[1])"
+    code = "import sys, smd_hf.data.splits as s; s.load_splits(dataset_name='nobody/nothing', token=sys.argv[1])"
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from smd_hf.errors import SMDError
 from smd_hf.evaluation.engine import Evaluator
-from smd_hf.models import load_image_processor, load_model
+from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.mutation import Mutation
 from smd_hf.parameters import parameter_space
 from smd_hf.subspaces import make_decomposition

@@ -8,9 +8,9 @@ from transformers import AutoModelForImageClassification, EarlyStoppingCallback,
 
 import smd_hf
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
-from smd_hf.checkpoints import weights_hash
 from smd_hf.evolution import rebuild_child
-from smd_hf.models import load_model
+from smd_hf.models.checkpoints import weights_hash
+from smd_hf.models.load import load_model
 from smd_hf.statistics import Scores
 from smd_hf.subspaces import DECOMPOSITIONS
 from tests.tiny import ALL_KINDS, label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor

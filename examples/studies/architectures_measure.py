@@ -9,16 +9,16 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from smd_hf.calibration import calibrate_sigma
-from smd_hf.data import find_columns
+from smd_hf.data.fitness_data import split_indices
+from smd_hf.data.labels import encode_labels, label_names, label_values
+from smd_hf.data.rows import find_columns
 from smd_hf.diversity import disagreement, mean_pairwise_kl, output_correlation
 from smd_hf.ensemble.combination import combine
 from smd_hf.ensemble_choice import choose_members
 from smd_hf.evaluation.engine import Evaluator
 from smd_hf.evaluation.images import ImageBatches
 from smd_hf.evolution import PARENT, Evolution
-from smd_hf.fitness_data import split_indices
 from smd_hf.gauss_newton import GaussNewton
-from smd_hf.labels import encode_labels, label_names, label_values
 from smd_hf.mutation import Mutation
 from smd_hf.objectives import cross_entropy
 from smd_hf.parameters import parameter_space

@@ -41,12 +41,12 @@ from common import (
 from transformers import TrainerCallback
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
-from smd_hf.checkpoints import weights_hash
+from smd_hf.data.fitness_data import split_indices
 from smd_hf.evaluation.engine import Evaluator
 from smd_hf.evaluation.images import ImageBatches
 from smd_hf.files import write_text
-from smd_hf.fitness_data import split_indices
-from smd_hf.models import load_image_processor, load_model
+from smd_hf.models.checkpoints import weights_hash
+from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.report import measured
 from smd_hf.statistics import Scores, nll
 

@@ -19,18 +19,18 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from smd_hf.data import ImageCollator, find_columns
+from smd_hf.data.labels import align_labels, label_names, label_values
+from smd_hf.data.rows import ImageCollator, find_columns
+from smd_hf.data.splits import load_splits
 from smd_hf.demo import digit_splits
 from smd_hf.errors import SMDError
 from smd_hf.evaluation.engine import Variant
 from smd_hf.evaluation.images import ImageBatches
 from smd_hf.evaluation.pixels import codec_for
 from smd_hf.files import check_output_dir, write_json, write_lines, write_text
-from smd_hf.labels import align_labels, label_names, label_values
-from smd_hf.models import num_channels
+from smd_hf.models.load import num_channels
 from smd_hf.mutation import Child, Mutation
 from smd_hf.plots import style_axes
-from smd_hf.splits import load_splits
 
 RESULTS = Path(__file__).parent / "results"
 DIGITS = "digits"

@@ -30,14 +30,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from smd_hf.checkpoints import save_checkpoint
-from smd_hf.data import find_columns
+from smd_hf.data.labels import label_maps, label_names, label_values, stratified_split
+from smd_hf.data.rows import find_columns
 from smd_hf.demo import digit_splits
 from smd_hf.errors import SMDError
 from smd_hf.evaluation.images import ImageBatches
-from smd_hf.labels import label_maps, label_names, label_values, stratified_split
 from smd_hf.messages import did_you_mean
-from smd_hf.models import load_image_processor, load_model
+from smd_hf.models.checkpoints import save_checkpoint
+from smd_hf.models.load import load_image_processor, load_model
 
 SIZE = 32
 RECIPE = {"optimizer": "AdamW", "learning_rate": 2e-3, "weight_decay": 0.05, "batch_size": 32, "schedule": "one cycle"}
@@ -205,7 +205,7 @@ def train(model: PreTrainedModel, batches: ImageBatches, epochs: int, seed: int,
 
 
 def save_parent(model: PreTrainedModel, processor: Any, folder: Path) -> None:
-    """Writes a checkpoint that `smd_hf.models.load_model` reads, by way of a folder of another name: all of it or nothing."""
+    """Writes a checkpoint that `smd_hf.models.load.load_model` reads, by way of a folder of another name: all of it or nothing."""
     unfinished = folder.with_name(f".{folder.name}")
     save_checkpoint(model, processor, unfinished)
     unfinished.rename(folder)

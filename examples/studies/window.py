@@ -43,11 +43,11 @@ from common import (
 from matplotlib.axes import Axes
 from window_analysis import FLIPPED, LOST, Curve, analyse
 
-from smd_hf.checkpoints import weights_hash
 from smd_hf.errors import SMDError
 from smd_hf.evaluation.engine import Evaluator
 from smd_hf.evolution import PARENT, check_parent
-from smd_hf.models import load_image_processor, load_model
+from smd_hf.models.checkpoints import weights_hash
+from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.mutation import Mutation
 from smd_hf.parameters import parameter_space
 from smd_hf.plots import save_figure

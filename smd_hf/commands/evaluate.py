@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..data import ImageCollator, find_columns
+from ..data.image_checks import check_images
+from ..data.labels import align_labels, encode_labels, label_names, label_values
+from ..data.rows import ImageCollator, find_columns
+from ..data.splits import load_splits
 from ..errors import SMDError
 from ..evaluation.engine import Evaluator
 from ..evaluation.images import ImageBatches
 from ..files import check_output_dir, write_json
-from ..image_checks import check_images
-from ..labels import align_labels, encode_labels, label_names, label_values
-from ..models import load_image_processor, load_model, num_channels
+from ..models.load import load_image_processor, load_model, num_channels
 from ..report import format_comparison
 from ..script_arguments import DataArguments, ModelArguments
-from ..splits import load_splits
 from ..statistics import Scores, compare
 from .parsing import CommandParser, hub_token, required
 from .terminal import quiet_libraries

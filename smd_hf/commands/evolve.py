@@ -8,16 +8,16 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..arguments import EvolutionArguments
+from ..data.splits import load_ood_images, load_splits
 from ..errors import SMDError
-from ..ledger import HEADER_NAME, LEDGER_NAME
-from ..limits import stopped_sentence
+from ..ledger.ledger import HEADER_NAME, LEDGER_NAME
 from ..out_of_distribution import outside_lines
-from ..pareto_front import front_lines
+from ..pareto.front import front_lines
 from ..report import format_table
 from ..script_arguments import DataArguments, ModelArguments, OODArguments
-from ..splits import load_ood_images, load_splits
 from ..stopping import Terminated
-from ..trainer import EvolutionTrainer
+from ..trainer.limits import stopped_sentence
+from ..trainer.trainer import EvolutionTrainer
 from .parsing import CommandParser, hub_token, required
 from .terminal import quiet_libraries
 

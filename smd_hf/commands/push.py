@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..errors import SMDError
-from ..hub import push_folder
+from ..hub.push import push_folder
 from .terminal import quiet_libraries
 
 
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         argv (`Sequence[str]`): see [`make_parser`].
 
     Raises:
-        `SMDError`: as [`~smd_hf.hub.push_folder`], and for arguments that cannot be.
+        `SMDError`: as [`~smd_hf.hub.push.push_folder`], and for arguments that cannot be.
     """
     arguments = vars(make_parser().parse_args(argv))
     quiet_libraries()

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..blocks import find_blocks
 from ..ensemble.prefix_replay import PrefixReplay
-from ..ledger import Call, Ledger
+from ..ledger.ledger import Call, Ledger
 from ..mutation import Change, MakeChanges, applied
 from .images import Batch, ImageBatches
 from .job import Job

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..ledger import Call
-from ..ledger_cells import ScoredCell
+from ..ledger.cells import ScoredCell
+from ..ledger.ledger import Call
 from .images import Batch, ImageBatches
 from .scores import Cell, Score
 from .spread import segment

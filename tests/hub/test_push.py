@@ -116,7 +116,7 @@ WITH_US = """
     torch.set_num_threads(1)
     import smd_hf
     from huggingface_hub import hf_hub_download
-    from smd_hf.delta import SparseDelta
+    from smd_hf.delta.sparse_delta import SparseDelta
     from tests.tiny import tiny_pixels
 
     snippets = {}
@@ -374,10 +374,11 @@ FAIL = (
     + """
     import shlex
     import huggingface_hub
-    from smd_hf import SMDError, hub_requests
+    from smd_hf import SMDError
+    from smd_hf.hub import requests
     from smd_hf.commands.cli import main
 
-    hub_requests.FIRST_WAIT = 0.0
+    requests.FIRST_WAIT = 0.0
 
     def failure(action):
         try:

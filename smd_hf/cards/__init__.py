@@ -1,0 +1,1 @@
+"""Model cards: their text, their metadata and their templates."""

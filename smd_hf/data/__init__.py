@@ -1,0 +1,1 @@
+"""Data: from a name, a folder or rows to images and labels that fit the model."""

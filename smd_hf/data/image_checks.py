@@ -1,0 +1,219 @@
+"""
+Every image is looked at once before anything expensive starts: what cannot be read is told, or left out.
+
+The rows are shared out over the processes, and what each finds is put together, so that all go on with the same rows.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import datasets
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from ..errors import SMDError
+from ..evaluation.spread import Spread
+from ..messages import one_line
+from .images import as_tensor, is_processed, to_image
+from .rows import find_image_column, stored_images
+
+if TYPE_CHECKING:
+    from ..arguments import EvolutionArguments
+
+logger = logging.get_logger(__name__)
+
+_CHUNK = 64
+_SHOWN = 5
+
+
+def check_images(dataset: Any, image_column: str, *, what: str = "train", **options: Any) -> None:
+    """
+    Decode every image once, before anything expensive starts.
+
+    Args:
+        dataset, image_column, what, options: as for [`bad_images`].
+
+    Raises:
+        `SMDError`: with the indices of the entries that cannot be read, and what is wrong with the first.
+    """
+    problems = bad_images(dataset, image_column, what=what, **options)
+    if problems:
+        indices = ", ".join(map(str, list(problems)[:10])) + (", ..." if len(problems) > 10 else "")
+        first, reason = next(iter(problems.items()))
+        raise SMDError(
+            f"{len(problems)} of {len(dataset)} entries of the {what} split are not readable images (index {indices}). At index "
+            f"{first}: {reason} Repair or remove these entries, or leave them out of a run with on_bad_images='skip'."
+        )
+
+
+def bad_images(
+    dataset: Any,
+    image_column: str,
+    *,
+    what: str = "train",
+    spread: Spread | None = None,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> dict[int, str]:
+    """
+    The entries that cannot be read.
+
+    Args:
+        dataset (`datasets.Dataset`, or any map-style data set of `dict` rows): what to check.
+        image_column (`str`): the column of images, or of `pixel_values`.
+        what (`str`, *optional*, defaults to `"train"`): the name of the split, for messages.
+        spread ([`Spread`], *optional*): over which processes; all must call. Over none by default.
+        num_workers (`int`, *optional*): threads; as many as there are cores, at most 8, by default.
+        progress (`bool`, *optional*, defaults to `True`): show a bar once it takes more than two seconds.
+
+    Returns:
+        `dict[int, str]`: by index, in increasing order, what is wrong; the same on every process.
+    """
+    spread = spread or Spread()
+    find_problem = _problem_of_pixel_values if image_column == "pixel_values" else _problem
+    read = _reader(dataset, image_column)
+    starts = range(0, len(dataset), _CHUNK)[spread.process_index :: spread.num_processes]
+
+    def look() -> dict[int, str]:
+        found = {}
+        shown = progress and spread.process_index == 0
+        total = sum(min(_CHUNK, len(dataset) - start) for start in starts)
+        bar = tqdm(total=total, desc=f"Checking {what} images", unit="image", delay=2, disable=not shown)
+        with bar, ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
+            for start in starts:
+                values = read(start, min(start + _CHUNK, len(dataset)))
+                texts = enumerate(pool.map(find_problem, values), start)
+                found |= {index: text for index, text in texts if text is not None}
+                bar.update(len(values))
+                spread.stop.check()
+        return found
+
+    problems: dict[int, str] = {}
+    for part in spread.together(look):
+        problems |= part
+    return dict(sorted(problems.items()))
+
+
+class ReadableRows:
+    """
+    Leaves out of data sets the rows whose image cannot be read, where `on_bad_images` is `"skip"`.
+
+    Args:
+        args ([`EvolutionArguments`]): of the run.
+        spread ([`Spread`], *optional*): over which processes; by default those of the arguments.
+
+    Attributes:
+        left_out (`dict[str, int]`): how many rows of each data set.
+    """
+
+    def __init__(self, args: "EvolutionArguments", spread: Spread | None = None):
+        self.args = args
+        self.spread = spread or Spread(args.spread, args.process_index, args.world_size)
+        self.left_out: dict[str, int] = {}
+
+    def __call__(self, dataset: Any, what: str) -> Any:
+        """
+        The data set, or each of several in a dict, without those rows; with a warning that counts them and names the first.
+
+        Args:
+            dataset: map-style, of `dict` rows; `None` stays `None`.
+            what (`str`): its name, for messages and report.
+
+        Raises:
+            `SMDError`: if no row is left, or there is no column of images.
+        """
+        if self.args.on_bad_images == "raise" or dataset is None:
+            return dataset
+        if isinstance(dataset, dict):
+            return {name: self(each, name) for name, each in dataset.items()}
+        if len(dataset) == 0:
+            return dataset
+        column = _image_column(dataset, self.args.image_column_name, what)
+        bar = not self.args.disable_tqdm
+        problems = bad_images(dataset, column, what=what, spread=self.spread, progress=bar)
+        self.left_out[what] = len(problems)
+        if len(problems) == len(dataset):
+            raise SMDError(
+                f"None of the {len(dataset)} entries of {what} is a readable image. At index 0: {problems[0]} Check the data set "
+                "and its image column (image_column_name)."
+            )
+        if not problems:
+            return dataset
+        named = "; ".join(f"index {index}: {text.rstrip('.')}" for index, text in list(problems.items())[:_SHOWN])
+        more = ", and so on" if len(problems) > _SHOWN else ""
+        logger.warning(
+            f"{len(problems)} of {len(dataset)} entries of {what} cannot be read and are left out ({named}{more})."
+        )
+        kept = [index for index in range(len(dataset)) if index not in problems]
+        return dataset.select(kept) if isinstance(dataset, datasets.Dataset) else Rows(dataset, kept)
+
+
+class Rows:
+    """
+    Some rows of a data set, of which no other is ever read: to PyTorch's `Subset` one belongs with all the others.
+
+    Args:
+        dataset: map-style.
+        indices (list of `int`): the rows, in order.
+    """
+
+    def __init__(self, dataset: Any, indices: list[int]):
+        self.dataset = dataset
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.indices[index]]
+
+
+def _image_column(dataset: Any, name: str | None, what: str) -> str:
+    """The column of images, by types or by the first row that can be read."""
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+        return find_image_column(dataset, name)
+    reason = ""
+    for index in range(len(dataset)):
+        try:
+            row = dataset[index]
+        except Exception as error:  # whatever the user's data set raises for this row
+            reason = reason or f"{type(error).__name__}: {one_line(str(error))}"
+            continue
+        return find_image_column([row], name)
+    raise SMDError(f"None of the {len(dataset)} entries of {what} can be read ({reason}). Check the data set.")
+
+
+def _reader(dataset: Any, image_column: str) -> Callable[[int, int], list[Any]]:
+    """Reads entries of the image column, not yet decoded where possible; an exception in place of a failing row."""
+    if isinstance(dataset, datasets.Dataset) and image_column in dataset.column_names:
+        column = stored_images(dataset, image_column)
+        return lambda start, end: column[start:end][image_column]
+
+    def read_row(index: int) -> Any:
+        try:
+            return dataset[index][image_column]
+        except Exception as error:  # whatever the user's data set raises for this row
+            return error
+
+    return lambda start, end: [read_row(index) for index in range(start, end)]
+
+
+def _problem(value: Any) -> str | None:
+    if isinstance(value, Exception):
+        return f"Reading it raises {type(value).__name__}: {one_line(str(value))}."
+    try:
+        to_image(value)
+    except SMDError as error:
+        return str(error)
+    return None
+
+
+def _problem_of_pixel_values(value: Any) -> str | None:
+    if not is_processed(value):
+        return _problem(value)
+    tensor = as_tensor(value)
+    if tensor.ndim != 3:
+        return f"Its pixel_values have the shape {tuple(tensor.shape)}; expected (C, H, W)."
+    return None if bool(tensor.isfinite().all()) else "Its pixel_values are not finite."

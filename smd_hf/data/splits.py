@@ -1,0 +1,294 @@
+"""Splits: from what a user names on the command line to the data sets to train and to validate on."""
+
+import glob
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub.errors import HTTPError
+
+from ..errors import SMDError
+from ..hub.loading_errors import hub_fault
+from ..keys import keyed_generator
+from ..messages import did_you_mean, one_line
+from .labels import label_values, stratified_order, stratified_split
+from .rows import find_columns, find_image_column, find_label_column, is_image_struct
+
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "eval")
+
+
+def load_splits(
+    *,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    train_dir: str | None = None,
+    validation_dir: str | None = None,
+    train_file: str | None = None,
+    validation_file: str | None = None,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    train_val_split: float | None = 0.15,
+    seed: int = 42,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    need_train: bool = True,
+) -> tuple[datasets.Dataset | None, datasets.Dataset]:
+    """
+    The training and the validation split that the command line's arguments name.
+
+    Validation images come from the validation folder or file. Of a data set by name they are its validation split
+    (also `valid`, `val`, `dev`, `eval`), else its test split where that is labelled. Where there is none, they are a
+    stratified share of the training split. The two label spaces are not yet compared: see
+    [`~labels.check_same_labels`].
+
+    Args:
+        dataset_name (`str`, *optional*): a data set on the Hub, or a local folder that `load_dataset` or
+            `load_from_disk` reads. Never runs code of the data set's.
+        dataset_config_name (`str`, *optional*): its configuration.
+        train_dir, validation_dir (`str`, *optional*): folders with one sub-folder of images for each class.
+        train_file, validation_file (`str`, *optional*): Parquet files.
+        image_column_name, label_column_name (`str`, *optional*): see [`~data.find_columns`].
+        max_train_samples, max_eval_samples (`int`, *optional*): take a random, stratified subset of this size.
+        train_val_split (`float`, *optional*, defaults to 0.15): share of the training split to set aside for
+            validation where there is no validation split.
+        seed (`int`, *optional*, defaults to 42): decides on the subsets.
+        cache_dir (`str`, *optional*), token (`str` or `bool`, *optional*), revision (`str`, *optional*): as for
+            `load_dataset`. The token appears in no message.
+        need_train (`bool`, *optional*, defaults to `True`): `False` where validation images alone will do; the
+            training split is then `None` if none is given.
+
+    Raises:
+        `SMDError`: for arguments that name no data or two kinds of it, a file, folder, data set or split that does not
+            exist, is empty or of another kind, and missing columns.
+    """
+    paths = {"train_dir": train_dir, "validation_dir": validation_dir, "train_file": train_file}
+    given = [name for name, path in {**paths, "validation_file": validation_file}.items() if path is not None]
+    if dataset_name is not None and given:
+        raise SMDError(f"Both dataset_name and {' and '.join(given)} are given. Give the data in one way only.")
+    for one, other in (("train_dir", "train_file"), ("validation_dir", "validation_file")):
+        if one in given and other in given:
+            raise SMDError(f"Both {one} and {other} are given. Give the data in one way only.")
+    if dataset_name is None and not given:
+        raise SMDError(
+            "No data set is given. Give one in one of three ways: dataset_name (an id on the Hub or a local folder), "
+            "train_dir and validation_dir (folders with one sub-folder of images for each class), or train_file and "
+            "validation_file (Parquet files)."
+        )
+    for name, value in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
+        if value is not None and value < 1:
+            raise SMDError(f"{name} is {value}; expected at least 1, or none at all for every image.")
+
+    if dataset_name is not None:
+        splits = _load_named(dataset_name, dataset_config_name, cache_dir, token, revision)
+        train, validation = splits.get("train"), None
+        for name in (*VALIDATION_SPLITS, "test"):
+            if (
+                validation is None
+                and name in splits
+                and (name != "test" or _is_labelled(splits[name], label_column_name))
+            ):
+                validation = splits[name]
+        source = f"The data set {dataset_name!r} (splits: {', '.join(splits)})"
+    else:
+        train = _load_path("train", train_dir, train_file, cache_dir)
+        validation = _load_path("validation", validation_dir, validation_file, cache_dir)
+        source = "The data"
+    if train is None and (need_train or validation is None):
+        raise SMDError(f"{source} has no training split. Give one named 'train', or train_dir or train_file.")
+
+    columns = {}
+    for what, split in (("train", train), ("validation", validation)):
+        if split is not None and len(split) == 0:
+            raise SMDError(f"The {what} split is empty. Give one with images.")
+        if split is not None:
+            columns[what] = find_columns(split, image_column_name, label_column_name)
+    if validation is None:
+        if not train_val_split:
+            raise SMDError(f"{source} has no validation split. Give one, or set train_val_split to a share above 0.")
+        labels = label_values(train, columns["train"][1])
+        kept, set_aside = stratified_split(labels, train_val_split, seed)
+        train, validation = train.select(kept), train.select(set_aside)
+        columns["validation"] = columns["train"]
+    if train is not None:
+        train = _subset(train, columns["train"], max_train_samples, seed)
+    return train, _subset(validation, columns["validation"], max_eval_samples, seed)
+
+
+def load_ood_images(
+    *,
+    ood_dataset_name: str | None = None,
+    ood_dir: str | None = None,
+    ood_file: str | None = None,
+    max_ood_samples: int | None = None,
+    image_column_name: str | None = None,
+    seed: int = 42,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+) -> datasets.Dataset | None:
+    """
+    The images of another distribution that the command line's arguments name; `None` where they name none.
+
+    Args:
+        ood_dataset_name (`str`, *optional*): a data set on the Hub, or a local folder that `load_dataset` or
+            `load_from_disk` reads; its test split, else its validation split, else its first.
+        ood_dir (`str`, *optional*): a folder of images, with or without sub-folders.
+        ood_file (`str`, *optional*): a Parquet file.
+        max_ood_samples (`int`, *optional*): take a random subset of this size.
+        image_column_name (`str`, *optional*): the column of images, where there is one of this name.
+        seed (`int`, *optional*, defaults to 42): decides on the subset.
+        cache_dir (`str`, *optional*), token (`str` or `bool`, *optional*): as for [`load_splits`].
+
+    Raises:
+        `SMDError`: for two kinds of data, or data that do not exist, are empty or hold no images.
+    """
+    ways = {"ood_dataset_name": ood_dataset_name, "ood_dir": ood_dir, "ood_file": ood_file}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise SMDError(
+            f"Both {' and '.join(given)} are given. Give the images of another distribution in one way only."
+        )
+    if max_ood_samples is not None and max_ood_samples < 1:
+        raise SMDError(f"max_ood_samples is {max_ood_samples}; expected at least 1, or none at all for every image.")
+    if not given:
+        return None
+    if ood_dataset_name is not None:
+        splits = _load_named(ood_dataset_name, None, cache_dir, token, None)
+        images = splits[next((name for name in ("test", *VALIDATION_SPLITS) if name in splits), next(iter(splits)))]
+    else:
+        images = _load_path("ood", ood_dir, ood_file, cache_dir, labelled=False)
+    if len(images) == 0:
+        raise SMDError(
+            f"{given[0]} {ways[given[0]]!r} has no images. Give some that are of none of the model's classes."
+        )
+    find_image_column(images, image_column_name)
+    if max_ood_samples is None or max_ood_samples >= len(images):
+        return images
+    rows = keyed_generator("ood subset", seed).permutation(len(images))[:max_ood_samples]
+    return images.select(np.sort(rows))
+
+
+def _load_named(
+    name: str, config: str | None, cache_dir: str | None, token: str | bool | None, revision: str | None
+) -> dict[str, datasets.Dataset]:
+    """All splits of a data set on the Hub or in a local folder."""
+    local = Path(name).expanduser()
+    if local.is_file():
+        raise SMDError(f"dataset_name {name!r} is a file. Give a Parquet file by train_file and validation_file.")
+    if not local.exists() and (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
+        raise SMDError(f"The folder dataset_name {name!r} does not exist.{_near_path(local)}")
+    try:
+        if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+            loaded = datasets.load_from_disk(str(local))
+        else:
+            path = str(local) if local.is_dir() else name
+            loaded = datasets.load_dataset(path, config, cache_dir=cache_dir, token=token, revision=revision)
+    except IndexError:  # what `load_from_disk` raises for a split that was saved without a single row
+        raise SMDError(f"The data set {name!r} has an empty split. Give splits with images.") from None
+    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
+        fault = hub_fault(error)
+        if fault is not None:
+            raise SMDError(
+                f"The data set {name!r} cannot be loaded: {fault}. Nothing is wrong with the name: wait a while, check the network, "
+                "and do the same again. What has been downloaded is in the cache, and is not fetched twice."
+            ) from None
+        reason = str(error)
+        if isinstance(token, str) and token:
+            reason = reason.replace(token, "***")
+        # `from None`: the library's own exception may show the token that the message leaves out.
+        raise SMDError(
+            f"The data set {name!r} cannot be loaded ({type(error).__name__}: {one_line(reason)}). Expected the id of a "
+            f"data set on the Hub that you may read, or a local folder with one.{_near_path(local)}"
+        ) from None
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    return {split: _with_image_feature(dataset) for split, dataset in splits.items()}
+
+
+def _load_path(
+    what: str, folder: str | None, file: str | None, cache_dir: str | None, labelled: bool = True
+) -> datasets.Dataset | None:
+    """The split `what` from a folder of images or from a Parquet file."""
+    if folder is None and file is None:
+        return None
+    name = f"{what}_dir" if file is None else f"{what}_file"
+    path = Path(folder if file is None else file).expanduser()
+    if not path.exists():
+        raise SMDError(f"{name} {str(path)!r} does not exist.{_near_path(path)}")
+    if path.is_dir() != (file is None):
+        kind, other = ("folder", "dir") if path.is_dir() else ("file", "file")
+        raise SMDError(f"{name} {str(path)!r} is a {kind}. Give it by {what}_{other}.")
+    if file is None:
+        return _load_folder(name, path, cache_dir, labelled)
+    try:
+        rows = pyarrow.parquet.read_metadata(path).num_rows
+        if rows == 0:
+            raise SMDError(f"{name} {str(path)!r} holds no rows. Give a file with images.")
+        return _with_image_feature(datasets.Dataset.from_parquet(glob.escape(str(path)), cache_dir=cache_dir))
+    except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+        raise SMDError(
+            f"{name} {str(path)!r} cannot be read as Parquet: {one_line(str(error))}. Expected a Parquet file with a "
+            "column of images and one of labels, as `Dataset.to_parquet` writes it."
+        ) from error
+
+
+def _load_folder(name: str, folder: Path, cache_dir: str | None, labelled: bool) -> datasets.Dataset:
+    """A folder `class/image.png`, or one with a metadata file, as `datasets` reads it; of any form without labels."""
+    inside = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    visible = [path for path in inside if not any(part.startswith((".", "__")) for part in path.parts)]
+    images = sorted(path for path in visible if path.suffix.lower() in ImageFolder.EXTENSIONS)
+    if not images:
+        expected = "one sub-folder of images for each class" if labelled else "images, in sub-folders or not"
+        raise SMDError(f"{name} {str(folder)!r} holds no image files. Expected {expected}.")
+    metadata = any(path.name in ImageFolder.METADATA_FILENAMES for path in visible)
+    astray = next((path for path in images if len(path.parts) != 2), None)
+    if astray is not None and not metadata and labelled:
+        raise SMDError(
+            f"{name} {str(folder)!r} must hold one sub-folder of images for each class, but its image {str(astray)!r} "
+            "is not directly in a sub-folder. Move it, or add a metadata.csv with the columns file_name and label."
+        )
+    try:
+        # One pattern for all, or else folders that are called "test" or "valid" would become splits.
+        return datasets.load_dataset(
+            "imagefolder",
+            data_files={"train": os.path.join(glob.escape(str(folder.resolve())), "**")},
+            split="train",
+            drop_labels=not labelled or (None if metadata else False),
+            cache_dir=cache_dir,
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise SMDError(
+            f"{name} {str(folder)!r} cannot be read as a folder of images: {one_line(str(error))}."
+        ) from error
+
+
+def _near_path(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, siblings)
+
+
+def _with_image_feature(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Give columns of `{bytes, path}` their type, which a Parquet file of other origin does not declare."""
+    for name, feature in dataset.features.items():
+        if is_image_struct(feature):
+            dataset = dataset.cast_column(name, datasets.Image())
+    return dataset
+
+
+def _is_labelled(dataset: datasets.Dataset, label_column_name: str | None) -> bool:
+    try:
+        labels = label_values(dataset, find_label_column(dataset, label_column_name))
+    except SMDError:
+        return False
+    return labels.dtype.kind == "U" or bool((labels >= 0).all())
+
+
+def _subset(dataset: datasets.Dataset, columns: tuple[str, str], size: int | None, seed: int) -> datasets.Dataset:
+    if size is None or size >= len(dataset):
+        return dataset
+    return dataset.select(np.sort(stratified_order(label_values(dataset, columns[1]), seed)[:size]))

@@ -1,0 +1,268 @@
+"""Giving back to the Hub: a saved folder, or all that a run has left."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitInfo, HfApi
+from transformers.utils import logging
+
+from .. import __version__
+from ..cards.model_card import CARD_NAME
+from ..delta.config import DeltaConfig
+from ..errors import SMDError
+from ..messages import one_line
+from ..models.checkpoints import weights_hash
+from ..models.load import load_model
+from .files import model_files, saved_kind, stage_deltas, stage_description, stage_model
+from .requests import persistently, push_command, push_error
+
+logger = logging.get_logger(__name__)
+
+TITLE_LENGTH = 60
+"""Of a collection, as the Hub takes it."""
+
+# Deltas of an earlier push, which a new one may not have: they would be taken for its own.
+_OLD_DELTAS = ["[0-9][0-9][0-9][0-9]/smd_delta*"]
+
+
+def hub_api(token: str | bool | None = None) -> HfApi:
+    """A client that says who it is."""
+    return HfApi(token=token, library_name="smd_hf", library_version=__version__)
+
+
+# ---- A folder --------------------------------------------------------------------------------------------------------
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """
+    Uploads a saved folder as one commit: model, code, card, report, plots and example, no other files. Doing it again makes
+    no second commit.
+
+    Args:
+        folder (`str` or `Path`): the `output_dir` of a run (its evolved model), its `ensemble` or `children`, one delta, or
+            any image classifier in safetensors.
+        repo_id (`str`): `user/name`; the repository is made if need be.
+        private (`bool`, *optional*): whether a new repository is private; defaults to the account's setting.
+        revision (`str`, *optional*): the branch, made if need be; defaults to the main one.
+        token (`str` or `bool`, *optional*): access token; defaults to that of `hf auth login` or `HF_TOKEN`.
+        commit_message (`str`, *optional*): of the commit.
+        create_pr (`bool`, *optional*, defaults to `False`): propose the commit as a pull request.
+
+    Returns:
+        `CommitInfo`: with `repo_url`, `commit_url` and `pr_url`.
+
+    Raises:
+        `SMDError`: if the folder holds nothing to push, or the Hub cannot be reached or refuses; with the command to push
+            the folder later.
+    """
+    folder = Path(folder).expanduser()
+    options = {"private": private, "revision": revision, "create_pr": create_pr}
+    try:
+        return _push(folder, repo_id, token=token, commit_message=commit_message, **options)
+    except SMDError:
+        raise
+    # Which exceptions a broken connection raises depends on the HTTP library under huggingface_hub.
+    except Exception as error:
+        raise push_error(error, repo_id, [push_command(folder, repo_id, **options)], token) from error
+
+
+def push_run(
+    output_dir: str | Path,
+    repo_id: str,
+    *,
+    ensemble: bool = False,
+    children: int = 0,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    describe: bool = True,
+) -> dict[str, CommitInfo]:
+    """
+    Uploads what a run has left: the evolved model, the ensemble to `{repo_id}-ensemble`, the best children to
+    `{repo_id}-children`. Where there are several, a collection ties them together, if the account may make one.
+
+    Args:
+        output_dir (`str` or `Path`): of the run.
+        repo_id (`str`): `user/name`, of the evolved model.
+        ensemble (`bool`, *optional*, defaults to `False`): push `output_dir/ensemble`.
+        children (`int`, *optional*, defaults to 0): push so many of the deltas in `output_dir/children`.
+        private, revision, token, commit_message: as for [`push_folder`].
+        describe (`bool`, *optional*, defaults to `True`): push report, plots, example and card, too.
+
+    Returns:
+        `dict[str, CommitInfo]`: of `"child"`, and of `"ensemble"` and `"children"` where they were asked for.
+
+    Raises:
+        `SMDError`: as for [`push_folder`], with a command for each folder that is not there yet.
+    """
+    folder = Path(output_dir).expanduser()
+    options = {"private": private, "revision": revision}
+    parts = [("child", folder, repo_id, {"describe": describe})]
+    if ensemble:
+        parts.append(("ensemble", folder / "ensemble", f"{repo_id}-ensemble", {}))
+    if children:
+        parts.append(("children", folder / "children", f"{repo_id}-children", {"count": children}))
+    pushed: dict[str, CommitInfo] = {}
+    for name, place, where, more in parts:
+        try:
+            pushed[name] = _push(place, where, token=token, commit_message=commit_message, **options, **more)
+        except SMDError:
+            raise
+        except Exception as error:
+            left = [push_command(place, where, **options) for _, place, where, _ in parts[len(pushed) :]]
+            raise push_error(error, where, left, token) from error
+    if len(pushed) > 1:
+        _tie_together(hub_api(token), {name: commit.repo_url.repo_id for name, commit in pushed.items()}, private)
+    return pushed
+
+
+def _push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None,
+    revision: str | None,
+    token: str | bool | None,
+    commit_message: str | None,
+    create_pr: bool = False,
+    count: int | None = None,
+    describe: bool = True,
+) -> CommitInfo:
+    """[`push_folder`] with the exceptions of huggingface_hub; of `count` deltas only, and without a description."""
+    kind, api = saved_kind(folder), hub_api(token)
+    with _staging(folder) as staged:
+        if kind != "delta":
+            stage_model(folder, staged)
+        repo_id = persistently(partial(api.create_repo, repo_id, private=private, exist_ok=True)).repo_id
+        if revision is not None:
+            make_branch(api, repo_id, revision)
+        if kind == "delta":
+            stage_deltas(folder, staged, count, _Bases(api, repo_id, create_pr).place)
+        if describe and stage_description(kind, folder, staged, repo_id):
+            logger.warning(f"{folder / CARD_NAME} was changed since the run wrote it, and goes up as it is.")
+        upload = partial(
+            api.upload_folder,
+            repo_id=repo_id,
+            folder_path=staged,
+            commit_message=commit_message or f"Upload {kind} evolved by smd_hf",
+            revision=revision,
+            create_pr=create_pr,
+            delete_patterns=_OLD_DELTAS if kind == "delta" else None,
+        )
+        return persistently(upload)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A folder of the same name for what goes up; on the same file system where that can be, for links to large files."""
+    with staging_folder(folder) as temporary:
+        staged = Path(temporary, folder.resolve().name)
+        staged.mkdir()
+        yield staged
+
+
+def staging_folder(folder: Path) -> tempfile.TemporaryDirectory:
+    """A temporary folder in another one, or where that cannot be written to in the system's own place."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=".push-", dir=folder)
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix="smd-hf-push-")
+
+
+def make_branch(api: HfApi, repo_id: str, branch: str) -> None:
+    """Makes a branch if need be."""
+    if branch != "main" and not branch.startswith("refs/"):
+        persistently(partial(api.create_branch, repo_id, branch=branch, exist_ok=True))
+
+
+class _Bases:
+    """
+    Where the bases of deltas are on the Hub. One that is but a folder of this machine goes up with the deltas, into a branch
+    of the same repository, and the deltas name its commit: so they load from anywhere, and main holds nothing but deltas.
+    """
+
+    def __init__(self, api: HfApi, repo_id: str, is_proposal: bool):
+        self.api, self.repo_id, self.is_proposal = api, repo_id, is_proposal
+        self._commits: dict[str, str | None] = {}
+
+    def place(self, config: DeltaConfig) -> tuple[str | None, str | None]:
+        """Id and commit of a delta's base; `None` for both where it has no place there."""
+        key = config.base_hash
+        if key not in self._commits:
+            self._commits[key] = None if self._why_not(config) else self._push(config)
+        commit = self._commits[key]
+        return (None, None) if commit is None else (self.repo_id, commit)
+
+    def _why_not(self, config: DeltaConfig) -> str | None:
+        folder = Path(config.base_model)
+        try:
+            if self.is_proposal:
+                reason = "a pull request has no place for it"
+            elif not folder.is_dir():
+                reason = "that folder is gone"
+            elif not model_files(folder) or not _is_base(folder, config):
+                reason = "the weights there are no longer those that the deltas belong to"
+            else:
+                return None
+        except SMDError as error:
+            reason = str(error)
+        logger.warning(
+            f"The base of the deltas, {folder}, is not pushed with them: {reason.rstrip('.')}. Whoever uses the deltas has to "
+            "pass the base: SparseDelta.from_pretrained(...).merge(base)."
+        )
+        return reason
+
+    def _push(self, config: DeltaConfig) -> str:
+        branch, folder = f"parent-{config.base_hash[:8]}", Path(config.base_model)
+        make_branch(self.api, self.repo_id, branch)
+        with _staging(folder) as staged:
+            stage_model(folder, staged)
+            upload = partial(
+                self.api.upload_folder,
+                repo_id=self.repo_id,
+                folder_path=staged,
+                commit_message="The parent of the deltas",
+                revision=branch,
+            )
+            return persistently(upload).oid
+
+
+def _is_base(folder: Path, config: DeltaConfig) -> bool:
+    """Whether a folder holds the weights of a delta's base. Python files are not run for it: who loads the delta, checks."""
+    if config.base_custom_code:
+        return True
+    return weights_hash(load_model(str(folder), dtype=getattr(torch, config.dtype))) == config.base_hash
+
+
+def _tie_together(api: HfApi, repo_ids: dict[str, str], private: bool | None) -> None:
+    """A collection of what belongs together. It is an extra: where it cannot be made, a line in the log says so."""
+    namespace, name = repo_ids["child"].split("/")
+    notes = {
+        "child": "The evolved model",
+        "ensemble": "Its ensemble",
+        "children": "The best children, as sparse deltas",
+    }
+    try:
+        title = f"{name}, evolved by smd_hf"
+        title = title if len(title) < TITLE_LENGTH else name[: TITLE_LENGTH - 1]
+        make = partial(api.create_collection, title, namespace=namespace, private=bool(private), exists_ok=True)
+        slug = persistently(make).slug
+        for kind, repo_id in repo_ids.items():
+            add = partial(api.add_collection_item, slug, repo_id, "model", note=notes[kind], exists_ok=True)
+            persistently(add)
+    except Exception as error:  # of whatever kind: all models are pushed
+        logger.warning(f"No collection was made of {', '.join(repo_ids.values())} ({one_line(str(error))}).")

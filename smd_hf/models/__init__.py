@@ -1,0 +1,1 @@
+"""Models: loading and saving them, new heads, quantised weights."""

@@ -1,0 +1,182 @@
+"""
+A model as its files hold it: the names of its weights there, a hash of them, and the folder that is written.
+
+transformers 5 gives many weights other names in memory than in the file. Whatever is to be read again later (a hash, a
+sparse delta) goes by the names in the file, which neither the version of the library nor the way the model was built
+changes.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, TimmWrapperImageProcessor
+from transformers.core_model_loading import revert_weight_conversion
+
+from ..errors import SMDError
+from ..messages import one_line
+from .load import is_timm_model
+from .quantized import stored_parts
+
+_TIMM_PREFIX = "timm_model."
+_REMOTE_SEPARATOR = "--"
+
+
+def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
+    """
+    The name in the saved safetensors file of every parameter and buffer.
+
+    Args:
+        model (`PreTrainedModel`): the model; nothing of it is copied.
+
+    Returns:
+        `dict[str, str]`: from the name in memory to the name in the file. A tensor that has no counterpart of its own in the
+        file (not saved, or saved merged with others) is under its own name.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    if is_timm_model(model):
+        # timm reads its own names. Whether transformers would write a prefix depends on how the model was made.
+        return {name: name.removeprefix(_TIMM_PREFIX) for name in tensors}
+    saved = model.state_dict(keep_vars=True).keys() & tensors.keys()
+    # On the meta device the conversion costs nothing, and a mere renaming hands back the very tensor that it was given.
+    stand_ins = {
+        name: torch.empty(tensors[name].shape, dtype=tensors[name].dtype, device="meta") for name in sorted(saved)
+    }
+    origin = {id(stand_in): name for name, stand_in in stand_ins.items()}
+    names = {name: name for name in tensors}
+    for target, stand_in in revert_weight_conversion(model, stand_ins).items():
+        if id(stand_in) in origin:
+            names[origin[id(stand_in)]] = target
+    return names
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """
+    A hash of the weights: equal for equal bytes, on any device, before saving and after loading.
+
+    It covers all parameters and persistent buffers, each with its checkpoint name, dtype, shape and bytes, in the order of
+    the names. One tensor at a time is copied to the CPU.
+
+    Returns:
+        `str`: SHA-256, 64 hexadecimal digits.
+    """
+    names = checkpoint_names(model)
+    digest = hashlib.sha256()
+    state = {names.get(name, name): tensor for name, tensor in model.state_dict().items()}
+    for name in sorted(state):
+        for part, value in stored_parts(name, state[name]):
+            if not isinstance(value, torch.Tensor):
+                digest.update(f"{part}\0{value}\0".encode())
+                continue
+            digest.update(f"{part}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+            # Bytes of any dtype, bfloat16 included, by way of a flat view as unsigned bytes.
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """
+    Put the weights of a saved checkpoint into a model of the same class, in place.
+
+    Args:
+        model (`PreTrainedModel`): on any device.
+        folder (`str` or `os.PathLike`): as [`save_checkpoint`] writes it; Python files in it are not run.
+
+    Raises:
+        `SMDError`: if there are no safetensors, or they are not exactly the weights of such a model.
+    """
+    try:
+        saved, info = type(model).from_pretrained(
+            folder,
+            config=copy.deepcopy(model.config),
+            dtype=model.dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        wrong = sorted(
+            str(name) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[key]
+        )
+        problem = f"it lacks or adds {', '.join(wrong[:4])}" if wrong else None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = one_line(str(error))
+    if problem is not None:
+        raise SMDError(
+            f"'{os.fspath(folder)}' is no checkpoint of this {type(model).__name__}: {problem}. Expected the folder that a run "
+            "of the same model has written."
+        )
+    values = saved.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(values[name])
+
+
+def save_checkpoint(model: PreTrainedModel, processor: Any | None, folder: str | os.PathLike) -> None:
+    """
+    Save a model in the form that it came in, so that it loads without this package.
+
+    Args:
+        model (`PreTrainedModel`): the model; with custom code, its Python files are copied along. A timm model is written
+            as timm reads it too (`timm.create_model("local-dir:FOLDER", pretrained=True)`).
+        processor (image processor, *optional*): its image processor. That of a timm model needs no file: the model's
+            `config.json` holds it.
+        folder (`str` or `os.PathLike`): where to; made if need be. Each file is complete before it takes the place of one
+            of the same name.
+
+    Raises:
+        `SMDError`: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            _write(model, processor, Path(temporary))
+            for path in sorted(Path(temporary).iterdir()):
+                os.replace(path, folder / path.name)
+    except OSError as error:
+        raise SMDError(
+            f"The model cannot be saved in '{folder}' ({error.strerror or error}). Expected a folder that can be made and "
+            "written: choose another, or mend its permissions or the space left on the disk."
+        ) from error
+
+
+def _write(model: PreTrainedModel, processor: Any | None, folder: Path) -> None:
+    if is_timm_model(model):
+        names = checkpoint_names(model)
+        state = {names[name]: tensor for name, tensor in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=state, save_original_format=False)
+    else:
+        if model.is_custom_code() and not model.is_remote_code():
+            # A class that was imported and not loaded by an Auto class: without this its files would be left behind.
+            type(model).register_for_auto_class("AutoModelForImageClassification")
+            type(model.config).register_for_auto_class()
+        model.save_pretrained(folder)
+    if processor is not None and not isinstance(processor, TimmWrapperImageProcessor):
+        processor.save_pretrained(folder)
+    for name in ("config.json", "preprocessor_config.json"):
+        _own_code(folder / name)
+
+
+def _own_code(path: Path) -> None:
+    """Point a configuration at the Python files beside it where it still names those of the repository it came from."""
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    auto_map = config.get("auto_map") or {}
+    own = {key: _own_reference(reference, path.parent) for key, reference in auto_map.items()}
+    if own != auto_map:
+        config["auto_map"] = own
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _own_reference(reference: Any, folder: Path) -> Any:
+    """`"module.Class"` for `"owner/name--module.Class"`, if the module's file is in the folder."""
+    if not isinstance(reference, str) or _REMOTE_SEPARATOR not in reference:
+        return reference
+    local = reference.split(_REMOTE_SEPARATOR, 1)[1]
+    return local if (folder / f"{local.split('.', 1)[0]}.py").is_file() else reference

@@ -1,0 +1,296 @@
+"""
+The classifier head: which layers make the logits, and a new one for other classes.
+
+Nothing is known about architectures here: a forward pass shows which linear layer's output is the logits. A new head is a
+linear probe on the frozen features, a logistic regression by scikit-learn, or random; no gradient is taken in either case.
+"""
+
+import itertools
+import warnings
+from collections.abc import Iterable
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..errors import SMDError
+from .load import is_timm_model, num_channels
+
+logger = logging.get_logger(__name__)
+
+Head = nn.Linear | nn.Conv2d
+
+PROBE_ITERATIONS = 1000
+"""Limit on the steps of the logistic regression; standardised features rarely take a tenth of it."""
+
+_DEFAULT_IMAGE_SIZE = 224
+
+
+@torch.no_grad()
+def find_heads(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Head]:
+    """
+    The layers whose output is the logits.
+
+    Args:
+        model (`PreTrainedModel`): an image classifier, in eval mode.
+        pixel_values (`torch.Tensor`): any images that it takes, of shape `(batch, channels, height, width)`.
+
+    Returns:
+        `dict[str, nn.Module]`: from name to layer (linear, or convolution of size 1). One layer for most models; several
+        where the logits are the mean of several layers (distilled DeiT).
+
+    Raises:
+        `SMDError`: if no such layer makes the logits.
+    """
+    outputs, logits = _trace(model, pixel_values)
+    heads = {name: layer for name, (layer, output) in outputs.items() if _same(output, logits)}
+    if heads:
+        return heads
+    # The logits are made of several layers' outputs: of those with one number a class that come last, without a break.
+    shaped = reversed(outputs.items())
+    last = itertools.takewhile(lambda item: item[1][1].numel() == logits.numel(), shaped)
+    heads = {name: layer for name, (layer, _) in last}
+    if not heads:
+        raise SMDError(
+            f"No linear layer of {type(model).__name__} makes its logits, so its classifier head cannot be found. Expected "
+            "a model that ends in a linear layer (or a convolution of size 1): do not replace its head or name it as a group."
+        )
+    return dict(reversed(heads.items()))
+
+
+def head_parameter_names(model: PreTrainedModel) -> set[str]:
+    """
+    Names in memory of the parameters of the classifier head.
+
+    The head is found by the forward pass of one image of noise, of the size that the configuration gives.
+
+    Raises:
+        `SMDError`: if it cannot be found.
+    """
+    heads = find_heads(model, _noise(model))
+    return {f"{name}.{parameter}" for name, head in heads.items() for parameter, _ in head.named_parameters()}
+
+
+def replace_head(
+    model: PreTrainedModel,
+    labels: list[str],
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    *,
+    head_init: Literal["linear_probe", "random"] = "linear_probe",
+    seed: int = 0,
+) -> None:
+    """
+    Give the model a head for other classes, in place.
+
+    The linear probe is a multinomial logistic regression (L2, C = 1) on standardised features. The standardisation is folded
+    into weight and bias, so that the logits of the new head are the decision function of the probe.
+
+    Args:
+        model (`PreTrainedModel`): an image classifier, in eval mode. Its configuration is changed too, so that the model
+            saves and loads with the new classes.
+        labels (`list[str]`): names of the new classes, in the order of their numbers; at least two, no two alike.
+        batches (iterable of `(pixel_values, labels)`, *optional*): images with the numbers of their classes, for the linear
+            probe; read once. A random head reads the first batch only, to find the head that it replaces.
+        head_init (`str`, *optional*, defaults to `"linear_probe"`): `"linear_probe"` or `"random"` (uniform, as
+            `torch.nn.Linear` begins).
+        seed (`int`, *optional*, defaults to 0): of the random head.
+
+    Raises:
+        `SMDError`: for labels that are too few or not unique, a class without an image, a label out of range, or features
+            that are not finite.
+    """
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise SMDError(
+            f"A new head needs at least two classes with names of their own, and {len(labels)} were given of which "
+            f"{len(set(labels))} are different: check the label names of the data set."
+        )
+    if head_init == "random":
+        first = next(iter(batches), None) if batches is not None else None
+        heads = find_heads(model, _noise(model) if first is None else first[0])
+        generator = torch.Generator().manual_seed(seed)
+        new = {name: _random_weights(head, len(labels), generator) for name, head in heads.items()}
+    elif head_init == "linear_probe":
+        heads, features, targets = _collect_features(model, batches or ())
+        _check_targets(targets, labels)
+        new = {
+            name: _fit_probe(features[name], targets, intercept=head.bias is not None) for name, head in heads.items()
+        }
+    else:
+        raise SMDError(f"head_init is '{head_init}'; expected 'linear_probe' or 'random'.")
+    for name, head in heads.items():
+        model.set_submodule(name, _make_head(head, *new[name]), strict=True)
+    _relabel(model, labels)
+
+
+def _trace(
+    model: PreTrainedModel, pixel_values: torch.Tensor
+) -> tuple[dict[str, tuple[Head, torch.Tensor]], torch.Tensor]:
+    """Outputs of the linear layers in the order of their last calls, and the logits."""
+    outputs: dict[str, tuple[Head, torch.Tensor]] = {}
+
+    def record(name: str):
+        def hook(layer: Head, args: tuple, output: torch.Tensor) -> None:
+            outputs.pop(name, None)
+            outputs[name] = (layer, output)
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(record(name)) for name, layer in model.named_modules() if _may_be_head(layer)
+    ]
+    try:
+        logits = model(pixel_values=pixel_values.to(model.device, model.dtype)).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, logits
+
+
+def _may_be_head(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+
+
+def _same(output: torch.Tensor, logits: torch.Tensor) -> bool:
+    return output.numel() == logits.numel() and torch.equal(output.reshape(logits.shape), logits)
+
+
+def _noise(model: PreTrainedModel) -> torch.Tensor:
+    """One image of noise: zeros could make layers equal which are not."""
+    if is_timm_model(model):
+        _, height, width = (getattr(model.config, "pretrained_cfg", None) or {}).get(
+            "input_size", (3, _DEFAULT_IMAGE_SIZE, _DEFAULT_IMAGE_SIZE)
+        )
+        size = (model.config.model_args or {}).get("img_size", (height, width))
+    else:
+        size = getattr(model.config, "image_size", _DEFAULT_IMAGE_SIZE)
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(1, num_channels(model), height, width, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _collect_features(
+    model: PreTrainedModel, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[dict[str, Head], dict[str, np.ndarray], np.ndarray]:
+    """The heads, what goes into each over all images, `(images, features)` in float64, and the labels."""
+    heads: dict[str, Head] = {}
+    features: dict[str, list[torch.Tensor]] = {}
+    targets: list[torch.Tensor] = []
+    for pixel_values, labels in batches:
+        heads = heads or find_heads(model, pixel_values)
+        with _recorded_inputs(heads) as inputs:
+            model(pixel_values=pixel_values.to(model.device, model.dtype))
+        for name, value in inputs.items():
+            features.setdefault(name, []).append(value.flatten(1).cpu().double())
+        targets.append(labels.cpu().reshape(-1))
+    if not targets:
+        raise SMDError(
+            "The linear probe of a new head needs images with labels, and there are none: give it fitness data."
+        )
+    return heads, {name: torch.cat(values).numpy() for name, values in features.items()}, torch.cat(targets).numpy()
+
+
+@contextmanager
+def _recorded_inputs(heads: dict[str, Head]):
+    inputs: dict[str, torch.Tensor] = {}
+
+    def record(name: str):
+        def hook(layer: Head, args: tuple[torch.Tensor, ...]) -> None:
+            inputs[name] = args[0]
+
+        return hook
+
+    handles = [head.register_forward_pre_hook(record(name)) for name, head in heads.items()]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_targets(targets: np.ndarray, labels: list[str]) -> None:
+    beyond = targets[(targets < 0) | (targets >= len(labels))]
+    if beyond.size:
+        raise SMDError(
+            f"The fitness data has the label {beyond[0]}; expected 0 to {len(labels) - 1} for {len(labels)} classes: check "
+            "the label column."
+        )
+    missing = [labels[i] for i in np.setdiff1d(np.arange(len(labels)), targets)]
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise SMDError(
+            f"The fitness data has no image of {shown}, so a linear probe cannot learn the new head. Give more images (raise "
+            "max_train_samples), or begin with head_init='random'."
+        )
+
+
+def _fit_probe(
+    features: np.ndarray, targets: np.ndarray, *, intercept: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight `(classes, features)` and bias `(classes,)` in float64 of a logistic regression on standardised features."""
+    if not np.isfinite(features).all():
+        raise SMDError(
+            "The model's features of the fitness images are not finite, so no head can be fitted on them. Check the images, "
+            "or load the model with dtype='float32'."
+        )
+    # Without an intercept nothing could take up a shift of the features: they are scaled only.
+    mean = features.mean(0) if intercept else np.zeros(features.shape[1])
+    scale = np.sqrt(((features - mean) ** 2).mean(0))
+    scale[scale == 0] = 1.0
+    probe = LogisticRegression(fit_intercept=intercept, max_iter=PROBE_ITERATIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe.fit((features - mean) / scale, targets)
+    if max(probe.n_iter_) >= PROBE_ITERATIONS:
+        logger.warning(f"The linear probe stopped after {PROBE_ITERATIONS} steps, before it converged.")
+    weight, bias = probe.coef_ / scale, np.atleast_1d(probe.intercept_) - (probe.coef_ / scale) @ mean
+    if len(weight) == 1:
+        # Two classes: scikit-learn gives the logit of the second against the first, once.
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return torch.from_numpy(weight), torch.from_numpy(bias) if intercept else None
+
+
+def _random_weights(head: Head, classes: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+    inputs = head.weight.shape[1]
+    numbers = torch.rand(classes, inputs + 1, generator=generator, dtype=torch.float64)
+    numbers = (2 * numbers - 1) / inputs**0.5
+    return numbers[:, :inputs], numbers[:, inputs] if head.bias is not None else None
+
+
+@torch.no_grad()
+def _make_head(old: Head, weight: torch.Tensor, bias: torch.Tensor | None) -> Head:
+    """A layer of the old one's kind, device, dtype and mode, with these weights."""
+    classes, inputs = weight.shape
+    place = {"bias": bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    head = (
+        nn.Linear(inputs, classes, **place) if isinstance(old, nn.Linear) else nn.Conv2d(inputs, classes, 1, **place)
+    )
+    head.weight.copy_(weight.reshape(head.weight.shape))
+    if bias is not None:
+        head.bias.copy_(bias)
+    head.train(old.training)
+    return head.requires_grad_(old.weight.requires_grad)
+
+
+def _relabel(model: PreTrainedModel, labels: list[str]) -> None:
+    """Make every record of the classes agree with the new head: they decide what is built when the model is loaded."""
+    config = model.config
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.num_labels = len(labels)
+    model.num_labels = len(labels)
+    if config.problem_type is not None:
+        config.problem_type = "single_label_classification"
+    if is_timm_model(model):
+        model.timm_model.num_classes = len(labels)
+        config.label_names = list(labels)
+        # Descriptions and the offset of the labels belong to the old classes.
+        vars(config).pop("label_descriptions", None)
+        if getattr(config, "pretrained_cfg", None):
+            stale = ("label_names", "label_descriptions", "label_offset", "num_classes")
+            config.pretrained_cfg = {key: value for key, value in config.pretrained_cfg.items() if key not in stale}

@@ -1,0 +1,333 @@
+"""
+Loading an image classifier and its image processor: from the Hub or a folder; transformers, timm or custom code.
+
+`AutoModelForImageClassification` does the work. What is added here: weights come from safetensors alone, code of a
+repository runs only where the caller said so (and nobody is asked at a prompt), a checkpoint that lacks weights is refused
+instead of being completed at random, and everything that a user can mend is an [`SMDError`] of one paragraph.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    TimmWrapperImageProcessor,
+)
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    extract_commit_hash,
+    is_timm_config_dict,
+    logging,
+)
+
+from ..errors import SMDError
+from ..hub.loading_errors import explain_loading_error
+from ..messages import one_line
+
+DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def is_timm_model(model: nn.Module) -> bool:
+    """Whether the model is a timm model inside transformers' wrapper."""
+    return isinstance(model, TimmWrapperForImageClassification)
+
+
+def num_channels(model: PreTrainedModel) -> int:
+    """Number of channels of the images that the model takes; 3 unless its configuration says otherwise."""
+    if is_timm_model(model):
+        return (model.config.model_args or {}).get("in_chans", 3)
+    return getattr(model.config, "num_channels", 3)
+
+
+def load_model(
+    name_or_path: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | torch.dtype = "auto",
+    cache_dir: str | os.PathLike | None = None,
+) -> PreTrainedModel:
+    """
+    Load a trained image classifier, in eval mode.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): a model id on the Hub (`google/vit-base-patch16-224`,
+            `timm/resnet18.a1_in1k`) or a folder written by transformers or timm.
+        revision (`str`, *optional*): branch, tag or commit.
+        token (`str` or `bool`, *optional*): access token for private and gated models.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): run the Python files of the repository, where the
+            model is defined by them.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): `"auto"` (that of the checkpoint), `"float32"`,
+            `"bfloat16"` or `"float16"`.
+        cache_dir (`str` or `os.PathLike`, *optional*): where downloads are kept.
+
+    Returns:
+        `PreTrainedModel`: the model, on the CPU. `requires_grad` of its parameters is as the library left it.
+
+    Raises:
+        `SMDError`: if the model does not exist, cannot be reached, is no image classifier, needs code that is not trusted,
+            has no safetensors weights, or has weights that do not fit its configuration or lack some, the head included.
+    """
+    model, missing_head = load_model_for_new_head(
+        name_or_path,
+        revision=revision,
+        token=token,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        cache_dir=cache_dir,
+    )
+    if missing_head:
+        raise SMDError(
+            f"The checkpoint '{name_or_path}' ({type(model).__name__}) has no trained classifier: it lacks "
+            f"{_enumerate(missing_head)}. Expected a model that was trained to classify images: choose one that was "
+            "fine-tuned for classification."
+        )
+    return model
+
+
+def load_model_for_new_head(
+    name_or_path: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | torch.dtype = "auto",
+    cache_dir: str | os.PathLike | None = None,
+) -> tuple[PreTrainedModel, list[str]]:
+    """
+    As [`load_model`], but a checkpoint without a classifier head is accepted: for a caller who replaces the head.
+
+    Returns:
+        `tuple[PreTrainedModel, list[str]]`: the model, in eval mode, and the names of the head's weights that the checkpoint
+        lacks, whose values are random (empty for a complete checkpoint).
+    """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise SMDError(f"dtype is '{dtype}'; expected one of {', '.join(DTYPES)}.")
+    name = _expand(name_or_path)
+    source = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    config_dict = _read_config(name, source)
+    _check_kind(name, config_dict, trust_remote_code)
+    with _plain_errors(name, source), _quiet():
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
+        _check_is_classifier(name, config, config_dict)
+        _mend_timm_config(config)
+        _check_safetensors(name, source)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name,
+            config=config,
+            trust_remote_code=trust_remote_code,
+            dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            # A mismatch is reported below, by name, rather than as "see the report above".
+            ignore_mismatched_sizes=True,
+            **source,
+        )
+    # transformers 5 no longer keeps it, and a delta is pinned by it.
+    model.config._commit_hash = extract_commit_hash(cached_file(name, CONFIG_NAME, **source), None)
+    return model.eval(), _check_weights(name, model, info)
+
+
+def load_image_processor(
+    name_or_path: str | os.PathLike,
+    *,
+    model: PreTrainedModel | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+) -> BaseImageProcessor:
+    """
+    Load the image processor of a checkpoint.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): a model id on the Hub or a folder.
+        model (`PreTrainedModel`, *optional*): the model that was loaded from there; a timm model carries all that its
+            processor needs.
+        revision, token, trust_remote_code, cache_dir: as for [`load_model`].
+
+    Raises:
+        `SMDError`: if there is none, or if it needs code that is not trusted.
+    """
+    name = _expand(name_or_path)
+    pretrained_cfg = (
+        getattr(model.config, "pretrained_cfg", None) if model is not None and is_timm_model(model) else None
+    )
+    if pretrained_cfg:
+        return TimmWrapperImageProcessor(pretrained_cfg=pretrained_cfg, architecture=model.config.architecture)
+    source = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    with _plain_errors(name, source, "image processor"), _quiet():
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
+
+
+def _expand(name_or_path: str | os.PathLike) -> str:
+    """The folder where `~` stands for the home folder, otherwise the name as it is."""
+    expanded = os.path.expanduser(os.fspath(name_or_path))
+    return expanded if os.path.exists(expanded) else os.fspath(name_or_path)
+
+
+def _read_config(name: str, source: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's `config.json`, read before any code could run."""
+    if os.path.isfile(name):
+        raise SMDError(
+            f"'{name}' is a file. Expected a model id of the Hub or the folder of a checkpoint (config.json and "
+            "model.safetensors): give the folder that holds it."
+        )
+    with _plain_errors(name, source):
+        config_dict, _ = PreTrainedConfig.get_config_dict(name, **source)
+    if not isinstance(config_dict, dict):
+        raise SMDError(
+            f"The config.json of '{name}' holds {type(config_dict).__name__}, not an object. Expected the configuration of an "
+            "image classifier: download or save the checkpoint again."
+        )
+    if not config_dict:
+        raise SMDError(
+            f"'{name}' has no config.json. Expected the checkpoint of an image classifier as transformers or timm saves it "
+            "(config.json and model.safetensors): check the path, or save the model there with `save_pretrained`."
+        )
+    return config_dict
+
+
+def _check_kind(name: str, config_dict: dict[str, Any], trust_remote_code: bool) -> None:
+    """Refuse code that is not trusted, and architectures that nobody here knows."""
+    model_type = config_dict.get("model_type")
+    if model_type in CONFIG_MAPPING or is_timm_config_dict(config_dict):
+        return
+    if "auto_map" not in config_dict:
+        raise SMDError(
+            f"'{name}' is not a checkpoint that can be loaded: its config.json names the model type "
+            f"{one_line(repr(model_type))} and the architectures {one_line(repr(config_dict.get('architectures')))}, which "
+            "the installed transformers does not know. Expected an image classifier of transformers, of timm, or with custom "
+            "code (an auto_map): check the name, or upgrade transformers."
+        )
+    if not trust_remote_code:
+        raise SMDError(
+            f"'{name}' defines its model (type {one_line(repr(model_type))}) in Python files of its own, which would be run on this "
+            "machine, and that was not allowed. Read those files first; if you trust them, pass --trust_remote_code (in "
+            "Python: trust_remote_code=True), or choose a model that needs no custom code."
+        )
+
+
+def _check_is_classifier(name: str, config: PreTrainedConfig, config_dict: dict[str, Any]) -> None:
+    auto_map = config_dict.get("auto_map") or {}
+    if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "AutoModelForImageClassification" in auto_map:
+        return
+    found = one_line(", ".join(config_dict.get("architectures") or auto_map)) or "no architecture"
+    raise SMDError(
+        f"'{name}' is not an image classifier: it holds {found} of model type '{config.model_type}'. Expected a checkpoint "
+        "that AutoModelForImageClassification loads: choose a model whose task on the Hub is image classification."
+    )
+
+
+def _mend_timm_config(config: PreTrainedConfig) -> None:
+    """
+    Make timm's own configurations loadable, in place.
+
+    timm's `save_for_hf` repeats the number of classes among the arguments of the model, where transformers' wrapper, which
+    gives it as well, raises "multiple values". And the wrapper builds no model of zero classes, as feature extractors are
+    saved: such a model gets two, which the checkpoint then lacks.
+    """
+    if not isinstance(config, TimmWrapperConfig):
+        return
+    if config.model_args:
+        config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
+    if config.num_labels == 0:
+        config.num_labels = 2
+
+
+def _check_safetensors(name: str, source: dict[str, Any]) -> None:
+    """
+    Refuse a checkpoint without safetensors weights.
+
+    Left to itself `from_pretrained` would ask a service of the Hub to convert the repository, and load the result from a
+    pull request.
+    """
+    for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        if cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **source) is not None:
+            return
+    raise SMDError(
+        f"'{name}' has no weights in the safetensors format. Only safetensors is loaded (model.safetensors), because pickle "
+        "files such as pytorch_model.bin can run any code: choose a revision or a model that has them, or convert the "
+        "weights in an environment that you trust by loading the model and saving it with `save_pretrained`."
+    )
+
+
+def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> list[str]:
+    """Refuse weights that do not fit or lack a part of the body; return the missing ones of the head."""
+    mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
+    if mismatched:
+        raise SMDError(
+            f"The weights of '{name}' do not fit its config.json: {_enumerate(mismatched)} have other shapes than "
+            f"{type(model).__name__} with {model.config.num_labels} labels. Expected weights and configuration of one model: "
+            "save the checkpoint again, or mend config.json."
+        )
+    # Counters of batches seen in training: older checkpoints lack them, and no prediction depends on them.
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith("num_batches_tracked"))
+    head = [key for key in missing if _belongs_to_head(key, model)]
+    body = [key for key in missing if key not in head]
+    if body:
+        raise SMDError(
+            f"The weights of '{name}' are incomplete: {_enumerate(body)} of {type(model).__name__} are missing. Expected a "
+            "checkpoint of the whole model: download or save it again, or check that config.json belongs to these weights."
+        )
+    return head
+
+
+def _belongs_to_head(key: str, model: PreTrainedModel) -> bool:
+    """Whether a parameter is no part of the body, as the libraries draw the line."""
+    if is_timm_model(model):
+        classifier = model.timm_model.get_classifier()
+        layers = classifier if isinstance(classifier, tuple | list) else [classifier]
+        parameters = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        return id(model.get_parameter(key)) in parameters
+    prefix = model.base_model_prefix
+    return bool(prefix) and model.base_model is not model and not key.startswith(f"{prefix}.")
+
+
+def _enumerate(names: list[str], limit: int = 4) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' loading reports off the screen: what matters in them is said by an error."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _plain_errors(name: str, source: dict[str, Any], what: str = "model") -> Iterator[None]:
+    """Turn what the libraries raise into an [`SMDError`] of one paragraph."""
+    try:
+        yield
+    except SMDError:
+        raise
+    except Exception as error:  # a damaged or hostile config.json may make the libraries stumble anywhere
+        raise SMDError(explain_loading_error(name, error, what, source)) from error

@@ -1,0 +1,1 @@
+"""Several objectives at once: their values, the front, and evolution towards it."""
