@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
@@ -332,6 +333,14 @@ class EvolutionArguments(TrainingArguments):
         },
     )
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "EvolutionArguments":
+        made = super().__new__(cls)
+        names = [argument.name for argument in fields(cls) if argument.init]
+        given = {*names[: len(args)], *kwargs}
+        # `HfArgumentParser` gives all, whether they were on its command line or not.
+        made._given = given if len(given) < len(names) else set()
+        return made
+
     def __post_init__(self):
         for name in ("model_init_kwargs", "metric_kwargs"):
             if isinstance(getattr(self, name), str):
@@ -341,20 +350,21 @@ class EvolutionArguments(TrainingArguments):
         if self.preset is not None:
             if self.preset not in PRESETS:
                 raise SMDError(f"preset='{self.preset}' is not one of {', '.join(PRESETS)}.")
-            for name, value in PRESETS[self.preset].items():
-                if name not in self._chosen:
-                    setattr(self, name, copy.copy(value))
-                    self._chosen.add(name)
-        for name, value in implied_arguments(self).items():
-            if name not in self._chosen:
-                setattr(self, name, value)
-                self._chosen.add(name)
+            self._follow(PRESETS[self.preset])
+        self._follow(implied_arguments(self))
         check_evolution_arguments(self)
         self.max_steps = self.num_generations
         self.num_train_epochs = self.num_generations
         self.save_children = max(self.save_children, self.push_children)
         super().__post_init__()
         self._settled = self.to_dict()
+
+    def _follow(self, values: Mapping[str, Any]) -> None:
+        """Takes values for the arguments that were not given, be it with their defaults."""
+        for name, value in values.items():
+            if name not in self._chosen | self._given:
+                setattr(self, name, copy.copy(value))
+        self._chosen.update(values)
 
     @property
     def directions(self) -> int:

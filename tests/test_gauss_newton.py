@@ -3,8 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import HfArgumentParser
 
-from smd_hf import SMDError
+from smd_hf import EvolutionArguments, SMDError
+from smd_hf.commands.parsing import CommandParser
 from smd_hf.gauss_newton import GaussNewton, GaussNewtonSums, damped_steps
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.mutation import Child
@@ -185,6 +187,24 @@ def test_the_preset_can_be_overridden(checkpoint, tmp_path):
     assert args.sigma == 0.05 and args.population_size == 4 and args.recombination == "best"
     assert args.decomposition == "blocks" and args.allocation == "cost" and args.num_generations == 5
     assert {"preset", "decomposition", "num_generations"} <= args.non_default().keys()
+
+
+def test_a_default_that_is_given_holds_against_a_preset_and_what_other_choices_imply(tmp_path):
+    args = EvolutionArguments(str(tmp_path), preset="adapt", num_generations=1, use_cpu=True)
+    assert args.num_generations == 1 and args.population_size == 120
+    again = EvolutionArguments(**args.non_default())
+    assert again.num_generations == 1 and again.non_default() == args.non_default()
+    parser = CommandParser("evolve", (EvolutionArguments,), "")
+    [args] = parser.parse(["--output_dir", str(tmp_path), "--preset", "adapt", "--num_generations", "1", "--use_cpu"])
+    assert args.num_generations == 1 and args.population_size == 120
+    assert EvolutionArguments(str(tmp_path), racing="halving", use_cpu=True).recombination == "best"
+    with pytest.raises(SMDError, match="gauss_newton"):
+        EvolutionArguments(str(tmp_path), racing="halving", recombination="gauss_newton", use_cpu=True)
+    # A plain HfArgumentParser does not say what was given.
+    [args] = HfArgumentParser(EvolutionArguments).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--preset", "adapt", "--use_cpu"]
+    )
+    assert args.num_generations == 5
 
 
 def test_without_survivors_no_step_is_proposed():

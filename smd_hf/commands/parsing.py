@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,17 @@ from transformers import HfArgumentParser
 
 from ..errors import SMDError
 from ..messages import did_you_mean
+
+
+class Given(Namespace):
+    """What was on the command line alone: argparse fills in no default where there seems to be a value."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+    def __delattr__(self, name: str) -> None:
+        vars(self).pop(name, None)
 
 
 class CommandParser(HfArgumentParser):
@@ -32,6 +44,11 @@ class CommandParser(HfArgumentParser):
             description=description,
             allow_abbrev=False,
         )
+        self._lists: dict[str, list[str]] = {}
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None):
+        """As argparse's, but what is not given is left to the dataclasses, which can then tell it from what is."""
+        return super().parse_known_args(args, Given(**self._lists) if namespace is None else namespace)
 
     def error(self, message: str) -> None:
         raise SMDError(message)
@@ -81,7 +98,7 @@ class CommandParser(HfArgumentParser):
             elif action.nargs == "+":
                 yield from (option, *map(_as_text, value))
             elif action.type is str:  # such as report_to, which HfArgumentParser takes one of, and Trainer several
-                self.set_defaults(**{action.dest: [str(each) for each in value]})
+                self._lists[action.dest] = [str(each) for each in value]
             else:
                 raise SMDError(f"'{path}' sets '{key}' to a list; expected one value.")
 
