@@ -24,13 +24,13 @@ from scipy.stats import binom
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
 
-from smd_hf.checkpoints import weights_hash
-from smd_hf.data import ImageCollator
+from smd_hf.data.rows import ImageCollator
 from smd_hf.evaluation.costs import suffix_costs
 from smd_hf.evaluation.engine import Evaluator, Variant
 from smd_hf.evaluation.images import ImageBatches
 from smd_hf.evaluation.pixels import codec_for
-from smd_hf.models import load_image_processor
+from smd_hf.models.checkpoints import weights_hash
+from smd_hf.models.load import load_image_processor
 from smd_hf.mutation import Mutation
 from smd_hf.parameters import parameter_space
 from smd_hf.subspaces import make_decomposition

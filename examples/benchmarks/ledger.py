@@ -37,7 +37,7 @@ from common import (
 from smd_hf.evaluation.spread import Spread
 from smd_hf.evaluation.sums import Tap
 from smd_hf.gauss_newton import GaussNewtonSums
-from smd_hf.ledger import Ledger
+from smd_hf.ledger.ledger import Ledger
 from smd_hf.objectives import cross_entropy
 
 CANDIDATES = 7
