@@ -1,20 +1,27 @@
 import copy
+import shutil
 
 import pytest
 import torch
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
-from transformers import default_data_collator
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+from transformers import AutoModelForImageClassification, TorchAoConfig, default_data_collator
 
+import smd_hf
+from smd_hf import EvolutionTrainer, SMDError
+from smd_hf.delta.sparse_delta import SparseDelta
 from smd_hf.evaluation.engine import Evaluator, Variant
 from smd_hf.evaluation.images import ImageBatches
 from smd_hf.models.checkpoints import checkpoint_names, weights_hash
-from smd_hf.models.quantized import is_mutable, stored_parts
+from smd_hf.models.load import load_image_processor
+from smd_hf.models.quantized import is_mutable, is_plain, stored_parts
 from smd_hf.mutation import Mutation, applied
 from smd_hf.parameters import parameter_space
 from smd_hf.subspaces import make_decomposition
 from tests.test_examples import load_example
-from tests.tiny import tiny_model, tiny_pixels
+from tests.test_trainer import make_args, make_dataset
+from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_pixels
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated"),
@@ -97,6 +104,82 @@ def test_children_of_a_quantised_model_are_scored_and_the_parent_comes_back(pack
         with applied(mutation.parameters, mutation.changes(child)), torch.inference_mode():
             expected = torch.cat([model(pixel_values=batch.pixels).logits for batch in batches])
         assert torch.equal(torch.from_numpy(score.logits), expected)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """A checkpoint that transformers has quantised by torchao, and its logits."""
+    plain, folder = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("quantised")
+    save_tiny_checkpoint("vit", plain)
+    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=["classifier"])
+    model = AutoModelForImageClassification.from_pretrained(plain, quantization_config=config)
+    for path in plain.glob("preprocessor*"):
+        shutil.copy(path, folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def logits_of(model):
+    with torch.inference_mode():
+        return model.eval()(pixel_values=tiny_pixels(4)).logits
+
+
+def make_trainer(model, folder, data, processor, **kwargs):
+    args = dict(decomposition="blocks", recombination="best", sigma=0.3, elitism=False)
+    return EvolutionTrainer(
+        model,
+        make_args(folder, **args | kwargs),
+        train_dataset=data[0],
+        eval_dataset=data[1],
+        processing_class=load_image_processor(processor),
+    )
+
+
+@pytest.mark.parametrize("by_name", [True, False], ids=["name", "object"])
+def test_a_quantised_checkpoint_evolves_and_is_saved_as_one(by_name, quantised, tmp_path):
+    data = make_dataset(40, 1), make_dataset(8, 2)
+    given = quantised if by_name else AutoModelForImageClassification.from_pretrained(quantised)
+    trainer = make_trainer(given, tmp_path, data, quantised, save_children=1)
+    before = weights_hash(trainer.model)
+    trainer.train()
+    assert trainer.report and weights_hash(trainer.model) != before
+    assert not is_plain(trainer.model.state_dict()["vit.layers.0.attention.q_proj.weight"])
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert loaded.config.quantization_config is not None
+    assert weights_hash(loaded) == weights_hash(trainer.model)
+    assert torch.equal(logits_of(loaded), logits_of(trainer.model))
+    child = smd_hf.load(tmp_path / "children" / "0000")
+    assert not is_plain(child.state_dict()["vit.layers.0.attention.q_proj.weight"])
+    assert weights_hash(child) == SparseDelta.from_pretrained(tmp_path / "children" / "0000").config.child_hash
+
+
+def test_a_quantised_run_goes_on_from_a_checkpoint(quantised, tmp_path):
+    data = make_dataset(40, 1), None
+    kwargs = dict(save_strategy="steps", save_steps=1)
+    whole = make_trainer(quantised, tmp_path / "whole", data, quantised, num_generations=2, **kwargs)
+    whole.train()
+    make_trainer(quantised, tmp_path / "first", data, quantised, num_generations=1, **kwargs).train()
+    shutil.rmtree(tmp_path / "first" / "ledger")
+    rest = make_trainer(quantised, tmp_path / "first", data, quantised, num_generations=2, **kwargs)
+    rest.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-1"))
+    assert weights_hash(rest.model) == weights_hash(whole.model)
+
+
+def test_what_could_not_be_saved_is_refused_before_anything_is_scored(packed, quantised, tmp_path):
+    data = make_dataset(40, 1), None
+    inside = tiny_model("vit")
+    quantize_(inside.vit, Int8DynamicActivationInt8WeightConfig())
+    for number, (model, kwargs, message) in enumerate(
+        (
+            (packed, {}, "cannot be saved as safetensors .*_packed_params.*TorchAoConfig"),
+            (inside, {}, "cannot be saved as safetensors .*q_proj.weight.*forward_only_int8.py"),
+            (quantised, {"ensemble_size": 2}, "ensemble of a quantised model cannot be saved"),
+        )
+    ):
+        trainer = make_trainer(model, tmp_path / str(number), data, quantised, **kwargs)
+        with pytest.raises(SMDError, match=message):
+            trainer.train()
+        assert trainer.evaluator.images_forwarded == 0
 
 
 def test_the_example_recovers_accuracy(tmp_path, capsys):

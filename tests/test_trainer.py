@@ -10,7 +10,7 @@ import smd_hf
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.evolution import rebuild_child
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.models.load import load_model
+from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.statistics import Scores
 from smd_hf.subspaces import DECOMPOSITIONS
 from tests.tiny import ALL_KINDS, label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
@@ -385,6 +385,28 @@ def test_the_private_names_of_trainer_that_we_override_exist():
         "autocast_smart_context_manager",
     ):
         assert callable(getattr(Trainer, name)), f"transformers has changed: Trainer.{name} is gone"
+
+
+@pytest.mark.parametrize("changed", ["weights", "head"])
+def test_children_of_a_parent_that_is_no_longer_what_its_name_gives_load(changed, checkpoint, data, tmp_path):
+    """Their base is the one that was saved beside them: the model still remembers the name it was loaded by."""
+    model = AutoModelForImageClassification.from_pretrained(checkpoint)
+    if changed == "weights":
+        with torch.no_grad():
+            model.classifier[1].bias.add_(0.5)
+    else:
+        data = make_dataset(40, 1, ["a", "b", "c"]), make_dataset(24, 2, ["a", "b", "c"])
+        model = str(checkpoint)
+    args = make_args(tmp_path, save_children=1, elitism=False, sigma=0.1, head_init="random")
+    processor = load_image_processor(str(checkpoint))
+    trainer = EvolutionTrainer(model, args, train_dataset=data[0], eval_dataset=data[1], processing_class=processor)
+    trainer.train()
+    child = smd_hf.load(tmp_path / "children" / "0000")
+    scores = Scores.from_logits(
+        trainer.evaluator.__class__(child, torch.device("cpu")).logits(trainer.test_batches),
+        trainer.test_batches.labels,
+    )
+    assert trainer.report["deltas"]["0000"]["scores"]["nll"] == pytest.approx(scores.nll, abs=1e-9)
 
 
 def test_an_ensemble_and_the_best_children_are_left_beside_the_evolved_model(checkpoint, data, tmp_path):

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..ensemble.sparse_changes import exchange
 from ..errors import SMDError
 from ..models.checkpoints import checkpoint_names
+from ..models.quantized import stored_parts
 from ..mutation import Change
 from .config import shown
 from .files import VALUE_DTYPES, check
@@ -61,9 +62,18 @@ def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors of one shape and dtype hold the same bytes: 0.0 is not -0.0."""
-    first, second = (tensor.cpu().contiguous().flatten().view(torch.uint8) for tensor in (first, second))
-    return torch.equal(first, second)
+    """Whether two tensors of one shape and dtype, quantised ones too, hold the same bytes: 0.0 is not -0.0."""
+    parts, others = (dict(stored_parts("", tensor)) for tensor in (first, second))
+    if parts.keys() != others.keys():
+        return False
+    return all(_same_part(part, others[name]) for name, part in parts.items())
+
+
+def _same_part(part: torch.Tensor | str, other: torch.Tensor | str) -> bool:
+    if not isinstance(part, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return part is other or part == other
+    part, other = (tensor.cpu().contiguous().flatten().view(torch.uint8) for tensor in (part, other))
+    return torch.equal(part, other)
 
 
 def smallest_change(

@@ -22,7 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from ..errors import SMDError
 from ..messages import one_line
 from .load import is_timm_model
-from .quantized import stored_parts
+from .quantized import drop_one_way_conversions, is_plain, stored_parts
 
 _TIMM_PREFIX = "timm_model."
 _REMOTE_SEPARATOR = "--"
@@ -43,6 +43,7 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
     if is_timm_model(model):
         # timm reads its own names. Whether transformers would write a prefix depends on how the model was made.
         return {name: name.removeprefix(_TIMM_PREFIX) for name in tensors}
+    drop_one_way_conversions(model)
     saved = model.state_dict(keep_vars=True).keys() & tensors.keys()
     # On the meta device the conversion costs nothing, and a mere renaming hands back the very tensor that it was given.
     stand_ins = {
@@ -91,10 +92,16 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     Raises:
         `SMDError`: if there are no safetensors, or they are not exactly the weights of such a model.
     """
+    config = copy.deepcopy(model.config)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None and not isinstance(quantization, dict):
+        config.quantization_config = (
+            quantization.to_dict()
+        )  # as in the file, where it says that the weights are quantised
     try:
         saved, info = type(model).from_pretrained(
             folder,
-            config=copy.deepcopy(model.config),
+            config=config,
             dtype=model.dtype,
             use_safetensors=True,
             output_loading_info=True,
@@ -113,7 +120,8 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     values = saved.state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            tensor.copy_(values[name])
+            if is_plain(tensor):
+                tensor.copy_(values[name])
 
 
 def save_checkpoint(model: PreTrainedModel, processor: Any | None, folder: str | os.PathLike) -> None:
@@ -155,6 +163,7 @@ def _write(model: PreTrainedModel, processor: Any | None, folder: Path) -> None:
             # A class that was imported and not loaded by an Auto class: without this its files would be left behind.
             type(model).register_for_auto_class("AutoModelForImageClassification")
             type(model.config).register_for_auto_class()
+        drop_one_way_conversions(model)
         model.save_pretrained(folder)
     if processor is not None and not isinstance(processor, TimmWrapperImageProcessor):
         processor.save_pretrained(folder)

@@ -7,10 +7,15 @@ so both are left as they are: the model runs forward with them, and what is plai
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+
+from ..errors import SMDError
 
 
 def is_mutable(parameter: torch.Tensor) -> bool:
@@ -53,3 +58,77 @@ def stored_parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from stored_parts(f"{name}.{number}", part)
     else:
         yield name, repr(value)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether an entry of a `state_dict` is a tensor as safetensors holds it."""
+    return isinstance(value, torch.Tensor) and not is_traceable_wrapper_subclass(value) and not value.is_quantized
+
+
+def stored_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """All plain tensors that the model's `state_dict` consists of."""
+    for name, value in model.state_dict().items():
+        yield from (part for _, part in stored_parts(name, value) if isinstance(part, torch.Tensor))
+
+
+def check_can_be_saved(model: PreTrainedModel, ensemble_size: int = 0) -> None:
+    """
+    Refuses a model whose evolved form could not be saved, before anything is scored.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): whose weights may be quantised.
+        ensemble_size (`int`, *optional*, defaults to 0): how many members an ensemble of it is to have.
+
+    Raises:
+        `SMDError`: if weights are quantised in a form that is not transformers' own, or that it cannot save; if an ensemble
+            is asked for, which holds its parent as plain tensors.
+    """
+    odd = [name for name, value in model.state_dict().items() if not is_plain(value)]
+    if not odd:
+        return
+    names = f"{', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}"
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or not quantizer.is_serializable():
+        raise SMDError(
+            f"The model is quantised in a form that cannot be saved as safetensors ({names}). Let transformers quantise it "
+            "while it is loaded, such as with quantization_config=TorchAoConfig(...), or evolve it without a trainer, as "
+            "examples/forward_only_int8.py does."
+        )
+    if ensemble_size:
+        raise SMDError(
+            f"ensemble_size is {ensemble_size}, but an ensemble of a quantised model cannot be saved ({names}). Leave it out: "
+            "save_children keeps the best children, and the evolved model is saved with its quantised weights."
+        )
+
+
+@contextmanager
+def as_if_not_quantised(model: PreTrainedModel) -> Iterator[None]:
+    """Trainer refuses quantised models, which have no gradients to train them by; evolution needs none."""
+    flag = getattr(model, "is_quantized", False)
+    try:
+        if flag:
+            model.is_quantized = False
+        yield
+    finally:
+        if flag:
+            model.is_quantized = flag
+
+
+def drop_one_way_conversions(model: PreTrainedModel) -> None:
+    """
+    Makes a model that was loaded from a quantised checkpoint one that can be saved again.
+
+    transformers remembers how names and tensors of the file became those in memory, and reverts it to save. What made
+    quantised tensors of their parts it cannot revert, and need not: it takes them apart by other means.
+    """
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions and getattr(model, "hf_quantizer", None) is not None:
+        model._weight_conversions = [each for each in conversions if _reverts(each)]
+
+
+def _reverts(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True

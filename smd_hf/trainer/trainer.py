@@ -28,6 +28,7 @@ from ..ledger.lock import locked
 from ..ledger.run_state import RunState
 from ..metrics import merged, with_named_metrics
 from ..models.checkpoints import save_checkpoint
+from ..models.quantized import as_if_not_quantised, check_can_be_saved, stored_tensors
 from ..mutation import scheduled_sigma, zero_share
 from ..selection import Fitness
 from ..statistics import Scores
@@ -122,17 +123,18 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         args.remove_unused_columns = args.remove_unused_columns and data.image_column is None
 
         # 3. Trainer's own set-up
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data.collator,
-            train_dataset=train_dataset,
-            eval_dataset=data.eval_dataset,
-            processing_class=processing_class,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=merged(None if compute_metrics else compute_classification_metrics, metrics),
-            callbacks=callbacks,
-        )
+        with as_if_not_quantised(model):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data.collator,
+                train_dataset=train_dataset,
+                eval_dataset=data.eval_dataset,
+                processing_class=processing_class,
+                compute_loss_func=compute_loss_func,
+                compute_metrics=merged(None if compute_metrics else compute_classification_metrics, metrics),
+                callbacks=callbacks,
+            )
         # Trainer's first evaluation would wrap the model's forward for mixed precision and compile it a second time.
         self.accelerator._models.append(self.model)
         # Its loss would be multiplied by the number of processes, as that of a model that is told the number of all tokens.
@@ -158,7 +160,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             with memory_is_told(args):
                 self._replace_head(data.new_labels)
         spread = Spread(args.spread, args.process_index, args.world_size)
-        spread.copy_from_first(self.model.state_dict().values())
+        spread.copy_from_first(stored_tensors(self.model))
 
         # 6. The method
         self.recombination = make_recombination(args, self.model.config.num_labels, compute_loss_func)
@@ -227,6 +229,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs) -> TrainOutput:
         if self.fitness_batches is None:
             raise SMDError("There is no train_dataset to score children on. Pass one to EvolutionTrainer.")
+        check_can_be_saved(self.model, self.args.ensemble_size)
         self._check_images(self.train_dataset, self.image_column, "train_dataset")
         test = self.reported_dataset
         if test is not None:
@@ -251,7 +254,8 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             folder = Path(self.args.output_dir) / "parent"
             if self.args.should_save:
                 save_checkpoint(parent, self.processing_class, folder)
-            parent.config._name_or_path, parent.config._commit_hash = str(folder), None
+            parent.name_or_path = parent.config._name_or_path = str(folder)
+            parent.config._commit_hash = None
         return parent
 
     # Without it, Trainer would begin the run again, with a batch size that is of no meaning here.
