@@ -42,10 +42,10 @@ CHUNKS = 4
 QUICK = {
     "models": ["vit_ti"],
     "repeats": 2,
-    "images": 16,
-    "batch_size": 8,
+    "images": 8,
+    "batch_size": 4,
     "populations": [2],
-    "construction_images": 2,
+    "construction_images": 1,
 }
 
 
