@@ -4,13 +4,13 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     "adapt": {
-        "population_size": 120,
+        "population_size": 112,
         "num_generations": 5,
         "fitness_samples_per_generation": 1125,
         "decomposition": "blocks",
         "allocation": "cost",
         "mutable_parameters": ["norms", "head"],
-        "sigma": 0.1,
+        "sigma": 0.05,
         "recombination": "gauss_newton",
         "recombination_top_k": 1,
         "selection_fraction": 0.1,
