@@ -5,20 +5,22 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+WITH_TOOLS := .venv/.installed-with-tools
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -e
 
 .PHONY: demo test format lint
 
 demo: $(INSTALLED)
 	$(BIN)/smd-hf demo
 
-test: $(INSTALLED)
+test: $(WITH_TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-format: $(INSTALLED)
+format: $(WITH_TOOLS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: $(INSTALLED)
+lint: $(WITH_TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
@@ -27,5 +29,10 @@ $(INSTALLED): pyproject.toml
 		{ echo "smd_hf needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'
+	$(INSTALL) .
+	@touch $@
+
+# With torchao, transformers prints two warnings of torch's at each import: the demo goes without.
+$(WITH_TOOLS): $(INSTALLED)
+	$(INSTALL) '.[dev]'
 	@touch $@
