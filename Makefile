@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml
 	$(INSTALL) .
 	@touch $@
 
-# With torchao, transformers prints two warnings of torch's at each import: the demo goes without.
+# The demo goes without what only tests need.
 $(WITH_TOOLS): $(INSTALLED)
 	$(INSTALL) '.[dev]'
 	@touch $@

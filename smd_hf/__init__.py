@@ -3,9 +3,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# Registers the ensemble with transformers' auto classes.
-from . import ensemble as ensemble
 from .errors import SMDError
+from .messages import dropped
+
+# Registers the ensemble with transformers' auto classes. Where torchao is installed, transformers imports it, which torch has
+# two notes on for torchao's developers, in every process.
+with dropped("torch.utils._pytree"):
+    from . import ensemble as ensemble
 
 if TYPE_CHECKING:
     from .arguments import EvolutionArguments

@@ -1,8 +1,26 @@
 """Parts of messages to the user: a library's own words on one line, and the names that may have been meant."""
 
 import difflib
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+
+@contextmanager
+def dropped(logger: str) -> Iterator[None]:
+    """Within it, nothing of the logger of this name is shown."""
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    named = logging.getLogger(logger)
+    named.addFilter(nothing)
+    try:
+        yield
+    finally:
+        named.removeFilter(nothing)
 
 
 def one_line(text: str, limit: int = 300) -> str:
