@@ -95,9 +95,8 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     config = copy.deepcopy(model.config)
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None and not isinstance(quantization, dict):
-        config.quantization_config = (
-            quantization.to_dict()
-        )  # as in the file, where it says that the weights are quantised
+        # As in the file, where it says that the weights there are quantised already.
+        config.quantization_config = quantization.to_dict()
     try:
         saved, info = type(model).from_pretrained(
             folder,

@@ -104,14 +104,14 @@ def check_can_be_saved(model: PreTrainedModel, ensemble_size: int = 0) -> None:
 @contextmanager
 def as_if_not_quantised(model: PreTrainedModel) -> Iterator[None]:
     """Trainer refuses quantised models, which have no gradients to train them by; evolution needs none."""
-    flag = getattr(model, "is_quantized", False)
+    if not getattr(model, "is_quantized", False):
+        yield
+        return
+    model.is_quantized = False
     try:
-        if flag:
-            model.is_quantized = False
         yield
     finally:
-        if flag:
-            model.is_quantized = flag
+        model.is_quantized = True
 
 
 def drop_one_way_conversions(model: PreTrainedModel) -> None:
