@@ -47,6 +47,7 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
             "a positive number, or none at all to calibrate it",
         ),
         "density": (args.density is None or 0 < args.density <= 1, "within (0, 1]"),
+        "scaling_share": (0 <= args.scaling_share < 1, "within [0, 1)"),
         "calibration_target": (0 < args.calibration_target < 1, "within (0, 1)"),
         "calibration_samples": (args.calibration_samples >= 1, "1 or more"),
         "selection_fraction": (0 <= args.selection_fraction < 1, "within [0, 1)"),
@@ -138,6 +139,7 @@ def check_pruning(args: "EvolutionArguments") -> None:
         "sigma": args.sigma is not None,
         "mirrored": args.mirrored,
         "match_norm": args.match_norm,
+        "scaling_share": args.scaling_share > 0,
         "recombination": args.recombination != "best",
         "decomposition": args.decomposition == "dense",
     }

@@ -109,6 +109,13 @@ class EvolutionArguments(TrainingArguments):
             "choices": ["noise", "prune"],
         },
     )
+    scaling_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the children, in [0, 1), that multiply whole tensors by 1 + sigma or 1 - sigma instead of adding noise: "
+            "one tensor each, where they are enough for it. A few such numbers go far on images from another source."
+        },
+    )
     mirrored: bool = field(
         default=False,
         metadata={

@@ -2,8 +2,8 @@
 Mutation: children of the current parent, put into the model in place and taken out again to the bit.
 
 A child is theta + m * sigma * s * eps: eps is keyed noise, m its subspace, s the scale of each tensor (its standard
-deviation where sigma is relative, else 1). Where children are pruned, it is theta with zeros in its subspace. Only a
-description is kept; the changes are made when they are needed.
+deviation where sigma is relative, else 1). A child that scales has its tensors times 1 + sigma or 1 - sigma. Where children are
+pruned, it is theta with zeros in its subspace. Only a description is kept; the changes are made when they are needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from torch import nn
 
 from .ensemble.sparse_changes import exchange
 from .errors import SMDError
-from .keys import keyed_normal
+from .keys import keyed_generator, keyed_normal
 from .subspaces import Decomposition, ParameterSpace
 
 Change = tuple[torch.Tensor | None, torch.Tensor]
@@ -121,20 +121,21 @@ class Mutation:
             tensor (`int`): the tensor's position in the space.
 
         Returns:
-            Flat indices (int64, `(k,)`; `None` for all) and what is added there (float32, `(k,)`; float64 for the pruning of
-            a float64 tensor); `None` for nothing.
+            Flat indices (int64, `(k,)`; `None` for all) and what is added there (float32, `(k,)`; float64 for the pruning or
+            scaling of a float64 tensor); `None` for nothing.
         """
         decomposition = self.decomposition
         indices = decomposition.indices(child.generation, child.direction, tensor)
         if indices is not None and len(indices) == 0:
             return None
-        if self.prune:
-            values = self.parameters[self.space.names[tensor]].detach().reshape(-1)
-            values = values if indices is None else values.take(torch.from_numpy(indices).to(values.device))
-            # As wide as the sum is taken in: x + (-x) is zero to the bit.
-            return indices, -values.to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
-        shared = decomposition.noise_key(child.direction)
         key, size = self.space.keys[tensor], self.space.sizes[tensor]
+        if self.prune:
+            return indices, -self._parent_values(tensor, indices)  # x + (-x) is zero to the bit
+        if decomposition.scales(child.direction):
+            draw = keyed_generator("scaling", self.seed, child.generation, child.direction, key).integers(2)
+            values = self._parent_values(tensor, indices)
+            return indices, values * values.dtype.type(child.sign * child.sigma * (1 if draw else -1))
+        shared = decomposition.noise_key(child.direction)
         if shared is None:
             count = size if indices is None else len(indices)
             noise = keyed_normal(count, "noise", self.seed, child.generation, child.direction, key)
@@ -143,6 +144,12 @@ class Mutation:
             noise = noise if indices is None else noise[indices]
         noise *= np.float32(child.sign * child.step * self.scales[tensor])
         return indices, noise
+
+    def _parent_values(self, tensor: int, indices: np.ndarray | None) -> np.ndarray:
+        """The parent's values there, as wide as sums with them are taken in."""
+        values = self.parameters[self.space.names[tensor]].detach().reshape(-1)
+        values = values if indices is None else values.take(torch.from_numpy(indices).to(values.device))
+        return values.to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
 
     def changes(self, child: Child) -> Iterator[tuple[str, Change]]:
         """The child's weights where they differ from the parent's: (name in memory, [`Change`]), tensor by tensor."""

@@ -13,6 +13,7 @@ from .objectives import from_compute_loss_func, make_objective
 from .parameters import parameter_space
 from .recombination import Best, GreedySoup, Recombination, TopKMean
 from .subspaces import make_decomposition
+from .tensor_scaling import WithScaling, scaling_directions
 
 if TYPE_CHECKING:
     from .arguments import EvolutionArguments
@@ -62,10 +63,12 @@ def make_mutation(
     Raises:
         `SMDError`: for a pattern that matches no parameter, or a decomposition that cannot be.
     """
+    space = parameter_space(model, args.mutable_parameters, args.frozen_parameters)
+    scaling = scaling_directions(args.scaling_share, args.directions, len(space.names))
     decomposition = make_decomposition(
         args.decomposition,
-        parameter_space(model, args.mutable_parameters, args.frozen_parameters),
-        args.directions,
+        space,
+        args.directions - scaling,
         args.density,
         args.seed,
         static=args.subspace_schedule == "static",
@@ -73,7 +76,7 @@ def make_mutation(
     )
     return Mutation(
         model,
-        decomposition,
+        WithScaling(decomposition, scaling) if scaling else decomposition,
         args.seed,
         args.sigma_units,
         args.match_norm,

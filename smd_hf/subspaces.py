@@ -112,6 +112,10 @@ class Decomposition(ABC):
         """
         return None
 
+    def scales(self, direction: int) -> bool:
+        """Whether the direction multiplies its tensors by a number; else it adds noise to its coordinates."""
+        return False
+
     def count(self, generation: int, direction: int) -> int:
         """How many coordinates the direction changes."""
         return sum(self.count_in(generation, direction, tensor) for tensor in range(len(self.space.sizes)))

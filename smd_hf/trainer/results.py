@@ -73,6 +73,7 @@ def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
         "mutation": args.mutation,
         "decomposition": args.decomposition,
         "density": mutation.decomposition.density,
+        "scaling_share": args.scaling_share,
         "sigma": args.sigma if calibration is None else calibration.sigma,
         "sigma_units": args.sigma_units,
         "calibration": None if calibration is None else vars(calibration),

@@ -41,7 +41,8 @@ CASES: dict[str, dict[str, Any]] = {
     # A metric of the user's own, which needs all logits of a child in one place.
     "metric": dict(kind="resnet", population_size=5, decomposition="random", density=0.5, fitness="f1", elitism=False),
     # Steps and soups: sums over batches, and candidates that follow from the scores of others.
-    "steps": BLOCKS | dict(recombination="gauss_newton", mirrored=True, population_size=6, sigma=0.05),
+    "steps": BLOCKS
+    | dict(recombination="gauss_newton", mirrored=True, population_size=6, scaling_share=0.4, sigma=0.05),
     "soup": dict(kind="resnet", population_size=5, recombination="greedy_soup", fitness="accuracy"),
     # Values of several objectives, on two data sets; the front of the run and an ensemble of it.
     "front": dict(
