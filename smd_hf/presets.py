@@ -4,12 +4,13 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     "adapt": {
-        "population_size": 112,
+        "population_size": 64,
         "num_generations": 5,
-        "fitness_samples_per_generation": 1125,
+        "fitness_samples_per_generation": 1000,
         "decomposition": "blocks",
         "allocation": "cost",
         "mutable_parameters": ["norms", "head"],
+        "scaling_share": 0.6,
         "sigma": 0.05,
         "recombination": "gauss_newton",
         "recombination_top_k": 1,
