@@ -47,6 +47,7 @@ from smd_hf.evaluation.images import ImageBatches
 from smd_hf.files import write_text
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor, load_model
+from smd_hf.presets import PRESETS
 from smd_hf.report import measured
 from smd_hf.statistics import Scores, nll
 
@@ -75,10 +76,14 @@ SPARSE = {"decomposition": "partition", "population_size": 24, "recombination_to
 DIRECTIONS = {"decomposition": "blocks", "mutable_parameters": ["norms", "head"], "sigma": 0.1}
 DIRECTIONS |= {"recombination": "gauss_newton", "recombination_top_k": 1}
 
+NOISE_ALONE = {"scaling_share": 0.0, "population_size": 112, "fitness_samples_per_generation": 1125}
+"""The preset without children that scale, and with about as many passes."""
+
 EVOLUTION: dict[str, dict[str, Any]] = {
     "gauss_newton_uniform": {**DIRECTIONS, "allocation": "uniform", "population_size": 48},
     "gauss_newton_cost": {**DIRECTIONS, "allocation": "cost", "population_size": 144},
-    "adapt": {"preset": "adapt"},
+    "adapt": PRESETS["adapt"],
+    "adapt_noise": PRESETS["adapt"] | NOISE_ALONE,
     "best_child": {**SPARSE, "recombination": "best", "ensemble_size": 4},
     "top_k_mean": {**SPARSE, "recombination": "top_k_mean"},
     "greedy_soup": {**SPARSE, "recombination": "greedy_soup"},
@@ -101,7 +106,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--train_images", type=int, default=5000, help="So many training images: one pass.")
     made.add_argument("--test_images", type=int, default=5000, help="So many test images.")
     made.add_argument(
-        "--passes", type=float, default=20, help="Passes of each method. The preset adapt has its own number."
+        "--passes",
+        type=float,
+        default=20,
+        help="Passes of each method. The preset adapt has its own number, with or without children that scale.",
     )
     made.add_argument("--tuning_passes", type=float, default=2, help="Passes of each step size that is tried.")
     made.add_argument("--samples", type=int, default=1000, help="Images a generation that score children.")
@@ -243,7 +251,7 @@ class Task:
         options = EVOLUTION[method]
         if args.population_size is not None:
             options = options | {"population_size": args.population_size}
-        if method == "adapt":
+        if "num_generations" in options:
             return settings | {"options": options}
         return settings | {
             "passes": args.passes,
@@ -320,7 +328,7 @@ class Task:
     # ---- Evolution
 
     def common_options(self) -> dict[str, Any]:
-        """Of all ways but the preset: more generations than there are passes for, which `Watch` ends."""
+        """Of all ways, where they have none of their own: more generations than there are passes for, which `Watch` ends."""
         return {"num_generations": math.ceil(self.args.passes), "selection_fraction": SELECTION_FRACTION}
 
     def run_evolution(self, method: str, settings: dict[str, Any], curve: Curve) -> dict[str, Any]:
@@ -329,7 +337,7 @@ class Task:
         with tempfile.TemporaryDirectory() as folder:
             args = EvolutionArguments(
                 folder,
-                **(options if "preset" in options else self.common_options() | options),
+                **self.common_options() | options,
                 seed=self.args.seed,
                 per_device_eval_batch_size=self.args.batch_size,
                 use_cpu=self.device.type == "cpu",

@@ -15,6 +15,7 @@ STYLES: dict[str, tuple[str, int, str]] = {  # label, number of colour and marke
     "gauss_newton_uniform": ("Gauss-Newton, uniform", 2, "-"),
     "gauss_newton_cost": ("Gauss-Newton, by cost", 1, "-"),
     "adapt": ("Gauss-Newton, preset adapt", 3, "-"),
+    "adapt_noise": ("adapt without scaling", 4, "-"),
     "best_child": ("best child", 4, ":"),
     "top_k_mean": ("top-4 mean", 1, ":"),
     "greedy_soup": ("greedy soup", 2, ":"),
