@@ -6,7 +6,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "adapt": {
         "population_size": 64,
         "num_generations": 5,
-        "fitness_samples_per_generation": 1000,
+        "fitness_samples_per_generation": 1125,
         "decomposition": "blocks",
         "allocation": "cost",
         "mutable_parameters": ["norms", "head"],

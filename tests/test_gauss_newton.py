@@ -18,6 +18,7 @@ from smd_hf.objectives import (
     make_objective,
     ordinal,
 )
+from smd_hf.presets import PRESETS
 from tests.test_trainer import make_dataset, make_trainer
 from tests.tiny import save_tiny_checkpoint
 
@@ -191,12 +192,12 @@ def test_the_preset_can_be_overridden(checkpoint, tmp_path):
 
 def test_a_default_that_is_given_holds_against_a_preset_and_what_other_choices_imply(tmp_path):
     args = EvolutionArguments(str(tmp_path), preset="adapt", num_generations=1, use_cpu=True)
-    assert args.num_generations == 1 and args.population_size == 112
+    assert args.num_generations == 1 and args.population_size == PRESETS["adapt"]["population_size"]
     again = EvolutionArguments(**args.non_default())
     assert again.num_generations == 1 and again.non_default() == args.non_default()
     parser = CommandParser("evolve", (EvolutionArguments,), "")
     [args] = parser.parse(["--output_dir", str(tmp_path), "--preset", "adapt", "--num_generations", "1", "--use_cpu"])
-    assert args.num_generations == 1 and args.population_size == 112
+    assert args.num_generations == 1 and args.population_size == PRESETS["adapt"]["population_size"]
     assert EvolutionArguments(str(tmp_path), racing="halving", use_cpu=True).recombination == "best"
     with pytest.raises(SMDError, match="gauss_newton"):
         EvolutionArguments(str(tmp_path), racing="halving", recombination="gauss_newton", use_cpu=True)
