@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smd_hf.models.checkpoints import weights_hash
 from tests.test_trainer import make_dataset
-from tests.tiny import save_tiny_checkpoint, tiny_model
+from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_pixels
 
 FOLDER = Path(__file__).parents[1] / "examples" / "studies"
 
@@ -43,7 +43,7 @@ def paths(tmp_path_factory):
 def test_the_smallest_form(study, paths, tmp_path, capsys, monkeypatch):
     budget = study("budget")
     arguments = [*paths, "--output_dir", str(tmp_path)]
-    few = ["sgd", "spsa", "gauss_newton_cost", "best_child"]
+    few = ["sgd", "spsa", "temperature", "gauss_newton_cost", "best_child"]
     document = budget.main([*arguments, "--methods", *few])
     assert list(document["methods"]) == few
     for method in few:
@@ -174,3 +174,18 @@ def test_rates_fall_to_nothing(study):
     decayed = study("baselines").decayed
     assert [decayed(0.2, spent, 100) for spent in (0, 50, 100, 150)] == [0.2, 0.1, 0.0, 0.0]
     assert decayed(0.2, 50, None) == 0.2
+
+
+def test_a_temperature_is_the_best_multiple_of_the_logits(study):
+    baselines = study("baselines")
+    model, pixels = tiny_model("resnet"), tiny_pixels(40)
+    with torch.no_grad():
+        before = model(pixel_values=pixels).logits
+        labels = torch.distributions.Categorical(logits=before / before.std()).sample()
+        assert list(baselines.temperature(model, baselines.Images(pixels, labels))) == [40]
+        after = model(pixel_values=pixels).logits
+    factor = float((after / before).median())
+    torch.testing.assert_close(after, factor * before, rtol=1e-4, atol=1e-5)
+    # Where the best multiple has been taken, more or less of it is worse.
+    losses = [float(torch.nn.functional.cross_entropy(after * further, labels)) for further in (0.99, 1, 1.01)]
+    assert factor > 0 and losses[1] < min(losses[0], losses[2])

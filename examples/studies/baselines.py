@@ -1,19 +1,22 @@
 """
-What `budget.py` compares evolution with: plain evolution strategies, MeZO-style SPSA and SGD, each as a generator of steps.
+What `budget.py` compares evolution with: a temperature, plain evolution strategies, MeZO-style SPSA and SGD, each as a generator of steps.
 
 Every `next()` makes one step, leaves the new weights in the model and gives the number of images that the step cost, counted
 as forward passes. Step sizes are arguments (`rate`); they fall linearly to 0 over a `total` of such images, where it is given.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from smd_hf.evaluation.images import ImageBatches
+from smd_hf.models.heads import head_parameter_names
 from smd_hf.mutation import tensor_scale
 from smd_hf.parameters import parameter_space
 
@@ -133,6 +136,22 @@ def _forward_steps(
         coordinates.set(z)
         spent += passes * len(labels)
         yield passes * len(labels)
+
+
+@torch.no_grad()
+def temperature(model: nn.Module, images: Images, *, seed: int = 0, total: float | None = None) -> Iterator[int]:
+    """One step: all logits times the number that is best for the NLL (Guo et al. 2017), put into the weights of a linear head."""
+    pixels, labels = images.pixels, images.labels
+    logits = torch.cat([model.eval()(pixel_values=batch).logits.double() for batch in pixels.split(256)])
+
+    def loss(exponent: float) -> float:
+        return float(F.cross_entropy(logits * math.exp(exponent), labels))
+
+    factor = math.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x)
+    parameters = dict(model.named_parameters())
+    for name in sorted(head_parameter_names(model)):
+        parameters[name].mul_(factor)
+    yield len(labels)
 
 
 def evolution_strategies(

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import Images, evolution_strategies, sgd, spsa
+from baselines import Images, evolution_strategies, sgd, spsa, temperature
 from budget_report import draw, render
 from common import (
     DIGITS,
@@ -55,6 +55,7 @@ BASELINES: dict[str, Callable[..., Iterator[int]]] = {
     "sgd": sgd,
     "evolution_strategies": evolution_strategies,
     "spsa": spsa,
+    "temperature": temperature,
 }
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
@@ -69,6 +70,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         for parameters, rates in ((["all"], (0.003, 0.01, 0.03)), (["norms", "head"], (0.01, 0.03, 0.1)))
         for rate in rates
     ],
+    "temperature": [{}],
 }
 """What each baseline's step size is chosen from, on the selection split."""
 
@@ -303,7 +305,10 @@ class Task:
                 marks = [mark for mark in marks if mark > spent]
             if not marks:
                 break
-        tuning = len(settings["grid"]) * (settings["tuning_passes"] + len(self.choose) / len(self.train))
+        if not curve.points or curve.points[-1]["passes"] < spent / len(self.train):
+            curve.add(spent / len(self.train), model)
+        choices = len(settings["grid"])
+        tuning = (choices if choices > 1 else 0) * (settings["tuning_passes"] + len(self.choose) / len(self.train))
         seconds = time.process_time() - start - curve.seconds
         return {"options": options, "tuning_passes": tuning, "seconds": seconds}
 
@@ -320,6 +325,8 @@ class Task:
             loss = float(nll(self.logits(model, batches), batches.labels).mean())
             return {"nll": loss if np.isfinite(loss) else None}
 
+        if len(settings["grid"]) == 1:
+            return settings["grid"][0]
         short = {name: value for name, value in settings.items() if name not in ("passes", "grid")}
         found = [store.get({**short, "trial": options}, partial(trial, options)) for options in settings["grid"]]
         losses = [np.inf if each["nll"] is None else each["nll"] for each in found]

@@ -12,6 +12,7 @@ STYLES: dict[str, tuple[str, int, str]] = {  # label, number of colour and marke
     "sgd": ("SGD, 3 passes a step", 0, "--"),
     "spsa": ("MeZO-style SPSA", 5, "--"),
     "evolution_strategies": ("dense ES", 6, "--"),
+    "temperature": ("a temperature alone", 0, ":"),
     "gauss_newton_uniform": ("Gauss-Newton, uniform", 2, "-"),
     "gauss_newton_cost": ("Gauss-Newton, by cost", 1, "-"),
     "adapt": ("Gauss-Newton, preset adapt", 3, "-"),
@@ -72,7 +73,7 @@ def render(document: dict[str, Any]) -> str:
 def label(method: str, entry: dict[str, Any]) -> str:
     """The name in the tables, with what tuning has chosen."""
     name = STYLES[method][0]
-    if "options" in entry:
+    if entry.get("options"):
         options = entry["options"]
         name += f" ({' and '.join(options['parameters'])}, rate {options['rate']:g})"
     if "members" in entry:
