@@ -113,7 +113,7 @@ class EvolutionArguments(TrainingArguments):
         default=0.0,
         metadata={
             "help": "Share of the children, in [0, 1), that multiply whole tensors by 1 + sigma or 1 - sigma instead of adding noise: "
-            "one tensor each, where they are enough for it. A few such numbers go far on images from another source."
+            "one tensor each, where they are enough for it. They go far where the parent is too sure of itself."
         },
     )
     mirrored: bool = field(

@@ -1,9 +1,9 @@
 """
 Children that scale whole tensors, beside those that add noise to coordinates.
 
-A pretrained model that meets images from another source is often wrong in something as coarse as how strongly a layer
-answers, or how sure its logits are. One number a tensor reaches that, where noise on single coordinates would have to find
-it by chance.
+A pretrained model that meets images from another source may be wrong in something as coarse as how strongly a layer answers,
+or how sure its logits are. One number a tensor reaches that, where noise on single coordinates would have to find it by
+chance.
 """
 
 import numpy as np
