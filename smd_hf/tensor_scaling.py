@@ -29,7 +29,7 @@ class WithScaling(Decomposition):
         self.name = noise.name
         runs = np.array_split(np.arange(len(noise.space.sizes)), scaling)
         self._owner = [number for number, run in enumerate(runs) for _ in run]
-        super().__init__(noise.space, scaling + noise.directions, noise.density, noise.seed, noise.static)
+        super().__init__(noise.space, scaling + noise.directions, seed=noise.seed, static=noise.static)
 
     def own_density(self) -> float:
         return self.noise.density
@@ -45,7 +45,7 @@ class WithScaling(Decomposition):
     def count_in(self, generation: int, direction: int, tensor: int) -> int:
         if not self.scales(direction):
             return self.noise.count_in(generation, direction - self.scaling, tensor)
-        return self.space.sizes[tensor] if self._owner[tensor] == direction else 0
+        return super().count_in(generation, direction, tensor)
 
     def noise_key(self, direction: int) -> int | None:
         return self.noise.noise_key(direction - self.scaling)

@@ -48,10 +48,11 @@ def test_there_is_always_noise_and_no_tensor_is_scaled_twice(tensors, scaling, d
     count = scaling_directions(share, directions, tensors)
     assert 0 <= count <= min(directions - 1, tensors) and count <= share * directions + 0.5
     model = torch.nn.ParameterDict({f"p{place:02}": torch.nn.Parameter(torch.ones(3)) for place in range(tensors)})
-    decomposition = WithScaling(make_decomposition("dense", parameter_space(model), 2), min(scaling, tensors))
+    scaling = min(scaling, tensors)
+    decomposition = WithScaling(make_decomposition("dense", parameter_space(model), 2), scaling)
     owned = np.array(
         [[decomposition.count_in(0, direction, tensor) for tensor in range(tensors)] for direction in range(scaling)]
-    )[: decomposition.scaling]
+    )
     assert (owned.sum(axis=0) == 3).all()
     per_direction = (owned > 0).sum(axis=1)
     assert per_direction.min() >= 1 and np.ptp(per_direction) <= 1
@@ -61,12 +62,7 @@ def test_noise_is_that_of_the_decomposition_and_pairs_are_mirrored():
     model = tiny_model("resnet")
     mutation = make_mutation(model, 3, "blocks", 6, mirrored=True)
     children = mutation.children(0, 0.1)
-    assert len(children) == 18 and [mutation.decomposition.scales(child.direction) for child in children[4:8]] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert [mutation.decomposition.scales(child.direction) for child in children] == 6 * [True] + 12 * [False]
     plain = make_decomposition("blocks", mutation.space, 6)
     for plus, minus in zip(children[::2], children[1::2]):
         for tensor in range(len(mutation.space.names)):

@@ -1,5 +1,6 @@
 """
-What `budget.py` compares evolution with: a temperature, plain evolution strategies, MeZO-style SPSA and SGD, each as a generator of steps.
+What `budget.py` compares evolution with, each as a generator of steps: a temperature, plain evolution strategies, MeZO-style
+SPSA and SGD.
 
 Every `next()` makes one step, leaves the new weights in the model and gives the number of images that the step cost, counted
 as forward passes. Step sizes are arguments (`rate`); they fall linearly to 0 over a `total` of such images, where it is given.
@@ -16,7 +17,6 @@ from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from smd_hf.evaluation.images import ImageBatches
-from smd_hf.models.heads import head_parameter_names
 from smd_hf.mutation import tensor_scale
 from smd_hf.parameters import parameter_space
 
@@ -149,7 +149,7 @@ def temperature(model: nn.Module, images: Images, *, seed: int = 0, total: float
 
     factor = math.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x)
     parameters = dict(model.named_parameters())
-    for name in sorted(head_parameter_names(model)):
+    for name in parameter_space(model, ["head"]).names:
         parameters[name].mul_(factor)
     yield len(labels)
 

@@ -70,9 +70,8 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         for parameters, rates in ((["all"], (0.003, 0.01, 0.03)), (["norms", "head"], (0.01, 0.03, 0.1)))
         for rate in rates
     ],
-    "temperature": [{}],
 }
-"""What each baseline's step size is chosen from, on the selection split."""
+"""What each baseline's step size is chosen from, on the selection split; a temperature has none."""
 
 SPARSE = {"decomposition": "partition", "population_size": 24, "recombination_top_k": 4}
 DIRECTIONS = {"decomposition": "blocks", "mutable_parameters": ["norms", "head"], "sigma": 0.1}
@@ -249,7 +248,11 @@ class Task:
         """All that the measurement of one method depends on."""
         args, settings = self.args, {**self.settings, "method": method}
         if method in BASELINES:
-            return settings | {"passes": args.passes, "tuning_passes": args.tuning_passes, "grid": GRIDS[method]}
+            return settings | {
+                "passes": args.passes,
+                "tuning_passes": args.tuning_passes,
+                "grid": GRIDS.get(method, []),
+            }
         options = EVOLUTION[method]
         if args.population_size is not None:
             options = options | {"population_size": args.population_size}
@@ -307,8 +310,7 @@ class Task:
                 break
         if not curve.points or curve.points[-1]["passes"] < spent / len(self.train):
             curve.add(spent / len(self.train), model)
-        choices = len(settings["grid"])
-        tuning = (choices if choices > 1 else 0) * (settings["tuning_passes"] + len(self.choose) / len(self.train))
+        tuning = len(settings["grid"]) * (settings["tuning_passes"] + len(self.choose) / len(self.train))
         seconds = time.process_time() - start - curve.seconds
         return {"options": options, "tuning_passes": tuning, "seconds": seconds}
 
@@ -325,8 +327,8 @@ class Task:
             loss = float(nll(self.logits(model, batches), batches.labels).mean())
             return {"nll": loss if np.isfinite(loss) else None}
 
-        if len(settings["grid"]) == 1:
-            return settings["grid"][0]
+        if not settings["grid"]:
+            return {}
         short = {name: value for name, value in settings.items() if name not in ("passes", "grid")}
         found = [store.get({**short, "trial": options}, partial(trial, options)) for options in settings["grid"]]
         losses = [np.inf if each["nll"] is None else each["nll"] for each in found]
