@@ -5,6 +5,7 @@ Batches are the same on any number of processes and results are put together in 
 processes give the same bytes.
 """
 
+import atexit
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -28,6 +29,15 @@ def segment(number: int, numbers: range) -> int:
     return (number - numbers.start) * min(SEGMENTS, len(numbers)) // len(numbers)
 
 
+def _end_gloo() -> None:
+    """
+    Ends the threads of gloo while the interpreter is still there. One that frees a tensor later aborts the process, so that a
+    run which has come to its end has failed for the launcher (pytorch/pytorch#190489).
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
+
+
 class Spread:
     """
     Which process scores what.
@@ -49,6 +59,9 @@ class Spread:
         self.process_index = process_index
         self.num_processes = num_processes
         self.stop = Stop()
+        if num_processes > 1:
+            atexit.unregister(_end_gloo)
+            atexit.register(_end_gloo)
 
     def share(
         self, num_variants: int, numbers: range, known: Collection[Any] = (), by_segments: bool = False

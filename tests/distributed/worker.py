@@ -217,8 +217,6 @@ def main() -> None:
         seen["writes"] = list(writes)
         (folder / f"{name}.{RANK}.json").write_text(json.dumps(seen))
         writes.clear()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
