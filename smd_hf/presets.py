@@ -4,9 +4,9 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     "adapt": {
-        "population_size": 64,
+        "population_size": 96,
         "num_generations": 5,
-        "fitness_samples_per_generation": 1125,
+        "fitness_samples_per_generation": 825,
         "decomposition": "blocks",
         "allocation": "cost",
         "mutable_parameters": ["norms", "head"],

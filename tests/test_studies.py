@@ -18,6 +18,7 @@ from smd_hf.evaluation.engine import Evaluator
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.mutation import Mutation
 from smd_hf.parameters import parameter_space
+from smd_hf.presets import PRESETS
 from smd_hf.subspaces import make_decomposition
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model
 
@@ -307,6 +308,80 @@ def test_diversity_is_compared_where_both_kinds_lose_as_much(study):
     assert claim["log2_ratio"]["mean"] == pytest.approx(np.mean(np.log2((3 + np.arange(6) / 10) / 1.5)))
 
 
+# ---- settings.py -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(study, monkeypatch):
+    """Its parents of a second's training read no better than chance."""
+    module = study("settings")
+    monkeypatch.setattr(module, "LEAST", 0.0)
+    return module
+
+
+def test_settings_are_measured_once_and_the_best_is_chosen(settings, images, tmp_path, no_pass):
+    arguments = ["--quick", "--data", images, "--output_dir", str(tmp_path / "out"), "--parents_dir", str(tmp_path)]
+    arguments += ["--seeds", "3", "4"]
+    document = settings.main(arguments)
+    [row] = document["tasks"].values()
+    parent, gone = row["parent"], []
+    for each, evolved in zip(document["summary"], row["evolved"], strict=True):
+        assert each["points"] == pytest.approx(100 * (evolved["accuracy"] - parent["accuracy"]))
+        assert each["nll"] == pytest.approx(1 - evolved["nll"] / parent["nll"])
+        gone.append((evolved["accuracy"] - parent["accuracy"]) / (1 - parent["accuracy"]) + each["nll"])
+    assert document["chosen"] == document["summary"][int(np.argmax(gone))]["setting"]
+    store = [json.loads(line) for line in (tmp_path / "out" / "settings_adapt.jsonl").read_text().splitlines()]
+    assert {line["settings"].get("seed") for line in store} == {None, 3, 4} and len(store) == 1 + 3 * 2
+    first = [line["result"]["nll"] for line in store if line["settings"].get("setting") == "4, 0, 12, 0.05"]
+    assert len(set(first)) == 2 and row["evolved"][0]["nll"] == pytest.approx(np.mean(first))
+    no_pass()
+    assert settings.main(arguments) == document
+
+
+def test_a_parent_that_met_a_collapse_is_left_out(settings, images, tmp_path, monkeypatch):
+    arguments = ["--quick", "--data", images, "--output_dir", str(tmp_path), "--parents_dir", str(tmp_path)]
+    accuracies = iter([0.4, 0.6])
+    score = settings.Task.parent_scores
+    monkeypatch.setattr(settings.Task, "parent_scores", lambda task: score(task) | {"accuracy": next(accuracies)})
+    monkeypatch.setattr(settings, "LEAST", 0.5)
+    document = settings.main([*arguments, "--architectures", "mixer", "resnet"])
+    assert document["left_out"] == ["mixer, photos"] and list(document["tasks"]) == ["resnet, photos"]
+    assert "mixer, photos" in (tmp_path / "settings_adapt.md").read_text()
+
+
+def test_the_preset_is_what_the_study_chose():
+    chosen = json.loads((RESULTS / "settings_adapt.json").read_text())["chosen"]
+    numbers = [PRESETS["adapt"][name] for name in ("population_size", "scaling_share")]
+    numbers += [f"{PRESETS['adapt']['fitness_samples_per_generation']:,}", PRESETS["adapt"]["sigma"]]
+    assert ", ".join(f"{each:g}" if isinstance(each, float) else f"{each}" for each in numbers) == chosen
+
+
+@pytest.mark.parametrize("text", ["64", "64:0.3:100", "64:a:100:0.1", "6.4:0.3:100:0.1"])
+def test_what_is_no_setting(settings, images, text, tmp_path):
+    with pytest.raises(SMDError, match="CHILDREN:SHARE:IMAGES:SIGMA"):
+        settings.main(["--quick", "--data", images, "--settings", text, "--output_dir", str(tmp_path)])
+
+
+def test_settings_are_told_apart_on_images_that_nothing_else_saw(settings, images, tmp_path):
+    arguments = ["--quick", "--data", images, "--output_dir", str(tmp_path), "--seed", "3"]
+    args = settings.parser().parse_args(arguments)
+    settings.settle(args, settings.QUICK, settings.parser())
+    found = settings.load_images(images, args)
+    assert [len(each) for each in (found.parent, found.evolve_on, found.test, found.clean)] == [40, 40, 18, 18]
+    before = [np.asarray(image) for image in found.clean["image"]]
+    after = [np.asarray(image) for image in found.test["image"]]
+    assert all(one.shape == other.shape and (one != other).any() for one, other in zip(before, after))
+    sent = {settings.sent_small(image).tobytes() for image in found.parent["image"]}
+    evolve_on = {image.tobytes() for image in found.evolve_on["image"]}
+    assert len(sent) == len(evolve_on) == 40
+    assert not sent & evolve_on and not evolve_on & {image.tobytes() for image in found.test["image"]}
+
+
+def test_too_few_images_to_tell_settings_apart(settings, images, tmp_path):
+    with pytest.raises(SMDError, match="5,040 are needed"):
+        settings.main(["--quick", "--data", images, "--parent_images", "5000", "--output_dir", str(tmp_path)])
+
+
 # ---- What they share ------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +425,7 @@ def test_the_key_of_images_does_not_depend_on_where_they_lie(study, tmp_path, im
     assert common.data_key(train) != common.data_key(test)
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("[aw]*_*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("[asw]*_*.json")), ids=lambda path: path.stem)
 def test_committed_tables_are_those_of_the_committed_numbers(study, path):
     document = json.loads(path.read_text())
     render = study(document["study"]).render
