@@ -290,10 +290,10 @@ def summarise(rows: Collection[dict[str, Any]], setting: str, number: int) -> di
 
 def render(document: dict[str, Any]) -> str:
     """The results in Markdown."""
-    images, sent, left_out = document["images"], document["sent"], document["left_out"]
+    images, sent, left_out, tasks = (document[name] for name in ("images", "sent", "left_out", "tasks"))
     return "\n\n".join(
         [
-            f"{len(document['tasks'])} parents, each trained on {images['parent']:,} clean images, then evolved on "
+            f"{len(tasks)} parents, each trained on {images['parent']:,} clean images, then evolved on "
             f"{images['train']:,} that were sent as JPEG files of {sent['side']} pixels and quality {sent['quality']}. Means over "
             f"the parents and {len(document['seeds'])} seeds, on {images['test']:,} test images each."
             + f" Left out, as they read fewer than {LEAST:.0%}: {'; '.join(left_out)}."
@@ -319,16 +319,13 @@ def render(document: dict[str, Any]) -> str:
             f"Chosen, by the sum of the shares of errors and of NLL that are gone: {document['chosen']}.",
             "**Accuracy (%) and NLL** of each parent, and of what became of it.",
             markdown_table(
-                ["", "parent", *(each["setting"] for each in document["summary"])],
+                ["", *tasks],
                 [
-                    [
-                        name,
-                        *(
-                            f"{100 * each['accuracy']:.2f}, {each['nll']:.3f}"
-                            for each in (row["parent"], *row["evolved"])
-                        ),
-                    ]
-                    for name, row in document["tasks"].items()
+                    [name, *(f"{100 * each['accuracy']:.2f}, {each['nll']:.3f}" for each in scores)]
+                    for name, *scores in zip(
+                        ["parent", *(each["setting"] for each in document["summary"])],
+                        *([row["parent"], *row["evolved"]] for row in tasks.values()),
+                    )
                 ],
             ),
         ]
