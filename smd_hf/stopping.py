@@ -6,6 +6,7 @@ and the cell is recorded, and ends with an exception that all processes raise to
 collective cannot look: a thread ends it instead, some seconds later, for what it waits for may be gone.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -134,24 +135,43 @@ class Stop:
 
         before = {number: signal.signal(number, take_note) for number in (signal.SIGINT, signal.SIGTERM)}
         watch = _Watch(self) if num_processes > 1 else None
+        ending: BaseException | None = None
         try:
-            yield
-        except Exception as error:
-            # Without the others, collectives fail.
-            if self.signal is not None and num_processes > 1:
-                raise self._ending() from error
+            try:
+                yield
+            except Exception as error:
+                # Without the others, collectives fail.
+                if self.signal is not None and num_processes > 1:
+                    raise self._ending() from error
+                raise
+        except (Interrupted, Terminated) as told:
+            ending = told
             raise
         finally:
             if watch is not None:
                 watch.end()
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if ending is not None and num_processes > 1:
+                _expect_another(signal.SIGINT if isinstance(ending, Interrupted) else signal.SIGTERM)
 
     def stuck_since(self, told: float) -> float | None:
         """Since when a process that was told to end at `told` has not come to it; `None` where it is on its way."""
         if self.signal is None:
             return told  # The handler has not run: the main thread is in the midst of a call.
         return None if self._waiting_since is None else max(told, self._waiting_since)
+
+
+def _expect_another(number: int) -> None:
+    """
+    Passes over one more signal, and any while the interpreter ends: it would change the exit code of a process that is ending.
+
+    A launcher tells each process, one after another, and again those that are left when one is gone. A process that has ended
+    because another was told may hear of it only now.
+    """
+    before = signal.getsignal(number)
+    signal.signal(number, lambda *_: signal.signal(number, before))
+    atexit.register(signal.signal, number, signal.SIG_IGN)
 
 
 class _Watch:

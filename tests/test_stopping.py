@@ -35,6 +35,60 @@ def at_pass(trainer, number, act):
     return lambda: passes
 
 
+ALONE = """
+import atexit, importlib.util, os, signal, sys, threading, time
+spec = importlib.util.spec_from_file_location("stopping", "smd_hf/stopping.py")
+stopping = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(stopping)
+"""
+"""The module without the package, which takes seconds to import."""
+
+LATE = """
+number, when = int(sys.argv[1]), sys.argv[2]
+
+def tell(kill=os.kill, process=os.getpid(), number=number):
+    kill(process, number)
+
+class Last:
+    def __del__(self, tell=tell):
+        tell()
+
+if when == "at exit":
+    atexit.register(tell)  # before the run, and so called after what the run registers
+if when == "at the end":
+    kept = Last()
+try:
+    with stopping.Stop().listening(num_processes=2):
+        raise stopping.Interrupted if number == signal.SIGINT else stopping.Terminated
+except BaseException as ending:
+    if when == "on the way":
+        tell()
+    sys.exit(130 if number == signal.SIGINT else ending.code)
+"""
+
+
+@pytest.mark.parametrize("when", ["on the way", "at exit", "at the end"])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_process_that_ends_as_another_was_told_may_be_told_late(number, code, when):
+    command = [sys.executable, "-c", ALONE + LATE, str(int(number)), when]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=50)
+    assert (ended.returncode, ended.stderr) == (code, b"")
+
+
+def test_only_one_late_signal_is_passed_over():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("again"))
+    try:
+        with pytest.raises(Terminated), Stop().listening(num_processes=2):
+            raise Terminated
+        signal.raise_signal(signal.SIGTERM)
+        assert not heard
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == ["again"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("number, kind, code", SIGNALS)
 @pytest.mark.parametrize("recombination", ["best", "gauss_newton"])
 def test_a_signal_ends_the_run_after_the_cell_with_the_parent_in_the_model(
@@ -141,17 +195,15 @@ class TestStop:
 
     def test_a_process_that_waits_in_vain_ends_by_itself(self):
         code = (
-            "import importlib.util, os, signal, threading, time\n"
-            "spec = importlib.util.spec_from_file_location('stopping', 'smd_hf/stopping.py')\n"
-            "stopping = importlib.util.module_from_spec(spec)\n"
-            "spec.loader.exec_module(stopping)\n"
             "stop = stopping.Stop()\n"
             "with stop.listening(num_processes=2), stop.waiting():\n"
             "    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
             "    time.sleep(60)\n"
         )
         start = time.monotonic()
-        process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
+        process = subprocess.run(
+            [sys.executable, "-c", ALONE + code], cwd=ROOT, capture_output=True, text=True, timeout=50
+        )
         assert process.returncode == 143 and "in vain" in process.stderr
         assert GRACE < time.monotonic() - start < GRACE + 25
 

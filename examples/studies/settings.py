@@ -290,7 +290,8 @@ def summarise(rows: Collection[dict[str, Any]], setting: str, number: int) -> di
 
 def render(document: dict[str, Any]) -> str:
     """The results in Markdown."""
-    images, sent, left_out, tasks = (document[name] for name in ("images", "sent", "left_out", "tasks"))
+    images, sent, left_out = document["images"], document["sent"], document["left_out"]
+    tasks = dict(sorted(document["tasks"].items()))  # the JSON's order
     return "\n\n".join(
         [
             f"{len(tasks)} parents, each trained on {images['parent']:,} clean images, then evolved on "
