@@ -17,4 +17,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "selection_fraction": 0.1,
     }
 }
-"""What each `preset` stands for."""
+"""What each `preset` stands for. The numbers of `adapt` are what `examples/studies/settings.py` chose."""
