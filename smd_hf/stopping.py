@@ -135,18 +135,18 @@ class Stop:
 
         before = {number: signal.signal(number, take_note) for number in (signal.SIGINT, signal.SIGTERM)}
         watch = _Watch(self) if num_processes > 1 else None
-        ending: BaseException | None = None
+        ending: Interrupted | Terminated | None = None
         try:
-            try:
-                yield
-            except Exception as error:
-                # Without the others, collectives fail.
-                if self.signal is not None and num_processes > 1:
-                    raise self._ending() from error
-                raise
+            yield
         except (Interrupted, Terminated) as told:
             ending = told
             raise
+        except Exception as error:
+            # Without the others, collectives fail.
+            if self.signal is None or num_processes == 1:
+                raise
+            ending = self._ending()
+            raise ending from error
         finally:
             if watch is not None:
                 watch.end()

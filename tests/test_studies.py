@@ -349,11 +349,9 @@ def test_a_parent_that_met_a_collapse_is_left_out(settings, images, tmp_path, mo
     assert "mixer, photos" in (tmp_path / "settings_adapt.md").read_text()
 
 
-def test_the_preset_is_what_the_study_chose():
+def test_the_preset_is_what_the_study_chose(settings):
     chosen = json.loads((RESULTS / "settings_adapt.json").read_text())["chosen"]
-    numbers = [PRESETS["adapt"][name] for name in ("population_size", "scaling_share")]
-    numbers += [f"{PRESETS['adapt']['fitness_samples_per_generation']:,}", PRESETS["adapt"]["sigma"]]
-    assert ", ".join(f"{each:g}" if isinstance(each, float) else f"{each}" for each in numbers) == chosen
+    assert str(settings.Setting(*(PRESETS["adapt"][name] for name in settings.CHOSEN_HERE))) == chosen
 
 
 @pytest.mark.parametrize("text", ["64", "64:0.3:100", "64:a:100:0.1", "6.4:0.3:100:0.1"])

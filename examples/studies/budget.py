@@ -28,6 +28,7 @@ from common import (
     Measurements,
     data_key,
     environment,
+    evolution_arguments,
     file_name,
     image_batches,
     load_data,
@@ -40,7 +41,7 @@ from common import (
 )
 from transformers import TrainerCallback
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.data.fitness_data import split_indices
 from smd_hf.evaluation.engine import Evaluator
 from smd_hf.evaluation.images import ImageBatches
@@ -344,17 +345,7 @@ class Task:
         options = settings["options"]
         ensemble = "ensemble_size" in options
         with tempfile.TemporaryDirectory() as folder:
-            args = EvolutionArguments(
-                folder,
-                **self.common_options() | options,
-                seed=self.args.seed,
-                per_device_eval_batch_size=self.args.batch_size,
-                use_cpu=self.device.type == "cpu",
-                disable_tqdm=True,
-                save_strategy="no",
-                report_to="none",
-                log_level="error",
-            )
+            args = evolution_arguments(folder, self.args, **self.common_options() | options, seed=self.args.seed)
             trainer = EvolutionTrainer(
                 copy.deepcopy(self.parent),
                 args,

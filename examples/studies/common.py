@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from smd_hf.arguments import EvolutionArguments
 from smd_hf.data.labels import align_labels, label_names, label_values
 from smd_hf.data.rows import ImageCollator, find_columns
 from smd_hf.data.splits import load_splits
@@ -126,6 +127,20 @@ def image_batches(
         names=alignment.names,
     )
     return ImageBatches(dataset, collator, batch_size, indices, cache_bytes=10**12, codec=codec_for(processor))
+
+
+def evolution_arguments(folder: str, args: argparse.Namespace, **options: Any) -> EvolutionArguments:
+    """A run's arguments, which leave the progress bar to the study and keep no checkpoint, on its device in its batches."""
+    return EvolutionArguments(
+        folder,
+        **options,
+        per_device_eval_batch_size=args.batch_size,
+        use_cpu=torch.device(args.device).type == "cpu",
+        disable_tqdm=True,
+        save_strategy="no",
+        report_to="none",
+        log_level="error",
+    )
 
 
 def variants(mutation: Mutation, children: Sequence[Child]) -> list[Variant]:

@@ -24,6 +24,7 @@ from common import (
     Measurements,
     data_key,
     environment,
+    evolution_arguments,
     image_batches,
     load_data,
     make_parser,
@@ -40,7 +41,7 @@ from datasets import Dataset
 from parents import Images, Parent
 from PIL import Image
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.data.labels import label_values, stratified_split
 from smd_hf.data.rows import find_columns
 from smd_hf.errors import SMDError
@@ -68,8 +69,8 @@ SENT = {"side": 20, "quality": 10}
 LEAST = 0.5
 """A parent that reads fewer of the shifted images has met no shift but a collapse, and is left out."""
 
-GONE = {"errors": "errors", "nll": "NLL"}
-"""What a setting is judged by."""
+GONE = {"errors": "errors that are gone (%)", "nll": "NLL that is gone (%)"}
+"""What a setting is judged by, as the figure says it."""
 
 QUICK = {
     "architectures": ["resnet"], "parent_images": 40, "epochs": 1, "train_images": 40, "test_images": 18,
@@ -196,25 +197,19 @@ class Task:
         """What one run brought, and cost in passes over the images to evolve on."""
         model, processor = self.loaded
         with tempfile.TemporaryDirectory() as folder:
-            args = EvolutionArguments(
-                folder,
-                **FIXED,
-                population_size=setting.children,
-                scaling_share=setting.share,
-                fitness_samples_per_generation=setting.images,
-                sigma=setting.sigma,
-                per_device_eval_batch_size=self.args.batch_size,
-                seed=seed,
-                use_cpu=self.args.device == "cpu",
-                disable_tqdm=True,
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                log_level="error",
-            )
             trainer = EvolutionTrainer(
                 copy.deepcopy(model),
-                args,
+                evolution_arguments(
+                    folder,
+                    self.args,
+                    **FIXED,
+                    population_size=setting.children,
+                    scaling_share=setting.share,
+                    fitness_samples_per_generation=setting.images,
+                    sigma=setting.sigma,
+                    seed=seed,
+                    logging_strategy="no",
+                ),
                 train_dataset=self.images.evolve_on,
                 eval_dataset=self.images.test,
                 processing_class=processor,
@@ -337,10 +332,10 @@ def draw(document: dict[str, Any], path: Path) -> None:
     """What is gone of errors and of NLL, by setting."""
     figure, grid = panels(2, size=(4.6, 0.8 + 0.26 * len(document["summary"])), sharey=True)
     names = [each["setting"] for each in document["summary"]]
-    for number, (axes, (what, name)) in enumerate(zip(grid[0], GONE.items()), start=1):
+    for number, (axes, (what, label)) in enumerate(zip(grid[0], GONE.items()), start=1):
         values = [100 * each[what] for each in document["summary"]]
-        series(axes, number, values, range(len(names)), name, linestyle="none")
-        axes.set_xlabel(f"{name} that are gone (%)" if what == "errors" else f"{name} that is gone (%)")
+        series(axes, number, values, range(len(names)), label, linestyle="none")
+        axes.set_xlabel(label)
     grid[0][0].set_yticks(range(len(names)), names)
     grid[0][0].invert_yaxis()
     grid[0][0].set_ylabel("children, share that scales, images, sigma")
