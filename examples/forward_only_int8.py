@@ -15,17 +15,17 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from smd_hf import ImageCollator
-from smd_hf.demo import SIZE, digit_splits
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.evaluation.images import ImageBatches
-from smd_hf.evolution import Evolution
-from smd_hf.gauss_newton import GaussNewton
-from smd_hf.mutation import Mutation
-from smd_hf.objectives import cross_entropy
-from smd_hf.parameters import parameter_space
-from smd_hf.selection import Fitness
-from smd_hf.statistics import accuracy, compare
-from smd_hf.subspaces import make_decomposition
+from smd_hf.cli.digits import SIZE, digit_splits
+from smd_hf.data.batches import ImageBatches
+from smd_hf.metrics.statistics import accuracy, compare
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.evolution import Evolution
+from smd_hf.search.fitness import Fitness
+from smd_hf.search.gauss_newton import GaussNewton
+from smd_hf.search.losses import cross_entropy
+from smd_hf.search.mutation import Mutation
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.subspaces import make_decomposition
 
 
 def train(batches: ImageBatches, epochs: int) -> ViTForImageClassification:

@@ -12,32 +12,32 @@ with dropped("torch.utils._pytree"):
     from . import ensemble as ensemble
 
 if TYPE_CHECKING:
-    from .arguments import EvolutionArguments
+    from .arguments.evolution_arguments import EvolutionArguments
+    from .arguments.script_arguments import DataArguments, ModelArguments, OODArguments
+    from .artifacts.delta.sparse_delta import SparseDelta
+    from .artifacts.loading import load
     from .callback import EvolutionCallback
     from .data.rows import ImageCollator
     from .data.splits import load_ood_images, load_splits
-    from .delta.sparse_delta import SparseDelta
     from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
-    from .loading import load
     from .models.load import load_image_processor, load_model
-    from .script_arguments import DataArguments, ModelArguments, OODArguments
-    from .trainer.trainer import EvolutionTrainer
+    from .trainer import EvolutionTrainer
 
 __version__ = "0.1.0.dev0"
 
 # Imported when they are first asked for.
 _HOMES = {
-    "DataArguments": "script_arguments",
-    "EvolutionArguments": "arguments",
+    "DataArguments": "arguments.script_arguments",
+    "EvolutionArguments": "arguments.evolution_arguments",
     "EvolutionCallback": "callback",
-    "EvolutionTrainer": "trainer.trainer",
+    "EvolutionTrainer": "trainer",
     "ImageCollator": "data.rows",
-    "ModelArguments": "script_arguments",
-    "OODArguments": "script_arguments",
+    "ModelArguments": "arguments.script_arguments",
+    "OODArguments": "arguments.script_arguments",
     "SMDEnsembleConfig": "ensemble",
     "SMDEnsembleForImageClassification": "ensemble",
-    "SparseDelta": "delta.sparse_delta",
-    "load": "loading",
+    "SparseDelta": "artifacts.delta.sparse_delta",
+    "load": "artifacts.loading",
     "load_image_processor": "models.load",
     "load_model": "models.load",
     "load_ood_images": "data.splits",

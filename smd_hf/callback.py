@@ -12,24 +12,24 @@ import numpy as np
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .arguments import EvolutionArguments
-from .calibration import calibrated
-from .data.fitness_data import FreshSamples, split_indices
+from .arguments.evolution_arguments import EvolutionArguments
+from .data.batches import ImageBatches
+from .data.fitness_samples import FreshSamples, split_indices
 from .data.image_checks import ReadableRows, check_images
+from .data.pixels import codec_for
+from .data.preparation import prepare_data
 from .errors import SMDError
-from .evaluation.costs import suffix_costs
-from .evaluation.engine import Evaluator
-from .evaluation.images import ImageBatches
-from .evaluation.pixels import codec_for
-from .evaluation.spread import Spread
-from .evolution import Evolution, Generation
-from .metrics import with_named_metrics
-from .mutation import scheduled_sigma
-from .out_of_distribution import OOD_METRICS
-from .selection import Fitness
-from .strategies import make_mutation, make_recombination
-from .trainer.batch_size import tells_of_memory
-from .trainer.preparation import prepare_data
+from .metrics.classification import with_named_metrics
+from .metrics.ood import OOD_METRICS
+from .parallel.processes import Spread
+from .run.batch_size import tells_of_memory
+from .scoring.costs import suffix_costs
+from .scoring.evaluator import Evaluator
+from .search.build import make_mutation, make_recombination
+from .search.evolution import Evolution, Generation
+from .search.fitness import Fitness
+from .search.mutation import scheduled_sigma
+from .search.sigma import calibrated
 
 WHEN = ("epoch_end", "train_end")
 

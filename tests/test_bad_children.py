@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
-from smd_hf.strategies import RECOMBINATIONS
+from smd_hf.search.build import RECOMBINATIONS
 from tests.test_trainer import make_dataset
 from tests.tiny import tiny_model, tiny_processor
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from smd_hf import SMDError
-from smd_hf.evaluation.spread import Spread
-from smd_hf.trainer.batch_size import is_out_of_memory, largest_fitting
+from smd_hf.parallel.processes import Spread
+from smd_hf.run.batch_size import is_out_of_memory, largest_fitting
 
 # A ViT of 1025 tokens, whose eager attention takes 8 MB an image for each of several tensors.
 SCRIPT = """

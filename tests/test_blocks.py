@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from smd_hf.blocks import Block, contiguous_runs, find_blocks
 from smd_hf.errors import SMDError
+from smd_hf.models.blocks import Block, contiguous_runs, find_blocks
 
 from .tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model
 

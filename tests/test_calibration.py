@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smd_hf import SMDError
-from smd_hf.calibration import calibrate_sigma
+from smd_hf.search.sigma import calibrate_sigma
 
 
 @given(st.floats(1e-4, 50), st.floats(0.01, 0.5))

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from smd_hf.cards.model_card import render_card
-from smd_hf.cards.text import plain_line
+from smd_hf.reports.cards.model_card import render_card
+from smd_hf.reports.cards.text import plain_line
 
 CARD = Path(__file__).parents[1] / "model_cards" / "resnet20-cifar10-adapt"
 REPORT = json.loads((CARD / "gain_report.json").read_text())

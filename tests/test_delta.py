@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from smd_hf import SMDError
-from smd_hf.delta.config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig
-from smd_hf.delta.files import DELTA_WEIGHTS_NAME
-from smd_hf.delta.sparse_delta import SparseDelta
+from smd_hf.artifacts.delta.config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig
+from smd_hf.artifacts.delta.sparse_delta import SparseDelta
+from smd_hf.artifacts.delta.storage import DELTA_WEIGHTS_NAME
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_model
-from smd_hf.mutation import Mutation, applied
-from smd_hf.parameters import parameter_space
-from smd_hf.subspaces import DECOMPOSITIONS, make_decomposition
+from smd_hf.search.mutation import Mutation, applied
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.subspaces import DECOMPOSITIONS, make_decomposition
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_pixels
 
 PIXELS = tiny_pixels(2)

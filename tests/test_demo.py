@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import pipeline
 
-from smd_hf.commands.cli import main
-from smd_hf.demo import DIGITS, digit_splits, shifted, train_parent
+from smd_hf.cli.digits import DIGITS, digit_splits, shifted, train_parent
+from smd_hf.cli.main import main
 
 
 @pytest.fixture(scope="module")

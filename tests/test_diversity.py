@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from smd_hf.diversity import disagreement, mean_pairwise_kl, output_correlation
-from smd_hf.statistics import log_softmax64
+from smd_hf.metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
+from smd_hf.metrics.statistics import log_softmax64
 
 
 @given(st.integers(2, 5), st.integers(1, 30), st.integers(2, 6), st.integers(0, 2**32 - 1))
@@ -33,7 +33,7 @@ def test_diversity_agrees_with_loops_over_pairs(members, n, classes, seed):
 def test_long_inputs_are_measured_in_blocks_with_the_same_result(monkeypatch):
     members = 2 * np.random.default_rng(2).normal(size=(3, 500, 5))
     whole = mean_pairwise_kl(members), output_correlation(members)
-    monkeypatch.setattr("smd_hf.statistics._BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr("smd_hf.metrics.statistics._BLOCK_ELEMENTS", 64)
     assert (mean_pairwise_kl(members), output_correlation(members)) == pytest.approx(whole, rel=1e-12)
 
 

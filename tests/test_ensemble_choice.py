@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from smd_hf import SMDError
-from smd_hf.ensemble_choice import choose_members
-from smd_hf.statistics import nll
+from smd_hf.artifacts.choose_members import choose_members
+from smd_hf.metrics.statistics import nll
 
 
 def make_candidates(count=6, images=80, classes=4, seed=0):

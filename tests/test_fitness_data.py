@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from transformers import default_data_collator
 
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
-from smd_hf.data.fitness_data import FreshSamples, split_indices
+from smd_hf.data.fitness_samples import FreshSamples, split_indices
 from tests.tiny import tiny_model, tiny_pixels
 
 

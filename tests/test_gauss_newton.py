@@ -6,19 +6,12 @@ from hypothesis import strategies as st
 from transformers import HfArgumentParser
 
 from smd_hf import EvolutionArguments, SMDError
-from smd_hf.commands.parsing import CommandParser
-from smd_hf.gauss_newton import GaussNewton, GaussNewtonSums, damped_steps
+from smd_hf.arguments.recipes import PRESETS
+from smd_hf.cli.parsing import CommandParser
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.mutation import Child
-from smd_hf.objectives import (
-    cross_entropy,
-    expected_cost,
-    focal,
-    from_compute_loss_func,
-    make_objective,
-    ordinal,
-)
-from smd_hf.presets import PRESETS
+from smd_hf.search.gauss_newton import GaussNewton, GaussNewtonSums, damped_steps
+from smd_hf.search.losses import cross_entropy, expected_cost, focal, from_compute_loss_func, make_objective, ordinal
+from smd_hf.search.mutation import Child
 from tests.test_trainer import make_dataset, make_trainer
 from tests.tiny import save_tiny_checkpoint
 
@@ -166,7 +159,7 @@ def test_the_step_is_the_same_whatever_fits_into_memory(checkpoint, tmp_path, mo
     data = make_dataset(80, 1), make_dataset(16, 2)
     hashes = []
     for number, (tapped, cache, change_cache) in enumerate([(2**27, 2.0, 1.0), (1, 0.0, 0.0)]):
-        monkeypatch.setattr("smd_hf.evaluation.engine.TAPPED_BYTES", tapped)
+        monkeypatch.setattr("smd_hf.scoring.evaluator.TAPPED_BYTES", tapped)
         trainer = make_trainer(
             checkpoint,
             tmp_path / str(number),

@@ -13,11 +13,11 @@ from transformers import AutoModelForImageClassification
 
 import smd_hf
 from smd_hf import SMDError
-from smd_hf.delta.sparse_delta import SparseDelta
+from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.ensemble import SMDEnsembleForImageClassification
-from smd_hf.ledger.resume import read_checkpoint
-from smd_hf.ledger.run_identity import FORMAT, check_same
 from smd_hf.messages import one_line
+from smd_hf.run.identity import FORMAT, check_same
+from smd_hf.run.resume import read_checkpoint
 
 from .tiny import save_tiny_checkpoint, tiny_model
 

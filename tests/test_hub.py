@@ -11,12 +11,12 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from huggingface_hub.utils import get_session
 
 from smd_hf import SMDError
-from smd_hf.delta.sparse_delta import SparseDelta
+from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.hub import requests
-from smd_hf.hub.files import model_files, saved_kind, stage_checkpoint, stage_deltas, stage_description, stage_model
 from smd_hf.hub.push import push_folder, push_run
 from smd_hf.hub.requests import persistently, push_command, push_error
-from smd_hf.ledger.lock import LOCK_NAME
+from smd_hf.hub.staging import model_files, saved_kind, stage_checkpoint, stage_deltas, stage_description, stage_model
+from smd_hf.run.lock import LOCK_NAME
 from tests.test_trainer import make_dataset, make_trainer
 from tests.tiny import save_tiny_checkpoint
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from smd_hf.data.batches import ImageBatches
+from smd_hf.data.pixels import codec_for
 from smd_hf.data.rows import ImageCollator
-from smd_hf.evaluation.engine import Evaluator, Variant
-from smd_hf.evaluation.images import ImageBatches
-from smd_hf.evaluation.pixels import codec_for
-from smd_hf.mutation import Mutation
-from smd_hf.parameters import parameter_space
-from smd_hf.subspaces import make_decomposition
+from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.search.mutation import Mutation
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.subspaces import make_decomposition
 from tests.tiny import tiny_images, tiny_model, tiny_processor
 
 CPU = torch.device("cpu")

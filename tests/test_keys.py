@@ -1,6 +1,6 @@
 import numpy as np
 
-from smd_hf.keys import keyed_generator, keyed_normal
+from smd_hf.keyed_random import keyed_generator, keyed_normal
 
 GOLDEN = [1.6231882572174072, 0.3640652000904083, -1.1112401485443115, -1.7739719152450562]
 

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from smd_hf import SMDError
-from smd_hf.evaluation import sums as sums_module
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.evaluation.scores import Cell, Score
-from smd_hf.evaluation.spread import Spread
-from smd_hf.gauss_newton import GaussNewtonSums
-from smd_hf.ledger.cells import Finished, ScoredCell, read_cells, read_score, write_score
-from smd_hf.ledger.ledger import CELLS_NAME, FINISHED_NAME, LEDGER_NAME, Ledger
-from smd_hf.ledger.lines import LineWriter, read_lines, to_line
-from smd_hf.ledger.run_identity import data_fingerprint
-from smd_hf.ledger.run_state import STATE_NAME
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.objectives import cross_entropy
+from smd_hf.parallel.processes import Spread
+from smd_hf.run.cells import Finished, ScoredCell, read_cells, read_score, write_score
+from smd_hf.run.identity import data_fingerprint
+from smd_hf.run.ledger import CELLS_NAME, FINISHED_NAME, LEDGER_NAME, Ledger
+from smd_hf.run.lines import LineWriter, read_lines, to_line
+from smd_hf.run.state import STATE_NAME
+from smd_hf.scoring import sums as sums_module
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.scoring.scores import Cell, Score
+from smd_hf.search.gauss_newton import GaussNewtonSums
+from smd_hf.search.losses import cross_entropy
 from tests.test_engine import CPU, PARENT, children_of, make_batches
 from tests.test_trainer import make_dataset, make_trainer, weights
 from tests.tiny import save_tiny_checkpoint, tiny_model
@@ -511,7 +511,7 @@ def test_a_run_that_a_callback_has_stopped_stays_stopped_until_its_results_are_w
     assert made < [4]
     folder = tmp_path / "parts"
     with monkeypatch.context() as patch:
-        patch.setattr("smd_hf.trainer.trainer.harvest", lambda *args: (_ for _ in ()).throw(Killed))
+        patch.setattr("smd_hf.trainer.harvest", lambda *args: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             make(folder).train()
     make(folder).train(resume_from_checkpoint=True)

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from smd_hf import SMDError
-from smd_hf.commands.cli import main
+from smd_hf.cli.main import main
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.trainer.foresight import duration
-from smd_hf.trainer.limits import stopped_sentence
+from smd_hf.run.cost_model import duration
+from smd_hf.run.limits import stopped_sentence
 from tests.distributed.worker import make_dataset, make_trainer
 from tests.tiny import label_names, save_tiny_checkpoint
 

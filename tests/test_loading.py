@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from smd_hf import SMDError
-from smd_hf.delta.sparse_delta import SparseDelta
+from smd_hf.artifacts.delta.sparse_delta import SparseDelta
+from smd_hf.artifacts.loading import load
 from smd_hf.ensemble import SMDEnsembleForImageClassification, save_ensemble
-from smd_hf.loading import load
 from smd_hf.models.checkpoints import save_checkpoint, weights_hash
 from smd_hf.models.load import load_model
-from smd_hf.mutation import Mutation
-from smd_hf.parameters import parameter_space
-from smd_hf.subspaces import make_decomposition
+from smd_hf.search.mutation import Mutation
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.subspaces import make_decomposition
 from tests.hub.clients import run_client
 from tests.hub.fixtures import hub_server  # noqa: F401
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_pixels, tiny_processor

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from smd_hf import SMDError
-from smd_hf.evaluation.spread import Spread
-from smd_hf.ledger.lock import LOCK_NAME, locked
+from smd_hf.parallel.processes import Spread
+from smd_hf.run.lock import LOCK_NAME, locked
 from tests.distributed.worker import make_trainer
 
 

@@ -8,8 +8,8 @@ from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction, default_data_collator
 
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
-from smd_hf.metrics import METRICS, EvaluateMetric, builtin_metric, merged
-from smd_hf.selection import Fitness
+from smd_hf.metrics.classification import METRICS, EvaluateMetric, builtin_metric, merged
+from smd_hf.search.fitness import Fitness
 from tests.tiny import tiny_model, tiny_pixels
 
 COSTS = "[[0, 1, 2, 3], [5, 0, 1, 1], [2, 2, 0, 1], [9, 1, 1, 0]]"

@@ -12,10 +12,10 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from smd_hf import SMDError
-from smd_hf.cards.metadata import inherited_entries
-from smd_hf.cards.model_card import KINDS, PLOTS, classify_example, render_card, save_example, write_card
-from smd_hf.cards.text import code_block, code_span, escape_markdown, json_text
 from smd_hf.models.load import load_model
+from smd_hf.reports.cards.metadata import inherited_entries
+from smd_hf.reports.cards.model_card import KINDS, PLOTS, classify_example, render_card, save_example, write_card
+from smd_hf.reports.cards.text import code_block, code_span, escape_markdown, json_text
 from tests.hub.clients import run_client
 from tests.hub.fixtures import hub_server  # noqa: F401
 from tests.test_trainer import make_dataset, make_trainer

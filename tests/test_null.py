@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.evaluation.images import ImageBatches
-from smd_hf.evolution import Evolution, Generation
-from smd_hf.gauss_newton import GaussNewton
-from smd_hf.ledger.run_state import RunState
-from smd_hf.mutation import Mutation
-from smd_hf.objectives import cross_entropy
-from smd_hf.parameters import parameter_space
-from smd_hf.recombination import Best
-from smd_hf.report import gain_report
-from smd_hf.selection import Fitness
-from smd_hf.statistics import compare
-from smd_hf.subspaces import make_decomposition
+from smd_hf.data.batches import ImageBatches
+from smd_hf.metrics.statistics import compare
+from smd_hf.reports.gain_report import gain_report
+from smd_hf.run.state import RunState
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.evolution import Evolution, Generation
+from smd_hf.search.fitness import Fitness
+from smd_hf.search.gauss_newton import GaussNewton
+from smd_hf.search.losses import cross_entropy
+from smd_hf.search.mutation import Mutation
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.recombination import Best
+from smd_hf.search.subspaces import make_decomposition
 
 CLASSES, DIMENSIONS, RUNS = 4, 24, 200
 SIZES = {"fitness": 200, "selection": 400, "test": 200}
@@ -99,7 +99,7 @@ def null_run(seed, children, recombination, fitness, elitism=True):
 
 def test_the_best_of_64_null_children_is_no_false_win(monkeypatch):
     # Fewer resamples: intervals take no part in the verdict on accuracy, which is McNemar's.
-    monkeypatch.setattr("smd_hf.report.compare", partial(compare, resamples=200))
+    monkeypatch.setattr("smd_hf.reports.gain_report.compare", partial(compare, resamples=200))
     runs = [null_run(seed, 64, Best(64), "accuracy") for seed in range(RUNS)]
     reports = [
         gain_report(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from smd_hf.errors import SMDError
-from smd_hf.optimism import expected_maximum, expected_optimism
-from smd_hf.statistics import mcnemar_exact
+from smd_hf.metrics.optimism import expected_maximum, expected_optimism
+from smd_hf.metrics.statistics import mcnemar_exact
 
 
 def null_answers(rng, images, children, base=0.8, flip=0.03):

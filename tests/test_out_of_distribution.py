@@ -9,9 +9,9 @@ from sklearn.metrics import roc_auc_score
 from transformers import default_data_collator
 
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError, load_ood_images
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.mutation import applied
-from smd_hf.out_of_distribution import auroc, compare_auroc, placements
+from smd_hf.metrics.ood import auroc, compare_auroc, placements
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.mutation import applied
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_pixels
 from tests.tiny_data import image_dataset
 
@@ -186,7 +186,7 @@ def test_images_without_labels_from_folder_file_and_name(tmp_path):
 
 
 def test_the_command_line_takes_both(tmp_path, capfd):
-    from smd_hf.commands.cli import main
+    from smd_hf.cli.main import main
     from tests.test_commands import image_rows
 
     save_tiny_checkpoint("resnet", tmp_path / "parent")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from smd_hf import SMDError
-from smd_hf.parameters import matching_parameters, parameter_space
+from smd_hf.search.parameter_space import matching_parameters, parameter_space
 from tests.tiny import tiny_model
 
 

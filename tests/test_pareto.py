@@ -12,19 +12,19 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 import smd_hf
 from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
-from smd_hf.cards.model_card import render_card
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.evaluation.scores import Cell, Score
-from smd_hf.evolution import rebuild_child
-from smd_hf.metrics import with_named_metrics
+from smd_hf.metrics.classification import with_named_metrics
+from smd_hf.metrics.statistics import Scores, calibration_error
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.mutation import Mutation, applied, keep
-from smd_hf.parameters import parameter_space
-from smd_hf.pareto.coordinates import CoordinateCounts
-from smd_hf.pareto.evolution import candidates_of, nondominated
-from smd_hf.pareto.objectives import Objectives, distances_to_ideal, fittest_of, front_of
-from smd_hf.statistics import Scores, calibration_error
-from smd_hf.subspaces import make_decomposition
+from smd_hf.reports.cards.model_card import render_card
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.scoring.scores import Cell, Score
+from smd_hf.search.evolution import rebuild_child
+from smd_hf.search.mutation import Mutation, applied, keep
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.pareto.coordinates import CoordinateCounts
+from smd_hf.search.pareto.objectives import Objectives, distances_to_ideal, fittest_of, front_of
+from smd_hf.search.pareto.pareto_evolution import candidates_of, nondominated
+from smd_hf.search.subspaces import make_decomposition
 from tests.tiny import tiny_model, tiny_pixels
 
 # Few different values, so that some are equal; and some that are not finite.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from smd_hf.evaluation.pixels import PixelCodec, codec_for
+from smd_hf.data.pixels import PixelCodec, codec_for
 from smd_hf.models.load import load_image_processor
 from tests.tiny import save_tiny_checkpoint
 

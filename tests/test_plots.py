@@ -8,9 +8,9 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
-from smd_hf import plots
-from smd_hf.report import gain_report
-from smd_hf.statistics import reliability
+from smd_hf.metrics.statistics import reliability
+from smd_hf.reports import plots
+from smd_hf.reports.gain_report import gain_report
 
 RNG = np.random.default_rng(0)
 TRUTH = 2 * RNG.normal(size=(200, 4))

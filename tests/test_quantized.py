@@ -10,15 +10,15 @@ from transformers import AutoModelForImageClassification, TorchAoConfig, default
 
 import smd_hf
 from smd_hf import EvolutionTrainer, SMDError
-from smd_hf.delta.sparse_delta import SparseDelta
-from smd_hf.evaluation.engine import Evaluator, Variant
-from smd_hf.evaluation.images import ImageBatches
+from smd_hf.artifacts.delta.sparse_delta import SparseDelta
+from smd_hf.data.batches import ImageBatches
 from smd_hf.models.checkpoints import checkpoint_names, weights_hash
 from smd_hf.models.load import load_image_processor
 from smd_hf.models.quantized import is_mutable, is_plain, stored_parts
-from smd_hf.mutation import Mutation, applied
-from smd_hf.parameters import parameter_space
-from smd_hf.subspaces import make_decomposition
+from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.search.mutation import Mutation, applied
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.subspaces import make_decomposition
 from tests.test_examples import load_example
 from tests.test_trainer import make_args, make_dataset
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_pixels

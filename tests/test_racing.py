@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
-from smd_hf.evaluation.engine import Evaluator, Variant
-from smd_hf.evaluation.racing import race, rounds
-from smd_hf.mutation import Mutation
-from smd_hf.parameters import parameter_space
-from smd_hf.subspaces import make_decomposition
+from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.scoring.racing import race, rounds
+from smd_hf.search.mutation import Mutation
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.subspaces import make_decomposition
 from tests.test_engine import make_batches
 from tests.test_trainer import make_dataset
 from tests.tiny import tiny_model, tiny_processor

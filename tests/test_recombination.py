@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from smd_hf import EvolutionArguments, SMDError
-from smd_hf.evaluation.scores import Cell, Score
-from smd_hf.mutation import Child
-from smd_hf.recombination import Best, GreedySoup, TopKMean
-from smd_hf.selection import Fitness, ScoredChild, ranked
-from smd_hf.strategies import RECOMBINATIONS, make_recombination
+from smd_hf.scoring.scores import Cell, Score
+from smd_hf.search.build import RECOMBINATIONS, make_recombination
+from smd_hf.search.fitness import Fitness, ScoredChild, ranked
+from smd_hf.search.mutation import Child
+from smd_hf.search.recombination import Best, GreedySoup, TopKMean
 
 
 def make_scored(fitness, eliminated=()):

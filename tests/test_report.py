@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from smd_hf.errors import SMDError
-from smd_hf.optimism import expected_optimism
-from smd_hf.report import format_comparison, format_table, gain_report, package_versions, write_report
-from smd_hf.statistics import Scores, compare
+from smd_hf.metrics.optimism import expected_optimism
+from smd_hf.metrics.statistics import Scores, compare
+from smd_hf.reports.gain_report import format_comparison, format_table, gain_report, package_versions, write_report
 
 
 def logits_and_labels(n=300, classes=4):

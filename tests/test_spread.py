@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smd_hf.errors import SMDError
-from smd_hf.evaluation.spread import MODES, Spread, segment
+from smd_hf.parallel.processes import MODES, Spread, segment
 
 
 def cells_of(shares):

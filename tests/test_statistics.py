@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from statsmodels.stats.contingency_tables import mcnemar
 
 from smd_hf.errors import SMDError
-from smd_hf.statistics import (
+from smd_hf.metrics.statistics import (
     Scores,
     accuracy,
     calibration_error,
@@ -82,7 +82,7 @@ def test_long_inputs_are_scored_in_blocks_with_the_same_result(monkeypatch):
     logits, _, labels = world(500, seed=2)
     whole = nll(logits, labels), Scores.from_logits(logits, labels)
     intervals = compare(logits, 0.5 * logits, labels, resamples=200)
-    monkeypatch.setattr("smd_hf.statistics._BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr("smd_hf.metrics.statistics._BLOCK_ELEMENTS", 64)
     np.testing.assert_array_equal(nll(logits, labels), whole[0])
     assert Scores.from_logits(logits, labels) == whole[1]
     in_blocks = compare(logits, 0.5 * logits, labels, resamples=200)

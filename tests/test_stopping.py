@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from smd_hf.commands.cli import main
+from smd_hf.cli.main import main
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.stopping import GRACE, OutOfTime, Stop, Terminated
+from smd_hf.parallel.stopping import GRACE, OutOfTime, Stop, Terminated
 from tests.distributed.worker import make_dataset, make_trainer
 from tests.tiny import label_names, save_tiny_checkpoint
 

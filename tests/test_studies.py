@@ -13,13 +13,13 @@ from datasets import ClassLabel, Dataset, Features, Image
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smd_hf.arguments.recipes import PRESETS
 from smd_hf.errors import SMDError
-from smd_hf.evaluation.engine import Evaluator
 from smd_hf.models.load import load_image_processor, load_model
-from smd_hf.mutation import Mutation
-from smd_hf.parameters import parameter_space
-from smd_hf.presets import PRESETS
-from smd_hf.subspaces import make_decomposition
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.mutation import Mutation
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.subspaces import make_decomposition
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model
 
 FOLDER = Path(__file__).parents[1] / "examples" / "studies"

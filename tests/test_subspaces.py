@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smd_hf import SMDError
-from smd_hf.subspaces import DECOMPOSITIONS, MIN_COST, ParameterSpace, make_decomposition
+from smd_hf.search.subspaces import DECOMPOSITIONS, MIN_COST, ParameterSpace, make_decomposition
 
 
 def make_space(sizes, blocks=None):

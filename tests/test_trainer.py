@@ -8,11 +8,11 @@ from transformers import AutoModelForImageClassification, EarlyStoppingCallback,
 
 import smd_hf
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
-from smd_hf.evolution import rebuild_child
+from smd_hf.metrics.statistics import Scores
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor, load_model
-from smd_hf.statistics import Scores
-from smd_hf.subspaces import DECOMPOSITIONS
+from smd_hf.search.evolution import rebuild_child
+from smd_hf.search.subspaces import DECOMPOSITIONS
 from tests.tiny import ALL_KINDS, label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
 

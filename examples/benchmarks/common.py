@@ -24,16 +24,16 @@ from scipy.stats import binom
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
 
+from smd_hf.data.batches import ImageBatches
+from smd_hf.data.pixels import codec_for
 from smd_hf.data.rows import ImageCollator
-from smd_hf.evaluation.costs import suffix_costs
-from smd_hf.evaluation.engine import Evaluator, Variant
-from smd_hf.evaluation.images import ImageBatches
-from smd_hf.evaluation.pixels import codec_for
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor
-from smd_hf.mutation import Mutation
-from smd_hf.parameters import parameter_space
-from smd_hf.subspaces import make_decomposition
+from smd_hf.scoring.costs import suffix_costs
+from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.search.mutation import Mutation
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.subspaces import make_decomposition
 
 MODELS = {
     "resnet18": "resnet18",

@@ -34,11 +34,11 @@ from common import (
     write_jpegs,
 )
 
-from smd_hf.evaluation.spread import Spread
-from smd_hf.evaluation.sums import Tap
-from smd_hf.gauss_newton import GaussNewtonSums
-from smd_hf.ledger.ledger import Ledger
-from smd_hf.objectives import cross_entropy
+from smd_hf.parallel.processes import Spread
+from smd_hf.run.ledger import Ledger
+from smd_hf.scoring.sums import Tap
+from smd_hf.search.gauss_newton import GaussNewtonSums
+from smd_hf.search.losses import cross_entropy
 
 CANDIDATES = 7
 QUICK = {"models": ["vit_ti"], "repeats": 2, "children": 4, "images": 16, "batch_size": 2}

@@ -42,7 +42,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from smd_hf.mutation import Mutation, applied
+from smd_hf.search.mutation import Mutation, applied
 
 QUICK = {"models": ["resnet18"], "repeats": 2, "children": 6, "images": 4, "batch_size": 4, "populations": ["blocks"]}
 DENSITY = 1 / 16

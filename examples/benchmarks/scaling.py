@@ -33,8 +33,8 @@ from common import (
     write_jpegs,
 )
 
-from smd_hf.evaluation.scores import Score
-from smd_hf.evaluation.spread import Spread
+from smd_hf.parallel.processes import Spread
+from smd_hf.scoring.scores import Score
 
 MODES = ("data", "children")
 QUICK = {"models": ["vit_ti"], "repeats": 1, "children": 2, "images": 8, "batch_size": 4}

@@ -40,10 +40,10 @@ from common import (
 )
 from parents import ARCHITECTURES, IMAGENET, Parent, load_images
 
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.evolution import PARENT
-from smd_hf.plots import legend_above, save_figure
-from smd_hf.statistics import accuracy, format_p
+from smd_hf.metrics.statistics import accuracy, format_p
+from smd_hf.reports.plots import legend_above, save_figure
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.evolution import PARENT
 
 PARENTS = Path(__file__).parents[2] / "outputs" / "studies" / "parents"
 QUICK = {

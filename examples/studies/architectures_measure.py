@@ -8,24 +8,24 @@ from common import image_batches, pack, variants
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from smd_hf.calibration import calibrate_sigma
-from smd_hf.data.fitness_data import split_indices
+from smd_hf.artifacts.choose_members import choose_members
+from smd_hf.data.batches import ImageBatches
+from smd_hf.data.fitness_samples import split_indices
 from smd_hf.data.labels import encode_labels, label_names, label_values
 from smd_hf.data.rows import find_columns
-from smd_hf.diversity import disagreement, mean_pairwise_kl, output_correlation
 from smd_hf.ensemble.combination import combine
-from smd_hf.ensemble_choice import choose_members
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.evaluation.images import ImageBatches
-from smd_hf.evolution import PARENT, Evolution
-from smd_hf.gauss_newton import GaussNewton
-from smd_hf.mutation import Mutation
-from smd_hf.objectives import cross_entropy
-from smd_hf.parameters import parameter_space
-from smd_hf.report import measured
-from smd_hf.selection import Fitness, ranked
-from smd_hf.statistics import accuracy, correct
-from smd_hf.subspaces import make_decomposition
+from smd_hf.metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
+from smd_hf.metrics.statistics import accuracy, correct
+from smd_hf.reports.gain_report import measured
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.evolution import PARENT, Evolution
+from smd_hf.search.fitness import Fitness, ranked
+from smd_hf.search.gauss_newton import GaussNewton
+from smd_hf.search.losses import cross_entropy
+from smd_hf.search.mutation import Mutation
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.sigma import calibrate_sigma
+from smd_hf.search.subspaces import make_decomposition
 
 FLIPPED = 0.03
 """Sigma is calibrated as the package does by default: a child flips this share of the predictions."""

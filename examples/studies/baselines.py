@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from smd_hf.evaluation.images import ImageBatches
-from smd_hf.mutation import tensor_scale
-from smd_hf.parameters import parameter_space
+from smd_hf.data.batches import ImageBatches
+from smd_hf.search.mutation import tensor_scale
+from smd_hf.search.parameter_space import parameter_space
 
 Loss = Callable[[torch.Tensor], float]
 """Of a vector of coordinates, on one minibatch."""

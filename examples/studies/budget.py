@@ -42,15 +42,15 @@ from common import (
 from transformers import TrainerCallback
 
 from smd_hf import EvolutionTrainer
-from smd_hf.data.fitness_data import split_indices
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.evaluation.images import ImageBatches
+from smd_hf.arguments.recipes import PRESETS
+from smd_hf.data.batches import ImageBatches
+from smd_hf.data.fitness_samples import split_indices
 from smd_hf.files import write_text
+from smd_hf.metrics.statistics import Scores, nll
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor, load_model
-from smd_hf.presets import PRESETS
-from smd_hf.report import measured
-from smd_hf.statistics import Scores, nll
+from smd_hf.reports.gain_report import measured
+from smd_hf.scoring.evaluator import Evaluator
 
 BASELINES: dict[str, Callable[..., Iterator[int]]] = {
     "sgd": sgd,

@@ -5,8 +5,8 @@ from typing import Any
 
 from common import COLORS, markdown_table, panels, series, with_interval
 
-from smd_hf.plots import save_figure
-from smd_hf.statistics import format_p
+from smd_hf.metrics.statistics import format_p
+from smd_hf.reports.plots import save_figure
 
 STYLES: dict[str, tuple[str, int, str]] = {  # label, number of colour and marker, line
     "sgd": ("SGD, 3 passes a step", 0, "--"),

@@ -19,26 +19,26 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from smd_hf.arguments import EvolutionArguments
+from smd_hf.arguments.evolution_arguments import EvolutionArguments
+from smd_hf.cli.digits import digit_splits
+from smd_hf.data.batches import ImageBatches
 from smd_hf.data.labels import align_labels, label_names, label_values
+from smd_hf.data.pixels import codec_for
 from smd_hf.data.rows import ImageCollator, find_columns
 from smd_hf.data.splits import load_splits
-from smd_hf.demo import digit_splits
 from smd_hf.errors import SMDError
-from smd_hf.evaluation.engine import Variant
-from smd_hf.evaluation.images import ImageBatches
-from smd_hf.evaluation.pixels import codec_for
 from smd_hf.files import check_output_dir, write_json, write_lines, write_text
 from smd_hf.models.load import num_channels
-from smd_hf.mutation import Child, Mutation
-from smd_hf.plots import style_axes
+from smd_hf.reports.plots import style_axes
+from smd_hf.scoring.evaluator import Variant
+from smd_hf.search.mutation import Child, Mutation
 
 RESULTS = Path(__file__).parent / "results"
 DIGITS = "digits"
 PACKAGES = ("torch", "transformers", "timm", "numpy")
 
 COLORS = ("#5f5f5f", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's, as in `smd_hf.plots`: for series that differ in marker too."""
+"""Okabe and Ito's, as in `smd_hf.reports.plots`: for series that differ in marker too."""
 
 MARKERS = ("s", "o", "^", "D", "v", "P", "X")
 
@@ -310,7 +310,7 @@ def write_results(folder: Path, name: str, document: dict[str, Any], text: str) 
 
 def panels(columns: int, rows: int = 1, size: tuple[float, float] = (4.6, 3.6), **sharing: Any) -> tuple[Figure, Any]:
     """
-    A figure in the package's style, to be saved by `smd_hf.plots.save_figure`.
+    A figure in the package's style, to be saved by `smd_hf.reports.plots.save_figure`.
 
     Args:
         columns, rows (`int`): how many panels.

@@ -53,15 +53,15 @@ from transformers import (
 
 import smd_hf
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
-from smd_hf.delta.sparse_delta import SparseDelta
+from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.ensemble import SMDEnsembleForImageClassification
-from smd_hf.evaluation.scores import Cell
-from smd_hf.evaluation.spread import Spread, segment
-from smd_hf.ledger.cells import ScoredCell
-from smd_hf.ledger.ledger import LEDGER_NAME, Ledger, read_header
-from smd_hf.ledger.resume import find_resume_point
 from smd_hf.models.checkpoints import load_weights, weights_hash
-from smd_hf.trainer.resume import generation_scope
+from smd_hf.parallel.processes import Spread, segment
+from smd_hf.run.cells import ScoredCell
+from smd_hf.run.journal import generation_scope
+from smd_hf.run.ledger import LEDGER_NAME, Ledger, read_header
+from smd_hf.run.resume import find_resume_point
+from smd_hf.scoring.scores import Cell
 
 SECONDS = 10.0
 """Time on the CPU that a case may take."""

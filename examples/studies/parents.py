@@ -30,11 +30,11 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from smd_hf.cli.digits import digit_splits
+from smd_hf.data.batches import ImageBatches
 from smd_hf.data.labels import label_maps, label_names, label_values, stratified_split
 from smd_hf.data.rows import find_columns
-from smd_hf.demo import digit_splits
 from smd_hf.errors import SMDError
-from smd_hf.evaluation.images import ImageBatches
 from smd_hf.messages import did_you_mean
 from smd_hf.models.checkpoints import save_checkpoint
 from smd_hf.models.load import load_image_processor, load_model

@@ -42,13 +42,13 @@ from parents import Images, Parent
 from PIL import Image
 
 from smd_hf import EvolutionTrainer
+from smd_hf.arguments.recipes import PRESETS
 from smd_hf.data.labels import label_values, stratified_split
 from smd_hf.data.rows import find_columns
 from smd_hf.errors import SMDError
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.plots import save_figure
-from smd_hf.presets import PRESETS
-from smd_hf.statistics import Scores
+from smd_hf.metrics.statistics import Scores
+from smd_hf.reports.plots import save_figure
+from smd_hf.scoring.evaluator import Evaluator
 
 CHOSEN_HERE = ("population_size", "scaling_share", "fitness_samples_per_generation", "sigma")
 FIXED = {name: value for name, value in PRESETS["adapt"].items() if name not in CHOSEN_HERE}

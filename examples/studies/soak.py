@@ -34,10 +34,10 @@ import torch
 from transformers.utils import logging
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
-from smd_hf.demo import digit_splits, train_parent
-from smd_hf.evaluation import sums
+from smd_hf.cli.digits import digit_splits, train_parent
 from smd_hf.files import write_json
-from smd_hf.ledger.lines import LineWriter, to_line
+from smd_hf.run.lines import LineWriter, to_line
+from smd_hf.scoring import sums
 
 CASES: dict[str, dict[str, Any]] = {
     "partition, best": dict(decomposition="partition", recombination="best", recombination_top_k=2),

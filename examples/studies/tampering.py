@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from smd_hf.ledger.lines import to_line
+from smd_hf.run.lines import to_line
 
 
 @dataclass(frozen=True)

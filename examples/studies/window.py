@@ -44,14 +44,14 @@ from matplotlib.axes import Axes
 from window_analysis import FLIPPED, LOST, Curve, analyse
 
 from smd_hf.errors import SMDError
-from smd_hf.evaluation.engine import Evaluator
-from smd_hf.evolution import PARENT, check_parent
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor, load_model
-from smd_hf.mutation import Mutation
-from smd_hf.parameters import parameter_space
-from smd_hf.plots import save_figure
-from smd_hf.subspaces import make_decomposition
+from smd_hf.reports.plots import save_figure
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.evolution import PARENT, check_parent
+from smd_hf.search.mutation import Mutation
+from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.subspaces import make_decomposition
 
 QUICK = {"densities": [1.0, 1 / 4], "norms": [-5.0, -1.0], "step": 1.0, "children": 3, "images": 24}
 

@@ -14,13 +14,13 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..errors import SMDError
-from ..evaluation.spread import Spread
 from ..messages import one_line
+from ..parallel.processes import Spread
 from .images import as_tensor, is_processed, to_image
 from .rows import find_image_column, stored_images
 
 if TYPE_CHECKING:
-    from ..arguments import EvolutionArguments
+    from ..arguments.evolution_arguments import EvolutionArguments
 
 logger = logging.get_logger(__name__)
 

@@ -12,9 +12,9 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub.errors import HTTPError
 
 from ..errors import SMDError
-from ..hub.loading_errors import hub_fault
-from ..keys import keyed_generator
+from ..keyed_random import keyed_generator
 from ..messages import did_you_mean, one_line
+from ..models.loading_errors import hub_fault
 from .labels import label_values, stratified_order, stratified_split
 from .rows import find_columns, find_image_column, find_label_column, is_image_struct
 

@@ -37,8 +37,8 @@ from transformers.utils import (
 )
 
 from ..errors import SMDError
-from ..hub.loading_errors import explain_loading_error
 from ..messages import one_line
+from .loading_errors import explain_loading_error
 
 DTYPES = {
     "auto": "auto",

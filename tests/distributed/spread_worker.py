@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from smd_hf.evaluation.spread import Spread
+from smd_hf.parallel.processes import Spread
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from smd_hf.stopping import GRACE
+from smd_hf.parallel.stopping import GRACE
 
 from .stopped_worker import HANGS
 from .test_processes import finish, start

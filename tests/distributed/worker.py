@@ -20,8 +20,8 @@ from sklearn.metrics import f1_score
 from torch.utils.data import Dataset as TorchDataset
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
-from smd_hf.ledger.lines import LineWriter
 from smd_hf.models.checkpoints import weights_hash
+from smd_hf.run.lines import LineWriter
 from tests.tiny import label_names, tiny_images, tiny_model, tiny_processor
 
 RANK = int(os.environ.get("RANK", "0"))

@@ -1,0 +1,100 @@
+"""
+What a script is told about model and data, beside [`EvolutionArguments`]; the names are those of transformers' example
+script for image classification.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..models.load import DTYPES
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how to load it."""
+
+    _argument_group_name = "the model"
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A model id on the Hub, or the folder of a checkpoint. Required."}
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "The branch, tag or commit of the model on the Hub."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads from the Hub are kept."})
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "Access token for private and gated repositories. Better: log in with `hf auth login`, or set HF_TOKEN. It "
+            "is neither printed nor saved."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the Python files of the model's repository, where the model is defined by them."},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "The weights' type; auto keeps that of the checkpoint.", "choices": list(DTYPES)},
+    )
+
+    def loading(self) -> dict[str, Any]:
+        """What was chosen about loading, without the token: `EvolutionArguments.model_init_kwargs`."""
+        chosen = {
+            "revision": self.model_revision,
+            "cache_dir": self.cache_dir,
+            "trust_remote_code": self.trust_remote_code or None,
+            "dtype": None if self.dtype == "auto" else self.dtype,
+        }
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass
+class DataArguments:
+    """Which images: a data set by name, folders of images, or Parquet files."""
+
+    _argument_group_name = "the data"
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set on the Hub, or a local folder that `datasets` reads."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "A folder with one sub-folder of training images for each class."}
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "A folder with one sub-folder of images to report on for each class."}
+    )
+    train_file: str | None = field(default=None, metadata={"help": "A Parquet file of training images."})
+    validation_file: str | None = field(default=None, metadata={"help": "A Parquet file of images to report on."})
+    train_val_split: float = field(
+        default=0.15,
+        metadata={"help": "Share of the training split to report on instead, where there is no validation split."},
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only so many training images, drawn evenly over the classes."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Report on only so many images, drawn evenly over the classes."}
+    )
+
+
+@dataclass
+class OODArguments:
+    """Images that are of none of the model's classes, in one of three ways; their labels, if any, have no effect."""
+
+    _argument_group_name = "images of another distribution, for ood_auroc"
+
+    ood_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A data set on the Hub, or a local folder that `datasets` reads; its test split, else validation, else "
+            "train. A third each is for fitness, selection and the report."
+        },
+    )
+    ood_dir: str | None = field(
+        default=None, metadata={"help": "A folder of such images, with or without sub-folders."}
+    )
+    ood_file: str | None = field(default=None, metadata={"help": "A Parquet file of such images."})
+    max_ood_samples: int | None = field(default=None, metadata={"help": "Use only so many of them, drawn at random."})

@@ -1,0 +1,73 @@
+"""Choosing the members of an ensemble from logits that are there already: no forward pass is made."""
+
+from collections import Counter
+
+import numpy as np
+import torch
+
+from ..errors import SMDError
+
+SELECTIONS = ("top_k", "all", "greedy")
+
+
+def choose_members(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    size: int,
+    selection: str = "greedy",
+    combination: str = "mean_probabilities",
+) -> list[tuple[int, int]]:
+    """
+    The members of an ensemble and their votes.
+
+    Args:
+        logits (`numpy.ndarray`): of the candidates on the selection split, of shape `(candidates, n, num_labels)`, the
+            fittest candidate first.
+        labels (`numpy.ndarray`): of shape `(n,)`.
+        size (`int`): how many members, or picks, there are at the most; of no effect on `"all"`.
+        selection (`str`, *optional*, defaults to `"greedy"`): `"top_k"`: the first `size`; `"all"`: every candidate;
+            `"greedy"`: forward selection with replacement (Caruana et al. 2004): `size` times the candidate with which the
+            ensemble is best on the selection split, so that a member that is picked twice has two votes.
+        combination (`str`, *optional*, defaults to `"mean_probabilities"`): how the ensemble combines its members:
+            `"mean_probabilities"` and `"mean_logits"` are judged by negative log-likelihood, `"majority_vote"` by errors.
+
+    Returns:
+        list of (`int`, `int`): candidate and votes, in the order of choice.
+
+    Raises:
+        `SMDError`: for another selection.
+    """
+    if selection not in SELECTIONS:
+        raise SMDError(f"ensemble_selection='{selection}' is not one of {', '.join(SELECTIONS)}.")
+    if selection == "all":
+        return [(candidate, 1) for candidate in range(len(logits))]
+    if selection == "top_k":
+        return [(candidate, 1) for candidate in range(min(size, len(logits)))]
+    ballots = _ballots(torch.from_numpy(logits).double(), combination)
+    wanted = torch.from_numpy(labels)
+    total = torch.zeros_like(ballots[0])
+    picks: list[int] = []
+    for members in range(1, size + 1):
+        losses = [_loss((total + ballot) / members, wanted, combination) for ballot in ballots]
+        picks.append(int(np.argmin(losses)))
+        total += ballots[picks[-1]]
+    return list(Counter(picks).items())
+
+
+def _ballots(logits: torch.Tensor, combination: str) -> torch.Tensor:
+    """What of each candidate adds up over the members, of the shape of the logits."""
+    if combination == "mean_logits":
+        return logits
+    probabilities = logits.softmax(-1)
+    if combination == "mean_probabilities":
+        return probabilities
+    votes = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1])
+    # Equal votes rank by the mean probability, which is too little to count against a vote.
+    return votes + 1e-6 * probabilities
+
+
+def _loss(mean: torch.Tensor, labels: torch.Tensor, combination: str) -> float:
+    if combination == "majority_vote":
+        return float((mean.argmax(-1) != labels).double().mean())
+    log_probabilities = mean.log_softmax(-1) if combination == "mean_logits" else mean.log()
+    return float(torch.nn.functional.nll_loss(log_probabilities, labels))

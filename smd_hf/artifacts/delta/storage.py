@@ -1,0 +1,300 @@
+"""
+A delta's two files: found in a folder or on the Hub, read with distrust, written whole.
+
+No other file of the repository is opened, whatever it holds. What is read is bounded by the files' own sizes and checked
+against each other, so that a delta which comes out of here is sound in itself; whether it fits a model is seen when it
+meets one.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.file_download import _CACHED_NO_EXIST, repo_folder_name
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import extract_commit_hash
+
+from ...ensemble.sparse_changes import check_change
+from ...errors import SMDError
+from ...models.loading_errors import explain_loading_error
+from ...search.mutation import Change
+from .config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig, is_repo_id, shown
+
+DELTA_WEIGHTS_NAME = "smd_delta.safetensors"
+VALUE_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+"""What a tensor of a classifier may be; integers are counters that BatchNorm keeps."""
+
+_INDEX_DTYPES = ("I32", "I64")
+_MAX_DIMENSIONS = 64  # of what PyTorch computes with
+_ANY_SHAPE = torch.Size([2**63 - 1])
+
+
+def find_file(
+    name: str, filename: str, source: Mapping[str, Any], subfolder: str = "", unreachable_is_missing: bool = False
+) -> Path | None:
+    """
+    The path of a file of a folder or a Hub repository, downloaded if need be.
+
+    Args:
+        name (`str`): folder or repository.
+        filename (`str`): of the file.
+        source (mapping): `revision`, `token` and `cache_dir`.
+        subfolder (`str`, *optional*, defaults to `""`): where in it.
+        unreachable_is_missing (`bool`, *optional*, defaults to `False`): whether a file that is not in the cache counts as
+            missing when the Hub cannot be asked.
+
+    Returns:
+        `Path` or `None`: `None` where there is no such file.
+
+    Raises:
+        `SMDError`: for no such folder, repository or revision, a refusal, or a Hub that cannot be reached.
+    """
+    if os.path.isdir(name):
+        path = Path(name, subfolder, filename)
+        return path if os.path.lexists(path) else None
+    where = {"filename": f"{subfolder}/{filename}" if subfolder else filename, "cache_dir": source["cache_dir"]}
+    revision = source["revision"]
+    try:
+        return Path(hf_hub_download(name, **where, revision=revision, token=source["token"], library_name="smd_hf"))
+    except LocalEntryNotFoundError as error:
+        # The Hub cannot be asked; an earlier answer may have been that there is no such file.
+        known = try_to_load_from_cache(name, **where, revision=revision)
+        if unreachable_is_missing or known is _CACHED_NO_EXIST:
+            return None
+        raise SMDError(explain_loading_error(name, error, "delta", dict(source))) from error
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise SMDError(explain_loading_error(name, error, "delta", dict(source))) from error
+
+
+def cached_commit(repo_id: str, revision: str | None) -> str | None:
+    """
+    The commit that a revision of a repository was when it was downloaded, without asking the Hub.
+
+    Args:
+        repo_id (`str`): the repository.
+        revision (`str`, *optional*): a commit, branch or tag; `None` for whichever commit is in the cache.
+
+    Returns:
+        `str` or `None`: the commit; `None` where no commit or several are in the cache. A revision that is not in the cache
+        comes back as it is.
+    """
+    if not is_repo_id(repo_id):
+        return revision
+    if revision is not None:
+        path = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+        return (extract_commit_hash(path, None) if isinstance(path, str) else None) or revision
+    snapshots = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"), "snapshots")
+    commits = sorted(path.parent.name for path in snapshots.glob("*/config.json"))
+    return commits[0] if len(commits) == 1 else None
+
+
+def read_delta(
+    name: str, source: Mapping[str, Any], subfolder: str = ""
+) -> tuple[DeltaConfig, dict[str, Change], bool]:
+    """
+    Find, read and check a delta.
+
+    Args:
+        name (`str`): folder or repository.
+        source (mapping): `revision`, `token` and `cache_dir`.
+        subfolder (`str`, *optional*, defaults to `""`): where in it.
+
+    Returns:
+        `tuple[DeltaConfig, dict[str, Change], bool]`: what it says of itself, its changes by checkpoint name (on the CPU),
+        and whether it came from the Hub.
+
+    Raises:
+        `SMDError`: for a delta that is not there, not whole, or not sound.
+    """
+    config_path = _required_file(name, DELTA_CONFIG_NAME, source, subfolder)
+    from_hub = not os.path.isdir(name)
+    if from_hub:
+        # Both files of one commit, whatever is pushed in between.
+        source = {**source, "revision": extract_commit_hash(str(config_path), None) or source["revision"]}
+    config = DeltaConfig.from_json(_read_bounded(config_path))
+    weights_path = _required_file(name, DELTA_WEIGHTS_NAME, source, subfolder)
+    return config, _read_changes(weights_path, config), from_hub
+
+
+def _required_file(name: str, filename: str, source: Mapping[str, Any], subfolder: str) -> Path:
+    path = find_file(name, filename, source, subfolder)
+    if path is None:
+        place = f"'{name}'" + (f", folder '{subfolder}'," if subfolder else "")
+        raise SMDError(
+            f"{place} has no {filename}. Expected a sparse delta, which is {DELTA_CONFIG_NAME} and {DELTA_WEIGHTS_NAME} as "
+            "SparseDelta.save_pretrained writes them: check the name and the revision (smd_hf.load takes children, deltas "
+            "and ensembles alike)."
+        )
+    real = followed(name, path)
+    if not real.is_file():
+        raise SMDError(f"{filename} in '{name}' is not a regular file. Expected the file that save_pretrained writes.")
+    return real if os.path.isdir(name) else path
+
+
+def followed(name: str, path: Path) -> Path:
+    """
+    Where a file of a folder or a Hub repository really lies.
+
+    Args:
+        name (`str`): folder or repository.
+        path (`Path`): of the file, which may be a link.
+
+    Raises:
+        `SMDError`: for a link that leads nowhere, or out of a folder.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise SMDError(
+            f"{path.name} in '{name}' is a link that leads nowhere. Expected the file itself: copy it there."
+        ) from error
+    if os.path.isdir(name) and not any(real.is_relative_to(root) for root in _roots(Path(name))):
+        raise SMDError(
+            f"{path.name} in '{name}' is a link to a file outside that folder, which is not followed. Expected the file "
+            "itself: copy it there if you trust it."
+        )
+    return real
+
+
+def check_entries(name: str) -> None:
+    """Refuses what lies in a folder and is a link out of it, or neither file nor folder; a repository of the Hub has none."""
+    for path in sorted(Path(name).iterdir()) if os.path.isdir(name) else ():
+        real = followed(name, path)
+        # To read from a pipe would be to wait for ever.
+        if not real.is_file() and not real.is_dir():
+            raise SMDError(f"{path.name} in '{name}' is no file and no folder. Take it out, or get the folder again.")
+
+
+def _roots(folder: Path) -> list[Path]:
+    """The folders in which a local artifact's files may really lie: its own, or the store of a Hub cache's snapshot."""
+    folder = folder.resolve()
+    snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
+    return [folder, *(parent.parent / "blobs" for parent in snapshots)]
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise SMDError(f"{path} cannot be read ({error.strerror}). Mend its permissions, or get it again.") from error
+    if len(content) > MAX_CONFIG_BYTES:
+        raise SMDError(
+            f"{DELTA_CONFIG_NAME} is larger than {MAX_CONFIG_BYTES} bytes, more than any delta needs to describe itself. "
+            "It is not read: get the file again from where it was made."
+        )
+    return content
+
+
+def _read_changes(path: Path, config: DeltaConfig) -> dict[str, Change]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_header(file, config)
+            # Copies, since a tensor of `safe_open` is a window on a file that may still change.
+            changes = {
+                name: (
+                    None if count is None else file.get_tensor(f"{name}.indices").clone(),
+                    file.get_tensor(f"{name}.values").clone(),
+                )
+                for name, count in config.changes.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise SMDError(
+            f"{DELTA_WEIGHTS_NAME} is not a whole safetensors file ({shown(error, quote=False)}). Get it again from where "
+            "it was made."
+        ) from error
+    for name, (indices, values) in changes.items():
+        check(name, indices, values, values.shape if indices is None else _ANY_SHAPE, values.dtype)
+    return changes
+
+
+def _check_header(file: Any, config: DeltaConfig) -> None:
+    """Compare the names, dtypes and shapes of a file with the configuration, before a tensor is read."""
+    expected = {f"{name}.values" for name in config.changes}
+    expected |= {f"{name}.indices" for name, count in config.changes.items() if count is not None}
+    found = set(file.keys())
+    if expected != found:
+        kind = "lacks" if expected - found else "has, unknown to its configuration,"
+        names = sorted(expected - found) or sorted(found - expected)
+        raise SMDError(
+            f"{DELTA_WEIGHTS_NAME} {kind} {', '.join(map(shown, names[:4]))}: it and {DELTA_CONFIG_NAME} are not of one "
+            "delta. Get both again from where they were made."
+        )
+    for name, count in config.changes.items():
+        values = file.get_slice(f"{name}.values")
+        if values.get_dtype() not in VALUE_DTYPES:
+            raise _wrong(f"{name}.values", values, f"dtype {' or '.join(VALUE_DTYPES)}")
+        if len(values.get_shape()) > _MAX_DIMENSIONS:
+            raise _wrong(f"{name}.values", values, f"{_MAX_DIMENSIONS} dimensions at the most")
+        if count is None:
+            continue
+        indices = file.get_slice(f"{name}.indices")
+        if indices.get_dtype() not in _INDEX_DTYPES or indices.get_shape() != [count]:
+            raise _wrong(f"{name}.indices", indices, f"{' or '.join(_INDEX_DTYPES)} of shape [{count}]")
+        if values.get_shape() != [count]:
+            raise _wrong(f"{name}.values", values, f"shape [{count}]")
+
+
+def _wrong(name: str, part: Any, expected: str) -> SMDError:
+    return SMDError(
+        f"{DELTA_WEIGHTS_NAME}: {shown(name)} is {part.get_dtype()} of shape {shown(part.get_shape())}; expected "
+        f"{expected}. The file is damaged or was edited: get it again from where it was made."
+    )
+
+
+def check(
+    name: str, indices: torch.Tensor | None, values: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+) -> None:
+    """[`check_change`], with an [`SMDError`] for its `ValueError`."""
+    fault = None
+    # Differences of negative indices can overflow, and then look like an increasing order.
+    if indices is not None and indices.numel() and bool((indices < 0).any()):
+        fault = f"The change of {shown(name)} has indices below 0."
+    try:
+        if fault is None:
+            check_change(shown(name), indices, values, shape, dtype)
+    except ValueError as error:
+        fault = str(error)
+    if fault is not None:
+        raise SMDError(
+            f"The delta is refused. {fault} Expected new values for coordinates of the base: get the delta again from where "
+            "it was made, or mend what made it."
+        )
+
+
+def write_delta(folder: str | os.PathLike, config: DeltaConfig, changes: Mapping[str, Change]) -> None:
+    """
+    Write a delta's two files, each complete before it takes the place of one of the same name.
+
+    Raises:
+        `SMDError`: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors = {f"{name}.values": values for name, (_, values) in changes.items()}
+    tensors |= {f"{name}.indices": indices for name, (indices, _) in changes.items() if indices is not None}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            save_file(tensors, Path(temporary, DELTA_WEIGHTS_NAME), metadata={"format": "pt"})
+            Path(temporary, DELTA_CONFIG_NAME).write_text(config.to_json(), encoding="utf-8")
+            for filename in (DELTA_WEIGHTS_NAME, DELTA_CONFIG_NAME):
+                os.replace(Path(temporary, filename), folder / filename)
+    except (OSError, SafetensorError) as error:
+        raise SMDError(
+            f"The delta cannot be saved in '{folder}' ({getattr(error, 'strerror', None) or error}). Expected a folder that "
+            "can be made and written: choose another, or mend its permissions or the space left on the disk."
+        ) from error

@@ -1,0 +1,101 @@
+"""
+A delta in a model's weights: the tensors it goes by, the way in and out, and the least that has to be kept of a change.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import torch
+from transformers import PreTrainedModel
+
+from ...ensemble.sparse_changes import exchange
+from ...errors import SMDError
+from ...models.checkpoints import checkpoint_names
+from ...models.quantized import stored_parts
+from ...search.mutation import Change
+from .config import shown
+from .storage import VALUE_DTYPES, check
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class AppliedDelta:
+    """
+    A delta in a model's weights, and the way back: [`~AppliedDelta.restore`], or the end of a `with` block.
+
+    What stood in the changed coordinates is kept for as long as this object is. Dropping it leaves the child in the model.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], changes: Mapping[str, Change]):
+        self._tensors = tensors
+        self._before: list[tuple[str, Change]] = []
+        try:
+            for name, (indices, values) in changes.items():
+                device = tensors[name].device
+                indices = None if indices is None else indices.to(device)
+                self._before.append((name, (indices, exchange(tensors[name], indices, values.to(device)))))
+        except BaseException:
+            self.restore()
+            raise
+
+    def restore(self) -> None:
+        """Puts the base's values back, to the bit. A second call does nothing."""
+        while self._before:
+            name, (indices, values) = self._before[-1]
+            exchange(self._tensors[name], indices, values)
+            self._before.pop()
+
+    def __enter__(self) -> "AppliedDelta":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.restore()
+
+
+def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by checkpoint name; one that has several names is under the first alone."""
+    names = checkpoint_names(model)
+    distinct = {id(tensor): (name, tensor) for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    return {names.get(name, name): tensor.detach() for name, tensor in reversed(distinct.values())}
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one shape and dtype, quantised ones too, hold the same bytes: 0.0 is not -0.0."""
+    parts, others = (dict(stored_parts("", tensor)) for tensor in (first, second))
+    if parts.keys() != others.keys():
+        return False
+    return all(_same_part(part, others[name]) for name, part in parts.items())
+
+
+def _same_part(part: torch.Tensor | str, other: torch.Tensor | str) -> bool:
+    if not isinstance(part, torch.Tensor):
+        return part == other
+    part, other = (tensor.cpu().contiguous().flatten().view(torch.uint8) for tensor in (part, other))
+    return torch.equal(part, other)
+
+
+def smallest_change(
+    name: str, tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.Tensor
+) -> tuple[Change, int]:
+    """The change as it takes least room, without the coordinates that stay as they are, and how many others there are."""
+    base = tensor.detach().cpu().flatten()
+    indices, values = None if indices is None else indices.detach().cpu(), values.detach().cpu()
+    if tensor.dtype not in VALUE_DTYPES.values():
+        raise SMDError(
+            f"The child changes {shown(name)}, a tensor of {tensor.dtype}. Expected one of "
+            f"{', '.join(map(str, VALUE_DTYPES.values()))}: leave it as it is in the base."
+        )
+    check(name, indices, values, tensor.shape, tensor.dtype)
+    flat, before = (values.flatten(), base) if indices is None else (values, base[indices.long()])
+    # By their bits: 0.0 and -0.0 are different weights, whose hashes differ.
+    bits = _BITS[flat.element_size()]
+    differing = (flat.contiguous().view(bits) != before.view(bits)).nonzero().flatten()
+    positions = differing if indices is None else indices[differing]
+    index_dtype = torch.int64 if tensor.numel() >= 2**31 else torch.int32
+    if len(positions) * (index_dtype.itemsize + flat.element_size()) < tensor.numel() * flat.element_size():
+        return (positions.to(index_dtype), flat[differing].clone()), len(positions)
+    whole = base.clone()
+    whole[positions.long()] = flat[differing]
+    return (None, whole.view(tensor.shape)), len(positions)

@@ -1,0 +1,123 @@
+"""`smd-hf evolve`: evolve an image classifier and save it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..arguments.script_arguments import DataArguments, ModelArguments, OODArguments
+from ..data.splits import load_ood_images, load_splits
+from ..errors import SMDError
+from ..metrics.ood import outside_lines
+from ..parallel.stopping import Terminated
+from ..reports.front import front_lines
+from ..reports.gain_report import format_table
+from ..run.ledger import HEADER_NAME, LEDGER_NAME
+from ..run.limits import stopped_sentence
+from ..trainer import EvolutionTrainer
+from .parsing import CommandParser, hub_token, required
+from .terminal import quiet_libraries
+
+
+@dataclass
+class ResumeArguments:
+    """Whether to go on with a run."""
+
+    _argument_group_name = "a run that was stopped"
+
+    resume: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on with the run in output_dir, and begin it where there is none yet. (--resume_from_checkpoint goes on "
+            "from one checkpoint-N.)"
+        },
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """
+    Evolves, saves in `output_dir`, and prints the before/after table.
+
+    Args:
+        argv (`Sequence[str]`): arguments of [`ModelArguments`], [`DataArguments`], [`OODArguments`], [`EvolutionArguments`] and
+            [`ResumeArguments`].
+
+    Raises:
+        `SMDError`: for arguments, a model or data that cannot work, before anything is scored; for a push that failed, after
+            all is saved and printed.
+        `KeyboardInterrupt`, `Terminated`: with a sentence that says what is saved.
+    """
+    parser = CommandParser(
+        "evolve",
+        (ModelArguments, DataArguments, OODArguments, EvolutionArguments, ResumeArguments),
+        "Evolve a pretrained image classifier on your images by Sparse Mutation Decompositions, with forward passes only.",
+    )
+    if not torch.accelerator.is_available():
+        argv = [*argv, "--use_cpu"]
+    model_args, data_args, ood_args, args, resuming = parser.parse(argv)
+    name = required(model_args, "model_name_or_path")
+    args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_args.loading()}
+    quiet_libraries()
+
+    with hub_token(model_args.token):
+        train, validation = load_splits(
+            **asdict(data_args),
+            image_column_name=args.image_column_name,
+            label_column_name=args.label_column_name,
+            seed=args.seed,
+            cache_dir=model_args.cache_dir,
+        )
+        others = load_ood_images(
+            **asdict(ood_args),
+            image_column_name=args.image_column_name,
+            seed=args.seed,
+            cache_dir=model_args.cache_dir,
+        )
+        trainer = EvolutionTrainer(name, args, train_dataset=train, eval_dataset=validation, ood_dataset=others)
+        if data_args.dataset_name is not None and not Path(data_args.dataset_name).exists():
+            trainer.dataset_name = data_args.dataset_name
+        try:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or resuming.resume)
+        except (KeyboardInterrupt, Terminated) as told:
+            kind = Terminated if isinstance(told, Terminated) else KeyboardInterrupt
+            raise kind(what_is_saved(trainer)) from None
+
+    if not trainer.is_world_process_zero():
+        return 0
+    print(f"\n{format_table(trainer.report)}\n")
+    if trainer.stopped is not None:
+        print(stopped_sentence(trainer.stopped))
+    print(f"The evolved model is in {args.output_dir}: AutoModelForImageClassification.from_pretrained loads it.")
+    print(f"Beside it: gain_report.json (all numbers), children.jsonl (every child), {_figures(args.output_dir)}.")
+    for line in (*front_lines(trainer.front), *outside_lines(trainer.ood_report)):
+        print(line)
+    for address in trainer.pushed.values():
+        print(f"Pushed to {address}")
+    if trainer.push_failure is not None:
+        raise SMDError(trainer.push_failure)
+    return 0
+
+
+def has_run(folder: Path) -> bool:
+    """Whether a run has begun in a folder, and left its ledger or a checkpoint."""
+    return (folder / LEDGER_NAME / HEADER_NAME).is_file() or (
+        folder.is_dir() and get_last_checkpoint(folder) is not None
+    )
+
+
+def what_is_saved(trainer: EvolutionTrainer) -> str:
+    """What a run that was stopped has left behind, and how to go on."""
+    done, planned = trainer.state.global_step, trainer.args.num_generations
+    if not has_run(Path(trainer.args.output_dir)):
+        return "Nothing was saved."
+    return (
+        f"{done} of {planned} generations were finished, and what was scored since is kept: the same command with --resume "
+        "goes on."
+    )
+
+
+def _figures(folder: str) -> str:
+    return ", ".join(sorted(path.name for path in Path(folder).glob("*.png")))

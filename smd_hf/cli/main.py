@@ -1,0 +1,73 @@
+"""The console script `smd-hf`: finds the command and turns errors that a user can mend into one paragraph."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .. import __version__
+from ..errors import SMDError
+from ..messages import did_you_mean
+from ..parallel.stopping import Terminated
+
+COMMANDS = {
+    "demo": "see it work: evolve a small classifier of digits, without network, in about a minute",
+    "evolve": "evolve an image classifier on your images and save it",
+    "evaluate": "score a model, or compare two on the same images",
+    "push": "upload a saved model, ensemble or delta to the Hub",
+}
+"""Each command with its summary; the module of that name in this package has `run(argv)`, and is imported when it is used."""
+
+MISTAKE, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs one command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*, defaults to `sys.argv[1:]`): the command's name and its arguments.
+
+    Returns:
+        `int`: 0; 2 for a mistake in what the user gave, told in one paragraph on stderr; 130 after Ctrl-C, 143 after
+            SIGTERM in the midst of a run.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    program = "smd-hf"
+    try:
+        command, rest = _find_command(argv)
+        program = f"smd-hf {command}"
+        return import_module(f".{command}", __package__).run(rest)
+    except SMDError as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{program}: interrupted. {interrupt or 'Nothing was saved.'}", file=sys.stderr)
+        return INTERRUPTED
+    except Terminated as end:
+        print(f"\n{program}: told to end. {end or 'Nothing was saved.'}", file=sys.stderr)
+        return end.code
+    except SystemExit as end:  # argparse, after --help and --version
+        return int(end.code or 0)
+
+
+def _find_command(argv: list[str]) -> tuple[str, list[str]]:
+    if argv and argv[0] in COMMANDS:
+        return argv[0], argv[1:]
+    if argv and not argv[0].startswith("-"):
+        near = did_you_mean(argv[0], COMMANDS)
+        raise SMDError(f"there is no command '{argv[0]}'.{near} Expected one of {', '.join(COMMANDS)}.")
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        "smd-hf",
+        usage="smd-hf COMMAND [arguments]",
+        description="Fine-tune image classifiers from the Hugging Face Hub with forward passes only.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name.ljust(width)}  {summary}" for name, summary in COMMANDS.items())
+        + "\n\n`smd-hf COMMAND --help` lists the arguments of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"smd-hf {__version__}")
+    _, unknown = parser.parse_known_args(argv)
+    problem = f"there is no option '{unknown[0]}'" if unknown else "no command is given"
+    raise SMDError(f"{problem}. Expected one of {', '.join(COMMANDS)}, or --help or --version.")

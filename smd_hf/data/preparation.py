@@ -1,0 +1,151 @@
+"""What a trainer is given becomes what it works on: a loaded model, columns found, labels matched, a head that fits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, default_data_collator
+from transformers.utils import logging
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..errors import SMDError
+from ..models.load import load_image_processor, load_model_for_new_head, num_channels
+from .labels import LabelAlignment, align_labels, check_same_labels, encode_labels, label_names, label_values
+from .rows import ImageCollator, find_columns
+
+logger = logging.get_logger(__name__)
+
+
+def resolve_model(
+    model: PreTrainedModel | str | Path, args: EvolutionArguments, processing_class: Any | None
+) -> tuple[PreTrainedModel, Any | None, list[str]]:
+    """
+    The model and its image processor, loaded where only a name is given, and what the checkpoint lacks of a classifier.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`], `str` or `Path`): a model, or a Hub id or folder.
+        args ([`EvolutionArguments`]): `model_init_kwargs` are passed on to the loading.
+        processing_class (*optional*): the image processor; loaded from the same place where the model is a name.
+
+    Raises:
+        `SMDError`: if there is no such model, or it is not an image classifier.
+    """
+    if not isinstance(model, str | Path):
+        return model, processing_class, []
+    loading = dict(args.model_init_kwargs or {})
+    name = str(model)
+    model, missing_head = load_model_for_new_head(name, **loading)
+    if processing_class is None:
+        loading.pop("dtype", None)
+        processing_class = load_image_processor(name, model=model, **loading)
+    return model, processing_class, missing_head
+
+
+@dataclass
+class PreparedData:
+    """
+    How rows become inputs of the model.
+
+    Args:
+        collator (`Callable`): rows to `{"pixel_values", "labels"}`, labels in the model's numbering.
+        image_column (`str`, *optional*): where the images are; `None` where rows already hold `pixel_values`.
+        train_labels (`numpy.ndarray`, *optional*): of the train split, for stratification.
+        eval_dataset: as given, with labels in the train split's order.
+        new_labels (list of `str`, *optional*): the classes of the head that is to take the model's place, if one is.
+    """
+
+    collator: Callable[[list[Any]], dict[str, torch.Tensor]]
+    image_column: str | None
+    train_labels: np.ndarray | None
+    eval_dataset: Any
+    new_labels: list[str] | None
+
+
+def prepare_data(
+    model: PreTrainedModel,
+    args: EvolutionArguments,
+    processing_class: Any | None,
+    train_dataset: Any | None,
+    eval_dataset: Any | None,
+    data_collator: Callable | None = None,
+    missing_head: Sequence[str] = (),
+) -> PreparedData:
+    """
+    Finds the columns and matches the labels; the head is not touched.
+
+    A collator of the user's own, or rows that hold `pixel_values` already, are taken as they are. A classifier that the
+    checkpoint lacks (`missing_head`) is replaced whatever the labels are.
+
+    Raises:
+        `SMDError`: for an empty split, a missing column, or labels that do not fit.
+    """
+    splits = {"train_dataset": train_dataset} | (
+        eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    )
+    present = {what: split for what, split in splits.items() if split is not None}
+    for what, split in present.items():
+        if len(split) == 0:
+            raise SMDError(f"{what} is empty. Give at least one image, or check the split and the limits on its size.")
+    reference = next(iter(present.values()), None)
+    if reference is None or data_collator is not None or "pixel_values" in reference[0]:
+        collator = data_collator or default_data_collator
+        labels = _labels_if_cheap(train_dataset, args)
+        return PreparedData(collator, None, labels, eval_dataset, None)
+    if processing_class is None:
+        raise SMDError(
+            "The data sets hold images, but there is no image processor to prepare them. Pass "
+            "processing_class=AutoImageProcessor.from_pretrained(...), give the model by name, or give rows of pixel_values."
+        )
+    image_column, label_column = find_columns(reference, args.image_column_name, args.label_column_name)
+    names, observed = label_names(reference, label_column), label_values(reference, label_column)
+    if missing_head and args.head_init != "keep":
+        logger.warning(f"The checkpoint has no trained classifier ({', '.join(missing_head)}): it gets one.")
+        names = names or [str(label) for label in range(observed.max() + 1)]
+        alignment = LabelAlignment(None, "replace", names, "")
+    else:
+        alignment = align_labels(names, observed, model.config.id2label, head_init=args.head_init)
+        log = logger.info if alignment.how == "name" else logger.warning
+        log(alignment.message)
+    collator = ImageCollator(
+        processing_class,
+        image_column,
+        label_column,
+        mapping=alignment.mapping,
+        channels=num_channels(model),
+        names=alignment.names,
+    )
+    if isinstance(eval_dataset, dict):
+        eval_dataset = {
+            what: _relabelled(split, image_column, label_column, names, what) for what, split in eval_dataset.items()
+        }
+    elif eval_dataset is not None:
+        eval_dataset = _relabelled(eval_dataset, image_column, label_column, names, "eval_dataset")
+    labels = observed if train_dataset is reference else None
+    new_labels = alignment.names if alignment.how == "replace" else None
+    return PreparedData(collator, image_column, labels, eval_dataset, new_labels)
+
+
+def _relabelled(dataset: Any, image_column: str, label_column: str, names: list[str] | None, what: str) -> Any:
+    """The data set with its labels in the order of the training split's names, after a check that it fits."""
+    find_columns(dataset, image_column, label_column)
+    order = check_same_labels(
+        names, label_names(dataset, label_column), label_values(dataset, label_column), split=what
+    )
+    if order is None:
+        return dataset
+    values = order[encode_labels(label_values(dataset, label_column), label_names(dataset, label_column), split=what)]
+    return dataset.remove_columns(label_column).add_column(label_column, values.tolist())
+
+
+def _labels_if_cheap(dataset: Any | None, args: EvolutionArguments) -> np.ndarray | None:
+    """Labels of rows that a collator of the user's own reads, for stratification; `None` where no label column shows."""
+    if dataset is None:
+        return None
+    try:
+        _, label_column = find_columns(dataset, args.image_column_name, args.label_column_name)
+    except SMDError:
+        return None
+    return label_values(dataset, label_column)

@@ -1,0 +1,257 @@
+"""
+Metrics without a gradient, by name: what `--fitness` takes beside `nll` and `accuracy`, and any metric of `evaluate`.
+
+The built-in ones are counts, taken in numpy, as they are computed once for every child. Each has the value that
+scikit-learn gives it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import EvalPrediction
+from transformers.utils import logging
+
+from ..errors import SMDError
+from ..messages import one_line
+from .statistics import calibration_error, log_softmax64
+
+if TYPE_CHECKING:
+    from ..arguments.evolution_arguments import EvolutionArguments
+
+logger = logging.get_logger(__name__)
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+"""From logits `(n, num_labels)` and labels `(n,)` to a number."""
+
+ComputeMetrics = Callable[[EvalPrediction], Mapping[str, float]]
+
+METRICS = ("macro_f1", "balanced_accuracy", "top_k_accuracy", "calibration_error", "expected_cost", "error")
+"""Names of the built-in metrics; `top_k_accuracy` stands for `top_5_accuracy` and its kin."""
+
+
+def error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images that are classified wrongly."""
+    return float(np.mean(logits.argmax(-1) != labels))
+
+
+def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN), of the classes that are among the labels or predictions."""
+    right, real, called = _counts(logits, labels)
+    present = real + called > 0
+    return float(np.mean(2 * right[present] / (real + called)[present]))
+
+
+def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over classes of the share of a class's images that are classified rightly."""
+    right, real, _ = _counts(logits, labels)
+    return float(np.mean(right[real > 0] / real[real > 0]))
+
+
+def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
+    """
+    The share of images whose class is among the `k` likeliest.
+
+    Raises:
+        `SMDError`: if the model has no more than `k` classes, as the share is then always 1.
+    """
+    if k >= logits.shape[1]:
+        raise SMDError(
+            f"top_{k}_accuracy of a model with {logits.shape[1]} labels is always 1. Choose a smaller number, or accuracy."
+        )
+    likeliest = np.argsort(logits, axis=1, kind="stable")[:, ::-1][:, :k]
+    return float((likeliest == labels[:, None]).any(1).mean())
+
+
+def expected_cost(logits: np.ndarray, labels: np.ndarray, cost_matrix: Sequence[Sequence[float]]) -> float:
+    """
+    The mean cost of the classes that the model calls.
+
+    Args:
+        logits (`numpy.ndarray`): of shape `(n, num_labels)`.
+        labels (`numpy.ndarray`): of shape `(n,)`.
+        cost_matrix (array of shape `(num_labels, num_labels)`): in row i and column j, what it costs to call an image of class
+            i a j.
+
+    Raises:
+        `SMDError`: if the matrix does not fit the number of labels.
+    """
+    costs = np.asarray(cost_matrix, dtype=np.float64)
+    if costs.shape != (logits.shape[1],) * 2:
+        raise SMDError(
+            f"cost_matrix has shape {costs.shape}, but the model has {logits.shape[1]} labels: expected one row and one column "
+            "a label."
+        )
+    return float(costs[labels, logits.argmax(-1)].mean())
+
+
+def _counts(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By class: images classified rightly, images that there are, and images that are called so."""
+    called, classes = logits.argmax(-1), logits.shape[1]
+    return tuple(np.bincount(each, minlength=classes) for each in (labels[called == labels], labels, called))
+
+
+def builtin_metric(name: str, cost_matrix: str | None = None) -> Metric | None:
+    """
+    The built-in metric of that name; `None` if there is none.
+
+    Args:
+        name (`str`): one of `METRICS`, with a number for `k`.
+        cost_matrix (`str`, *optional*): JSON, for `expected_cost`.
+
+    Raises:
+        `SMDError`: for `expected_cost` without a matrix, or with one that is no matrix of numbers.
+    """
+    if top := re.fullmatch(r"top_([1-9]\d*)_accuracy", name):
+        return lambda logits, labels: top_k_accuracy(logits, labels, int(top[1]))
+    if name == "expected_cost":
+        if cost_matrix is None:
+            raise SMDError(
+                "fitness='expected_cost' needs a cost_matrix: a JSON list of rows, in row i and column j what it costs to call "
+                "an image of class i a j, such as [[0, 1], [5, 0]]."
+            )
+        costs = parse_cost_matrix(cost_matrix)
+        return lambda logits, labels: expected_cost(logits, labels, costs)
+    return {
+        "error": error,
+        "macro_f1": macro_f1,
+        "balanced_accuracy": balanced_accuracy,
+        "calibration_error": calibration_error,
+    }.get(name)
+
+
+def parse_cost_matrix(text: str) -> list[list[float]]:
+    """A cost matrix from JSON; [`SMDError`] if it is not a square matrix of finite numbers."""
+    try:
+        costs = json.loads(text)
+        square = np.asarray(costs, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SMDError(
+            f"cost_matrix is not JSON of a matrix ({error}). Give a list of rows, such as [[0, 1], [5, 0]]."
+        ) from error
+    if square.ndim != 2 or square.shape[0] != square.shape[1] or not np.isfinite(square).all():
+        raise SMDError(
+            f"cost_matrix has shape {square.shape} or entries that are not finite. Give as many rows as columns of finite "
+            "numbers, such as [[0, 1], [5, 0]]."
+        )
+    return costs
+
+
+class EvaluateMetric:
+    """
+    A metric of `evaluate` as a `compute_metrics`.
+
+    It is given what it asks for: classes called as `predictions`, or probabilities as `prediction_scores`.
+
+    Args:
+        name_or_path (`str`): a metric on the Hub, or a script, or a folder that holds a script of its own name.
+        options (mapping, *optional*): passed on to the metric's `compute`, such as `{"average": "macro"}`; `config_name`
+            among them goes to `evaluate.load`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): metrics of the Hub are Python files, which run only then.
+
+    Raises:
+        `SMDError`: if the metric cannot be loaded, or may not be.
+    """
+
+    def __init__(self, name_or_path: str, options: Mapping[str, Any] | None = None, trust_remote_code: bool = False):
+        import evaluate
+
+        self.name = name_or_path
+        self.options = dict(options or {})
+        local = Path(name_or_path).expanduser()
+        if not local.exists() and not trust_remote_code:
+            raise SMDError(
+                f"metric_name_or_path='{name_or_path}' is no local file or folder, and a metric of the Hub is a Python file that "
+                "would run here. Turn on trust_remote_code if you trust it, give the path of a copy of its script, or choose a "
+                f"built-in fitness: {', '.join(METRICS)} (such as top_5_accuracy)."
+            )
+        try:
+            self.metric = evaluate.load(
+                str(local) if local.exists() else name_or_path,
+                self.options.pop("config_name", None),
+                keep_in_memory=True,
+            )
+        # Whatever goes wrong in a download, or in the script itself while it is imported.
+        except Exception as error:
+            raise SMDError(
+                f"metric_name_or_path='{name_or_path}' cannot be loaded ({type(error).__name__}: {one_line(str(error))}). "
+                "`evaluate` downloads the script of a metric from the Hub: check the name and the connection, copy the script "
+                "here and give its path, install what it imports, or choose a built-in fitness: "
+                f"{', '.join(METRICS)} (such as top_5_accuracy)."
+            ) from error
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits = _logits(prediction)
+        names = self.metric.features[0] if isinstance(self.metric.features, list) else self.metric.features
+        if "prediction_scores" in names:
+            inputs = {"prediction_scores": np.exp(log_softmax64(logits))}
+        else:
+            inputs = {"predictions": logits.argmax(-1)}
+        try:
+            return self.metric.compute(**inputs, references=prediction.label_ids, **self.options)
+        except (TypeError, ValueError) as error:
+            raise SMDError(
+                f"The metric '{self.name}' refuses what it is given ({one_line(str(error))}). Options of the metric go into "
+                'metric_kwargs, such as \'{"average": "macro"}\' for f1 with more than two classes.'
+            ) from error
+
+    def first_key(self) -> str:
+        """The first key that it returns, found by calling it on four images of two classes."""
+        labels = np.array([0, 1, 0, 1])
+        return next(iter(self(EvalPrediction(predictions=np.eye(2)[[0, 1, 1, 0]], label_ids=labels))))
+
+
+def with_named_metrics(args: "EvolutionArguments", compute_metrics: ComputeMetrics | None) -> ComputeMetrics | None:
+    """
+    `compute_metrics` with what the arguments name beside: a metric of `evaluate`, and built-in metrics as fitness or objectives.
+
+    Where `metric_name_or_path` is given and no fitness is chosen, the metric's first key becomes `args.fitness`.
+
+    Args:
+        args ([`EvolutionArguments`]): `fitness`, `objectives`, `metric_name_or_path`, `metric_kwargs`, `cost_matrix`.
+        compute_metrics (`Callable`, *optional*): the user's own, whose values come before those of the same name.
+
+    Returns:
+        `Callable` or `None`: the user's own where nothing is named.
+
+    Raises:
+        `SMDError`: if a metric cannot be loaded, or the cost matrix is missing.
+    """
+    parts: list[ComputeMetrics] = []
+    if args.metric_name_or_path is not None:
+        loading = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+        metric = EvaluateMetric(
+            args.metric_name_or_path, args.metric_kwargs, bool(loading.get("trust_remote_code", False))
+        )
+        if not args.was_chosen("fitness"):
+            args.fitness = metric.first_key()
+            logger.info(f"Fitness is '{args.fitness}', the first key of the metric '{args.metric_name_or_path}'.")
+        parts.append(metric)
+    names = [name.removeprefix("eval_") for name in args.objectives or [args.fitness]]
+    builtins = {name: metric for name in names if (metric := builtin_metric(name, args.cost_matrix)) is not None}
+    if builtins:
+        parts.append(
+            lambda prediction: {
+                name: metric(_logits(prediction), prediction.label_ids) for name, metric in builtins.items()
+            }
+        )
+    if not parts:
+        return compute_metrics
+    return merged(*parts, compute_metrics)
+
+
+def merged(*parts: ComputeMetrics | None) -> ComputeMetrics:
+    """What several `compute_metrics` return, in one dict; of keys that several return, the last one's value."""
+    given = [part for part in parts if part is not None]
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        return {key: value for part in given for key, value in part(prediction).items()}
+
+    return compute_metrics
+
+
+def _logits(prediction: EvalPrediction) -> np.ndarray:
+    return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions

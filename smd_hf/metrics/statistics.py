@@ -1,0 +1,400 @@
+"""
+What was measured, and how far it can be trusted: arrays of logits in, numbers out.
+
+Two models that predict the same images are compared image by image. The shared difficulty of the images then cancels,
+and a gain much smaller than the error bar of either accuracy can be told from chance. Everything here is numpy and scipy;
+sums are float64, randomness is seeded, and memory stays bounded by blocks of rows up to a million images.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special, stats
+
+from ..errors import SMDError
+
+BINS = 15
+RESAMPLES = 5000
+_BLOCK_ELEMENTS = 2**21  # numbers held at once, in logits or in resampling weights: 16 MiB of float64
+_MAX_UNITS = 20_000  # images are pooled into at most this many units before resampling
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """
+    Confidence against accuracy, in equal-width bins of the confidence (`reliability` makes it).
+
+    Args:
+        confidence (`np.ndarray` of shape `(bins,)`): mean of the largest probability; NaN where the bin is empty.
+        accuracy (`np.ndarray` of shape `(bins,)`): share of right predictions; NaN where the bin is empty.
+        count (`np.ndarray` of shape `(bins,)`): number of images.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """
+    One model on one set of images.
+
+    Args:
+        n (`int`): number of images.
+        accuracy (`float`): share of right predictions, 0 to 1.
+        nll (`float`): mean negative log-likelihood of the labels, in nats.
+        calibration_error (`float`): expected calibration error, 0 to 1; see `calibration_error`.
+    """
+
+    n: int
+    accuracy: float
+    nll: float
+    calibration_error: float
+
+    @classmethod
+    def from_logits(cls, logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> "Scores":
+        return _Outcomes.of(logits, labels, bins).scores()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """
+    Second model minus first.
+
+    Args:
+        estimate (`float`): the difference as measured.
+        interval (`tuple[float, float]`): its confidence interval; NaN where the difference is not finite.
+    """
+
+    estimate: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Two models on the same images (`compare` makes it). Every difference is candidate minus baseline.
+
+    Args:
+        names (`tuple[str, str]`): what the verdict calls baseline and candidate.
+        baseline, candidate (`Scores`): each model by itself.
+        accuracy, nll, calibration_error (`Difference`): the paired differences.
+        only_baseline_correct, only_candidate_correct (`int`): images which one of the two alone got right.
+        p_value (`float`): McNemar's exact test of these two counts.
+        confidence (`float`): level of the intervals, `1 - alpha`.
+        significant (`bool`): the candidate is more accurate and `p_value < alpha`.
+        verdict (`str`): one sentence, begins with "significant gain", "no significant gain" or "significant loss".
+    """
+
+    names: tuple[str, str]
+    baseline: Scores
+    candidate: Scores
+    accuracy: Difference
+    nll: Difference
+    calibration_error: Difference
+    only_baseline_correct: int
+    only_candidate_correct: int
+    p_value: float
+    confidence: float
+    significant: bool
+    verdict: str
+
+
+# ---------------------------------------------------------------------------------------------------- one model
+
+
+def log_softmax64(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities in float64 over the last axis. Log-probabilities come back unchanged, -inf stays -inf."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        return special.log_softmax(np.asarray(logits, dtype=np.float64), axis=-1)
+
+
+def nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """
+    Negative log-likelihood of each label, `-log softmax(logits)[label]`, in nats.
+
+    Args:
+        logits (`np.ndarray` of shape `(n, classes)`): logits or log-probabilities, any float dtype.
+        labels (`np.ndarray` of shape `(n,)`): integers from 0 to classes - 1.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`, float64.
+
+    Raises:
+        `SMDError`: shapes that do not match, no image, or a label outside the classes.
+    """
+    return _Outcomes.of(logits, labels).nll
+
+
+def correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether the largest logit (the first, if tied) is the label's: bool of shape `(n,)`. A row with NaN is wrong."""
+    return _Outcomes.of(logits, labels).correct
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of right predictions, 0 to 1."""
+    return float(correct(logits, labels).mean())
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Reliability:
+    """Mean confidence, accuracy and number of images in each of `bins` equal-width bins of the largest probability."""
+    outcomes = _Outcomes.of(logits, labels, bins)
+    count = np.bincount(outcomes.bin, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(outcomes.bin, weights=outcomes.confidence, minlength=bins) / count
+        right = np.bincount(outcomes.bin, weights=outcomes.correct, minlength=bins) / count
+    return Reliability(confidence=confidence, accuracy=right, count=count)
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """
+    Expected calibration error: `sum_b (n_b / n) |accuracy_b - confidence_b|` over equal-width bins `(lo, hi]` of the
+    largest probability (Guo et al. 2017, arXiv 1706.04599, equation 3). 0 is perfect, 1 the worst.
+    """
+    return _Outcomes.of(logits, labels, bins).scores().calibration_error
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """Per image: the label's NLL, the largest probability and its bin, and whether the prediction is right."""
+
+    nll: np.ndarray
+    confidence: np.ndarray
+    correct: np.ndarray
+    bin: np.ndarray
+    bins: int
+
+    @classmethod
+    def of(cls, logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> "_Outcomes":
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.size == 0:
+            raise SMDError(
+                f"Cannot score logits of shape {logits.shape} against labels of shape {labels.shape}: expected "
+                "(images, classes) and (images,), with at least one image and one class."
+            )
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= logits.shape[1]:
+            raise SMDError(
+                f"Labels must be integers from 0 to {logits.shape[1] - 1}, one of the model's {logits.shape[1]} classes, "
+                f"but they are {labels.dtype} from {labels.min()} to {labels.max()}. Map them to the model's label2id."
+            )
+        loss, confidence, right = np.empty(len(labels)), np.empty(len(labels)), np.empty(len(labels), dtype=bool)
+        for rows in row_blocks(*logits.shape):
+            log_probs = log_softmax64(logits[rows])
+            loss[rows] = -np.take_along_axis(log_probs, labels[rows, None].astype(np.int64), axis=1)[:, 0]
+            confidence[rows] = np.exp(log_probs.max(axis=1))
+            right[rows] = (logits[rows].argmax(axis=1) == labels[rows]) & ~np.isnan(log_probs).any(axis=1)
+        # (lo, hi] as in the paper; a NaN confidence sorts behind the last edge and is put into the last bin.
+        index = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
+        return cls(loss, confidence, right, np.clip(index, 0, bins - 1), bins)
+
+    def scores(self) -> Scores:
+        gap = np.bincount(self.bin, weights=self.correct - self.confidence, minlength=self.bins)
+        return Scores(
+            n=len(self.nll),
+            accuracy=float(self.correct.mean()),
+            nll=float(self.nll.mean()),
+            calibration_error=float(np.abs(gap).sum() / len(self.nll)),
+        )
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices that cover `rows` rows in order, each short enough to hold its rows of `columns` float64 at once."""
+    step = max(1, _BLOCK_ELEMENTS // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+# --------------------------------------------------------------------------------------------------- two models
+
+
+def mcnemar_exact(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, float]:
+    """
+    McNemar's exact test: are two models equally often right on the same images?
+
+    Only images which one model alone got right say anything. If neither model is better, each such image is a fair coin:
+    the p-value is the two-sided binomial one (McNemar 1947, Psychometrika 12; exact form), 1 if there is none or a tie.
+
+    Args:
+        correct_a, correct_b (`np.ndarray` of shape `(n,)`): bool, in the same order of images.
+
+    Returns:
+        `tuple[int, int, float]`: images that only a got right, that only b got right, and the p-value.
+    """
+    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    if a.shape != b.shape:
+        raise SMDError(
+            f"A paired test needs the same images for both models, but got {a.shape} and {b.shape} answers."
+        )
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    if only_a == only_b:
+        return only_a, only_b, 1.0
+    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def paired_interval(
+    values_a: np.ndarray,
+    values_b: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """
+    Percentile bootstrap interval of `mean(values_b - values_a)` (Efron and Tibshirani 1993, chapter 13).
+
+    Images are drawn with replacement, both models' values together. Above 20,000 images the units that are drawn are
+    random groups of images instead, whose means have the same variance, so that cost and memory stay bounded.
+
+    Args:
+        values_a, values_b (`np.ndarray` of shape `(n,)`): one value per image, e.g. `nll(...)` or `correct(...)`.
+        resamples (`int`, *optional*, defaults to 5000): number of bootstrap samples.
+        confidence (`float`, *optional*, defaults to 0.95): level of the interval.
+        seed (`int`, *optional*, defaults to 0): the same seed gives the same interval.
+
+    Returns:
+        `tuple[float, float]`: lower and upper end. `(0, 0)` if all differences are zero, NaN if one is not finite.
+    """
+    a, b = np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise SMDError(
+            f"A paired interval needs one value per image from both models, but got {a.shape} and {b.shape}."
+        )
+    with np.errstate(invalid="ignore"):
+        difference = b - a
+    means = _resampled_means(difference[:, None], resamples=resamples, seed=seed)[:, 0]
+    return _percentiles(means, confidence)
+
+
+def compare(
+    logits_baseline: np.ndarray,
+    logits_candidate: np.ndarray,
+    labels: np.ndarray,
+    *,
+    names: tuple[str, str] = ("parent", "evolved"),
+    alpha: float = 0.05,
+    bins: int = BINS,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """
+    Compare two models on the same images: scores, paired differences with intervals, McNemar's test and a verdict.
+
+    Whether the gain is significant is decided by McNemar's exact p-value alone. Accuracy and NLL have percentile
+    bootstrap intervals. The calibration error is biased upwards on few images (it is a sum of absolute values), and each
+    resampling adds that bias once more: its interval is the basic one, `2 estimate - percentiles`, which takes the bias
+    out (where an overconfident parent becomes calibrated, percentiles covered the truth in 58 to 68 % of simulated
+    experiments, the basic interval in 92 to 96 %).
+
+    Args:
+        logits_baseline, logits_candidate (`np.ndarray` of shape `(n, classes)`): logits or log-probabilities.
+        labels (`np.ndarray` of shape `(n,)`): integers from 0 to classes - 1.
+        names (`tuple[str, str]`, *optional*, defaults to `("parent", "evolved")`): names for the verdict.
+        alpha (`float`, *optional*, defaults to 0.05): level of the test; the intervals have level `1 - alpha`.
+        bins (`int`, *optional*, defaults to 15): bins of the calibration error.
+        resamples (`int`, *optional*, defaults to 5000): number of bootstrap samples.
+        seed (`int`, *optional*, defaults to 0): seed of the bootstrap.
+
+    Returns:
+        `Comparison`
+
+    Raises:
+        `SMDError`: shapes that do not match, or labels outside the classes.
+    """
+    a, b = (_Outcomes.of(logits, labels, bins) for logits in (logits_baseline, logits_candidate))
+    baseline, candidate = a.scores(), b.scores()
+    only_a, only_b, p_value = mcnemar_exact(a.correct, b.correct)
+    gain = only_b - only_a
+
+    with np.errstate(invalid="ignore"):
+        columns = np.stack([b.correct.astype(np.float64) - a.correct, b.nll - a.nll], axis=1)
+        means = _resampled_means(columns, gaps=(a, b), resamples=resamples, seed=seed)
+        errors = np.abs(means[:, 2 + bins :]).sum(axis=1) - np.abs(means[:, 2 : 2 + bins]).sum(axis=1)
+        error = candidate.calibration_error - baseline.calibration_error
+        # Rounded, because a matrix product may sum equal columns in unequal order: equal models differ by exactly zero.
+        low, high = _percentiles(np.round(errors, 12), 1 - alpha)
+        accuracy_difference = Difference(gain / baseline.n, _percentiles(means[:, 0], 1 - alpha))
+        nll_difference = Difference(candidate.nll - baseline.nll, _percentiles(means[:, 1], 1 - alpha))
+        calibration_difference = Difference(error, (2 * error - high, 2 * error - low))
+
+    return Comparison(
+        names=names,
+        baseline=baseline,
+        candidate=candidate,
+        accuracy=accuracy_difference,
+        nll=nll_difference,
+        calibration_error=calibration_difference,
+        only_baseline_correct=only_a,
+        only_candidate_correct=only_b,
+        p_value=p_value,
+        confidence=1 - alpha,
+        significant=p_value < alpha and gain > 0,
+        verdict=_verdict(names, gain, baseline.n, accuracy_difference, nll_difference, p_value, alpha),
+    )
+
+
+def _resampled_means(
+    columns: np.ndarray, *, gaps: tuple[_Outcomes, ...] = (), resamples: int, seed: int
+) -> np.ndarray:
+    """
+    Bootstrap means of `columns` (shape `(n, k)`), followed for each model in `gaps` by its `bins` columns that hold
+    correct - confidence in the image's own bin and zero elsewhere: shape `(resamples, k + bins of all gaps)`.
+
+    Everything is a mean over images, so one product of resampling counts and per-unit sums gives all statistics at once.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(columns)
+    units = min(n, _MAX_UNITS)
+    unit = np.arange(n) if n == units else rng.permutation(n) % units
+    sums = [np.bincount(unit, minlength=units)[:, None]]
+    sums += [np.bincount(unit, weights=column, minlength=units)[:, None] for column in columns.T]
+    for model in gaps:
+        cell = unit * model.bins + model.bin
+        gap = np.bincount(cell, weights=model.correct - model.confidence, minlength=units * model.bins)
+        sums.append(gap.reshape(units, model.bins))
+    sums = np.concatenate(sums, axis=1)
+
+    means = np.empty((resamples, sums.shape[1] - 1))
+    for rows in row_blocks(resamples, units):
+        count = len(range(*rows.indices(resamples)))
+        drawn = rng.integers(units, size=(count, units)) + units * np.arange(count)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
+        with np.errstate(invalid="ignore"):
+            totals = weights.astype(np.float64) @ sums
+        means[rows] = totals[:, 1:] / totals[:, :1]  # pooled units may differ by one image in size
+    return means
+
+
+def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    if not np.isfinite(values).all():
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _verdict(
+    names: tuple[str, str], gain: int, n: int, accuracy: Difference, nll: Difference, p_value: float, alpha: float
+) -> str:
+    level = f"{100 * (1 - alpha):g} % interval"
+    kept = "the parent" if names[0] == "parent" else names[0]
+    low, high = accuracy.interval
+    numbers = (
+        f"accuracy {100 * accuracy.estimate:+.2f} percentage points, {level} {100 * low:+.2f} to {100 * high:+.2f}, "
+        f"exact McNemar {format_p(p_value)}, {n:,} images"
+    )
+    low, high = nll.interval
+    likelihood = f"NLL {nll.estimate:+.4f}, {level} {low:+.4f} to {high:+.4f}"
+    if p_value < alpha and gain > 0:
+        note = f"; its likelihood is worse ({likelihood})" if low > 0 else ""
+        return f"significant gain: {names[1]} is more accurate than {names[0]} ({numbers}){note}."
+    if p_value < alpha:
+        note = f"; its likelihood is better all the same ({likelihood})" if high < 0 else ""
+        return f"significant loss: keep {kept} ({numbers} for {names[1]}){note}."
+    note = f"; {names[1]} has the better likelihood, though ({likelihood})" if high < 0 else ""
+    return f"no significant gain: keep {kept} ({numbers} for {names[1]}){note}."
+
+
+def format_p(p_value: float) -> str:
+    """`p = 0.031`, or `p < 0.0001`."""
+    return "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.2g}"

@@ -1,0 +1,168 @@
+"""What went wrong while a checkpoint was loaded, in one paragraph, with names that the user may have meant."""
+
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import get_session, httpx
+
+from ..hub.requests import TRANSIENT
+from ..messages import one_line
+
+SEARCH_TIMEOUT = 3.0
+"""Seconds that the search for similar names on the Hub may take: it only makes a message better."""
+
+
+def explain_loading_error(name: str, error: BaseException, what: str, source: dict[str, Any]) -> str:
+    """
+    One paragraph about a failed load, without the token.
+
+    Args:
+        name (`str`): the id or folder that was to be loaded.
+        error (`BaseException`): what the library raised.
+        what (`str`): what was to be loaded, "model" or "image processor".
+        source (`dict`): `revision`, `token` and `cache_dir` of the call.
+    """
+    causes = tuple(_causes(error))
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    local = os.path.isdir(name)
+    if caused_by(GatedRepoError):
+        return (
+            f"'{name}' is a gated model, and access was refused. Accept its conditions on its page of the Hub, then log in "
+            "with `hf auth login` or pass --token (in Python: token=...) with a token of that account."
+        )
+    if caused_by(RevisionNotFoundError):
+        return (
+            f"'{name}' has no revision '{source['revision']}'. Expected a branch, a tag or a commit of that repository: "
+            "check the name on its page of the Hub, or leave the revision out."
+        )
+    if not local and caused_by(RepositoryNotFoundError, HFValidationError):
+        token = "the token that was given" if source["token"] else "no token given"
+        return (
+            f"There is no folder '{name}', and no model of that name on the Hub that is visible with {token}."
+            f"{similar_names(name)} Expected a model id such as 'google/vit-base-patch16-224' or the path of a "
+            "checkpoint's folder: check the spelling, and for a private model pass --token (in Python: token=...)."
+        )
+    fault = hub_fault(error)
+    if fault is not None:
+        return (
+            f"The {what} '{name}' could not be loaded: {fault}. Nothing is wrong with the name: wait a while, check the network, "
+            "and do the same again. What has been downloaded is in the cache, and is not fetched twice."
+        )
+    if caused_by(OfflineModeIsEnabled, LocalEntryNotFoundError) or (not local and caused_by(ConnectionError)):
+        return (
+            f"There is no folder '{name}', and the Hub could not be reached to look for a model of that name, nor is it in "
+            f"the cache.{similar_names(name)} Check the spelling and the network connection (and HF_HUB_OFFLINE, which "
+            "forbids downloads), or give the path of a checkpoint's folder."
+        )
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        return (
+            f"The {what} of '{name}' is defined in Python files, which would be run on this machine, and that was not "
+            "allowed. Read those files first; if you trust them, pass --trust_remote_code (in Python: "
+            "trust_remote_code=True)."
+        )
+    if what == "image processor":
+        return (
+            f"No image processor could be loaded from '{name}' ({_first_line(error, source)}). Expected a "
+            "preprocessor_config.json beside the weights, which says how images are resized and normalised: save the "
+            "processor of the original model there (`AutoImageProcessor.from_pretrained(original).save_pretrained(folder)`) "
+            "or pass an image processor as `processing_class`."
+        )
+    if caused_by(HfHubHTTPError):
+        return (
+            f"The Hub refused or failed to hand out '{name}' ({_first_line(error, source)}). Try again; for a private model "
+            "pass --token (in Python: token=...)."
+        )
+    return (
+        f"The checkpoint '{name}' could not be loaded ({type(error).__name__}: {_first_line(error, source)}). Expected "
+        "config.json and model.safetensors of one image classifier, as `save_pretrained` writes them: check the files, or "
+        "download or save them again."
+    )
+
+
+def hub_fault(error: BaseException) -> str | None:
+    """
+    What the Hub has done instead of answering, where waiting may help; `None` where it has answered, or was never reached.
+
+    The client has repeated the request by then, with longer and longer waits, unless the connection was broken off.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in TRANSIENT:
+            return f"the Hub answers with status {cause.response.status_code}, also when it is asked again"
+        # No address, or no server there, is what a wrong setting looks like: the caller says more about that.
+        if isinstance(cause, httpx.TransportError) and not isinstance(cause, httpx.ConnectError):
+            return f"the connection to the Hub breaks off or times out ({type(cause).__name__})"
+    return None
+
+
+def similar_names(name: str) -> str:
+    """A sentence, with a leading space, that lists folders, timm models and Hub models with a similar name; or nothing."""
+    found = [*_similar_folders(name), *_similar_timm_models(name)]
+    if not found:
+        found = _similar_hub_models(name)
+    if not found:
+        return ""
+    return f" Similar names: {', '.join(dict.fromkeys(found))}."
+
+
+def _similar_folders(name: str) -> list[str]:
+    path = Path(name).expanduser()
+    try:
+        folders = [entry.name for entry in path.parent.iterdir() if (entry / "config.json").is_file()]
+    except OSError:
+        return []
+    return [str(path.parent / match) for match in get_close_matches(path.name, folders, n=3)]
+
+
+def _similar_timm_models(name: str) -> list[str]:
+    owner, _, model = name.rpartition("/")
+    if owner not in ("", "timm"):
+        return []
+    return [f"timm/{match}" for match in get_close_matches(model, timm.list_pretrained(), n=3, cutoff=0.75)]
+
+
+def _similar_hub_models(name: str) -> list[str]:
+    """Up to three ids of image classifiers on the Hub; nothing where it cannot be asked quickly."""
+    owner, _, model = name.rpartition("/")
+    if constants.is_offline_mode() or name.startswith((".", "/", "~")) or "/" in owner:
+        return []
+    query = {"pipeline_tag": "image-classification", "sort": "downloads", "limit": 200}
+    query |= {"author": owner} if owner else {"search": model}
+    try:
+        response = get_session().get(f"{constants.ENDPOINT}/api/models", params=query, timeout=SEARCH_TIMEOUT)
+        found = [str(entry["id"]) for entry in response.json()]
+    except Exception:
+        # Whatever goes wrong here, the message without suggestions is still right.
+        return []
+    return get_close_matches(name, found, n=3)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException, source: dict[str, Any]) -> str:
+    """The first line of a library's message, short, without the token and without control characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[0].strip().rstrip(".")
+    if isinstance(source["token"], str) and source["token"]:
+        line = line.replace(source["token"], "***")
+    return one_line(line, 240)

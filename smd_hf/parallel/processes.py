@@ -1,0 +1,154 @@
+"""
+Spreading the scoring over processes: each does a share of the cells (variant, batch), and all get every result.
+
+Batches are the same on any number of processes and results are put together in a fixed order, so that 1, 2 and 4
+processes give the same bytes.
+"""
+
+import atexit
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import gather_object
+
+from ..errors import SMDError
+from .stopping import ENDINGS, Stop
+
+T = TypeVar("T")
+
+MODES = ("auto", "data", "children")
+
+
+SEGMENTS = 64
+"""Sums over batches are taken by so many contiguous parts of the data, whatever the number of processes, then over these."""
+
+
+def segment(number: int, numbers: range) -> int:
+    """Which contiguous part of the data a batch belongs to."""
+    return (number - numbers.start) * min(SEGMENTS, len(numbers)) // len(numbers)
+
+
+def _end_gloo() -> None:
+    """
+    Ends the threads of gloo while the interpreter is still there. One that frees a tensor later aborts the process, so that a
+    run which has come to its end has failed for the launcher (pytorch/pytorch#190489).
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
+
+
+class Spread:
+    """
+    Which process scores what.
+
+    Args:
+        mode (`str`, *optional*, defaults to `"auto"`): `"data"`: each process scores all variants on every
+            `num_processes`-th batch; `"children"`: each scores every `num_processes`-th variant on all data; `"auto"`:
+            whichever leaves the busiest process less to do.
+        process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1): of accelerate.
+
+    Attributes:
+        stop ([`Stop`]): whether this process has been told to end.
+    """
+
+    def __init__(self, mode: str = "auto", process_index: int = 0, num_processes: int = 1):
+        if mode not in MODES:
+            raise SMDError(f"spread='{mode}' is not one of {', '.join(MODES)}.")
+        self.mode = mode
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.stop = Stop()
+        if num_processes > 1:
+            atexit.unregister(_end_gloo)
+            atexit.register(_end_gloo)
+
+    def share(
+        self, num_variants: int, numbers: range, known: Collection[Any] = (), by_segments: bool = False
+    ) -> dict[int, Collection[int]]:
+        """
+        What is left to this process.
+
+        Args:
+            num_variants (`int`): how many variants there are.
+            numbers (`range`): the numbers of the batches.
+            known (collection, *optional*): what needs no scoring: cells as (variant, batch), or segments.
+            by_segments (`bool`, *optional*, defaults to `False`): all variants, on whole segments of the data (see
+                [`segment`]), for sums over batches that go by them.
+
+        Returns:
+            dict of `int` to collection of `int`: for each batch that this process has a part in, which variants.
+        """
+        everything, mine = range(num_variants), slice(self.process_index, None, self.num_processes)
+        if by_segments:
+            places = sorted({segment(number, numbers) for number in numbers}.difference(known))[mine]
+            return {number: everything for number in numbers if segment(number, numbers) in set(places)}
+        if not known:
+            if self._mode(num_variants, [num_variants] * len(numbers)) == "data":
+                return dict.fromkeys(numbers[mine], everything)
+            return dict.fromkeys(numbers, everything[mine]) if everything[mine] else {}
+        left = {number: frozenset(v for v in everything if (v, number) not in known) for number in numbers}
+        left = {number: variants for number, variants in left.items() if variants}
+        variants = sorted(set().union(*left.values()))
+        if self._mode(len(variants), [len(each) for each in left.values()]) == "data":
+            return dict(list(left.items())[mine])
+        part = frozenset(variants[mine])
+        return {number: each & part for number, each in left.items() if each & part}
+
+    def _mode(self, num_variants: int, by_batch: Sequence[int]) -> str:
+        """Which way is done sooner, for so many variants in all and so many on each batch."""
+        if self.mode != "auto":
+            return self.mode
+        processes = range(self.num_processes)
+        busiest_by_data = max(sum(by_batch[process :: self.num_processes]) for process in processes)
+        busiest_by_children = len(by_batch) * -(-num_variants // self.num_processes)
+        return "data" if busiest_by_data <= busiest_by_children else "children"
+
+    def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives tensors the values that they have on the first process, in place, on every process."""
+        for tensor in tensors if self.num_processes > 1 else ():
+            whole = tensor.detach().contiguous()
+            # Bytes of any dtype: not every backend takes each.
+            torch.distributed.broadcast(whole.reshape(-1).view(torch.uint8), src=0)
+            tensor.detach().copy_(whole)
+
+    def each(self, count: int, value: Callable[[int], T]) -> list[T]:
+        """
+        `value(number)` for each number below `count`, on every process, each worked out by one of them.
+
+        So all processes go by the same values, also those of a function that does not give the same value twice.
+        """
+        mine = range(count)[self.process_index :: self.num_processes]
+        values: dict[int, T] = {}
+        for part in self.together(lambda: {number: value(number) for number in mine}):
+            values.update(part)
+        return [values[number] for number in range(count)]
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """
+        What `work` returns on each process, in their order, on every process.
+
+        Raises:
+            Whatever `work` raises here; `RuntimeError`, naming the process and its error, where it raised elsewhere; on all
+            processes, what ends the run where one has been told to end (see [`Stop`]). No process is left waiting.
+        """
+        if self.num_processes == 1:
+            return [work()]
+        result = failure = message = ending = None
+        try:
+            result = work()
+        except ENDINGS as told:
+            ending = told
+        except Exception as error:
+            failure, message = error, f"{type(error).__name__}: {error}"
+        with self.stop.waiting():
+            outcomes = gather_object([(result, message, ending)])
+        if failure is not None:
+            raise failure
+        for process, (_, message, _) in enumerate(outcomes):
+            if message is not None:
+                raise RuntimeError(f"Process {process} of {self.num_processes} failed: {message}")
+        for _, _, ending in outcomes:
+            if ending is not None:
+                raise ending
+        return [result for result, _, _ in outcomes]

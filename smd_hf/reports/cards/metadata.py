@@ -1,0 +1,155 @@
+"""
+The metadata of a model card: what the Hub files a model by.
+
+License and data sets are the parent's own, read from its card; nothing is made up where it says nothing. A name goes into
+the metadata only if it can be an id of the Hub: a folder of the user's is neither a base model nor a data set there.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
+
+from ...messages import one_line
+
+logger = logging.get_logger(__name__)
+
+RELATIONS = {"child": "finetune", "delta": "adapter", "ensemble": "merge"}
+TAGS = ["smd_hf", "evolution", "gradient-free", "sparse-mutation-decompositions"]
+
+_MAX_CHARACTERS = 2**20
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+# What `load_dataset` takes for a name where the data are files of the user's.
+_FILE_FORMATS = ("imagefolder", "parquet", "arrow", "json", "csv", "webdataset", "generator", "pandas")
+_METRICS = (
+    ("accuracy", "accuracy", "Accuracy"),
+    ("nll", "nll", "Negative log-likelihood (nats)"),
+    ("calibration_error", "expected_calibration_error", "Expected calibration error"),
+)
+
+
+def inherited_entries(parent: str, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
+    """
+    What a child takes over from its parent's card.
+
+    Args:
+        parent (`str`): a Hub id, or a folder.
+        revision (`str`, *optional*): of the parent on the Hub.
+        token (`str` or `bool`, *optional*): for a private parent.
+
+    Returns:
+        `dict`: of `license`, `license_name`, `license_link` and `datasets`, those that the card states. Empty where there
+        is no card, or none that can be reached or read: a card is no reason for a run to fail.
+    """
+    try:
+        local = Path(parent).expanduser() / "README.md"
+        if local.parent.is_dir():
+            path = local
+        elif is_hub_id(parent):
+            path = Path(hf_hub_download(parent, "README.md", revision=revision, token=token))
+        else:
+            return {}
+        if not path.is_file():
+            return {}
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(_MAX_CHARACTERS)
+        if not text.lstrip().startswith("---"):
+            return {}
+        data = ModelCard(text, ignore_metadata_errors=True).data
+    except Exception as error:  # the file is another's, and network, YAML and Hub fail in ways of their own
+        logger.warning(
+            f"The parent's model card was not read ({one_line(str(error))}): license and data sets are left out."
+        )
+        return {}
+    licenses = data.get("license")
+    licenses = licenses if isinstance(licenses, list) else [licenses]
+    entries: dict[str, Any] = {}
+    if licenses and all(isinstance(each, str) and _LICENSE.fullmatch(each) for each in licenses):
+        entries["license"] = licenses[0] if len(licenses) == 1 else licenses
+        for key in ("license_name", "license_link"):
+            value = data.get(key)
+            if isinstance(value, str) and value.isprintable() and len(value) <= 300:
+                entries[key] = value
+    datasets = data.get("datasets")
+    datasets = datasets if isinstance(datasets, list) else [datasets]
+    # Old data sets of the Hub have no owner in front, as imagenet-1k in the cards of timm.
+    datasets = [each for each in datasets if _is_repo_id(each) and each not in _FILE_FORMATS]
+    return entries | ({"datasets": datasets} if datasets else {})
+
+
+def is_hub_id(name: Any) -> bool:
+    """Whether the name can be an id on the Hub (`owner/name`), and is no file or folder here."""
+    return _is_repo_id(name) and "/" in name and not os.path.exists(name)
+
+
+def _is_repo_id(name: Any) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return isinstance(name, str)
+
+
+def card_metadata(
+    kind: str, report: Mapping[str, Any], scores: Mapping[str, Any] | None, name: str, is_timm: bool
+) -> ModelCardData:
+    """
+    The YAML block of a card.
+
+    Args:
+        kind (`str`): `"child"`, `"delta"` or `"ensemble"`.
+        report (`Mapping`): the gain report.
+        scores (`Mapping`, *optional*): `accuracy`, `nll` and `calibration_error` of this model on the test images, each as
+            the report has it; `None` where it was not measured.
+        name (`str`): of the model, on one line.
+        is_timm (`bool`): whether the parent is a model of timm.
+    """
+    inherited = report["inherited"]
+    data, parent = report["data"], report["parent_name"]
+    used = [data["name"]] if is_hub_id(data["name"]) else []
+    datasets = list(dict.fromkeys(used + inherited.get("datasets", [])))
+    base_model = parent if is_hub_id(parent) else None
+    library = {"delta": "smd_hf", "ensemble": "transformers", "child": "timm" if is_timm else "transformers"}[kind]
+    tags = TAGS + ([] if kind == "child" else [kind]) + (["timm", "transformers"] if is_timm else [])
+    results = None if scores is None else _results(scores, data, used)
+    return ModelCardData(
+        license=inherited.get("license"),
+        license_name=inherited.get("license_name"),
+        license_link=inherited.get("license_link"),
+        base_model=base_model,
+        base_model_relation=None if base_model is None else RELATIONS[kind],
+        library_name=library,
+        pipeline_tag="image-classification",
+        tags=tags,
+        datasets=datasets or None,
+        metrics=["accuracy"] if results else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(scores: Mapping[str, Any], data: Mapping[str, Any], used: list[str]) -> list[EvalResult]:
+    dataset = {
+        "dataset_type": used[0] if used else "unknown",
+        "dataset_name": used[0] if used else "test images of the run",
+        "dataset_config": data.get("config") if used else None,
+        "dataset_split": data["test"].get("split") if used else None,
+    }
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            metric_type=metric,
+            metric_name=label,
+            metric_value=scores[key],
+            **dataset,
+        )
+        for key, metric, label in _METRICS
+        if scores[key] is not None
+    ]

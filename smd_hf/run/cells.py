@@ -1,0 +1,203 @@
+"""Cells of scoring as lines of a ledger, and back: exact to the bit, and strict about what is read."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.batches import ImageBatches
+from ..files import write_text
+from ..parallel.processes import segment
+from ..scoring.scores import Cell, Score
+from .lines import check_keys, damaged, from_text, integer, number, read_lines, to_line, to_text
+
+MAX_COUNT = 2**31
+
+CELL_KEYS = {"images", "correct", "nll", "finite"}
+LOGITS_KEYS = {"logits", "classes"}
+
+
+def cell_entry(cell: Cell) -> dict[str, Any]:
+    """A cell as JSON values: exact, for floats are written as Python reads them."""
+    entry = {
+        "images": len(cell.correct),
+        "correct": to_text(np.packbits(cell.correct)),
+        "nll": cell.nll_sum,
+        "finite": cell.finite,
+    }
+    if cell.logits is not None:
+        entry |= {"classes": cell.logits.shape[1], "logits": to_text(cell.logits)}
+    return entry
+
+
+def read_cell(entry: Mapping[str, Any]) -> Cell:
+    """The cell again; `ValueError` for anything else."""
+    images = integer(entry, "images", MAX_COUNT)
+    if type(entry["finite"]) is not bool:
+        raise ValueError("its finite is neither true nor false")
+    logits = None
+    if ("logits" in entry) != ("classes" in entry):
+        raise ValueError("it has logits without classes, or the other way round")
+    if "logits" in entry:
+        classes = integer(entry, "classes", MAX_COUNT)
+        logits = from_text(entry["logits"], "float32", images * classes).reshape(images, classes)
+    bits = from_text(entry["correct"], "uint8", -(-images // 8))
+    return Cell(
+        correct=np.unpackbits(bits, count=images).astype(bool),
+        nll_sum=number(entry, "nll"),
+        finite=entry["finite"],
+        logits=logits,
+    )
+
+
+@dataclass
+class ScoredCell:
+    """
+    One cell with its place in a scoring call.
+
+    Args:
+        variant (`int`), batch (`int`): which.
+        cell ([`Cell`]): what was found.
+        labels (`numpy.ndarray`, *optional*): of the batch, int64, with the first of its cells.
+    """
+
+    variant: int
+    batch: int
+    cell: Cell
+    labels: np.ndarray | None = None
+
+    def entry(self) -> dict[str, Any]:
+        place = {"variant": self.variant, "batch": self.batch} | cell_entry(self.cell)
+        return place if self.labels is None else place | {"labels": to_text(self.labels)}
+
+    @classmethod
+    def read(cls, entry: Any) -> "ScoredCell":
+        check_keys(entry, {"variant", "batch"} | CELL_KEYS, LOGITS_KEYS | {"labels"})
+        cell = read_cell(entry)
+        labels = from_text(entry["labels"], "int64", len(cell.correct)) if "labels" in entry else None
+        return cls(integer(entry, "variant", MAX_COUNT), integer(entry, "batch", MAX_COUNT), cell, labels)
+
+
+@dataclass
+class Finished:
+    """
+    What a line says to be scored: one cell, or all of a segment of the data and what was summed over it.
+
+    Args:
+        call (`int`): the number of the scoring call in its scope.
+        cells (list of [`ScoredCell`]): in any order.
+        passes (`float`): what they cost, in images of full passes.
+        segment (`int`, *optional*), sums (`numpy.ndarray`, *optional*): which segment, and its sums, float64.
+    """
+
+    call: int
+    cells: list[ScoredCell]
+    passes: float
+    segment: int | None = None
+    sums: np.ndarray | None = None
+
+    def entry(self) -> dict[str, Any]:
+        entry = {"call": self.call, "passes": self.passes, "cells": [cell.entry() for cell in self.cells]}
+        if self.sums is not None:
+            entry |= {"segment": self.segment, "shape": list(self.sums.shape), "sums": to_text(self.sums)}
+        return entry
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> "Finished":
+        summed = {"segment", "shape", "sums"}
+        check_keys(entry, {"call", "passes", "cells"}, summed)
+        if not isinstance(entry["cells"], list):
+            raise ValueError("its cells are no list")
+        done = cls(integer(entry, "call", MAX_COUNT), [ScoredCell.read(each) for each in entry["cells"]], 0.0)
+        done.passes = number(entry, "passes")
+        if not 0 <= done.passes < np.inf:
+            raise ValueError("its passes are no number of images")
+        if summed & entry.keys():
+            check_keys(entry, {"call", "passes", "cells"} | summed)
+            shape = entry["shape"]
+            if not isinstance(shape, list):
+                raise ValueError("its shape is no list")
+            shape = [integer({"shape": side}, "shape", MAX_COUNT) for side in shape]
+            done.segment = integer(entry, "segment", MAX_COUNT)
+            done.sums = from_text(entry["sums"], "float64", int(np.prod(shape, dtype=object))).reshape(shape)
+        return done
+
+
+def read_cells(path: Path) -> Iterator[tuple[Path, int, Finished]]:
+    """
+    What a file of cells says, with the numbers of its lines.
+
+    Raises:
+        `SMDError`: for a line that is not as one should be, but for a torn last one.
+    """
+    for line, entry in read_lines(path):
+        try:
+            done = Finished.read(entry)
+        except (ValueError, OverflowError) as error:
+            raise damaged(path, line, str(error)) from None
+        yield path, line, done
+
+
+def misfit(
+    done: Finished,
+    num_variants: int,
+    batches: ImageBatches,
+    numbers: range,
+    num_labels: int | None,
+    shape: tuple[int, ...] | None,
+) -> str | None:
+    """Why what a line says cannot be of a scoring call; `None` where it can."""
+    for scored in done.cells:
+        if scored.variant >= num_variants or scored.batch not in numbers:
+            return f"there is no variant {scored.variant} on batch {scored.batch} in that call"
+        images = min(batches.batch_size, batches.num_images - scored.batch * batches.batch_size)
+        if len(scored.cell.correct) != images:
+            return f"batch {scored.batch} holds {images} images, not {len(scored.cell.correct)}"
+        classes = None if scored.cell.logits is None else scored.cell.logits.shape[1]
+        if classes != num_labels:
+            return f"it has {'no logits' if classes is None else f'logits of {classes} classes'}"
+    if shape is None:
+        return None if done.segment is None and len(done.cells) == 1 else "it is no single cell"
+    if done.segment is None or done.sums.shape != shape:
+        return f"its sums are not of the shape {shape}"
+    inside = [batch for batch in numbers if segment(batch, numbers) == done.segment]
+    places = sorted((scored.variant, scored.batch) for scored in done.cells)
+    whole = places == [(variant, batch) for variant in range(num_variants) for batch in inside]
+    return None if whole and inside else f"it does not hold all of segment {done.segment}"
+
+
+def write_score(path: Path, score: Score) -> None:
+    """A score with all its cells, and those on images of another distribution: a line that counts them, and one for each."""
+    parts = [score] if score.outside is None else [score, score.outside]
+    lines = [to_line({"cells": [len(part.cells) for part in parts]})]
+    for part in parts:
+        lines += [to_line(ScoredCell(0, batch, part.cells[batch]).entry()) for batch in sorted(part.cells)]
+    write_text(path, b"".join(lines).decode())
+
+
+def read_score(path: Path) -> Score | None:
+    """The score again; `None` where there is no such file."""
+    counts: list[int] = []
+    cells: list[ScoredCell] = []
+    for line, entry in read_lines(path):
+        try:
+            if counts:
+                cells.append(ScoredCell.read(entry))
+                continue
+            check_keys(entry, {"cells"})
+            if not isinstance(entry["cells"], list) or len(entry["cells"]) not in (1, 2):
+                raise ValueError("it does not count the cells that follow")
+            counts = [integer({"cells": count}, "cells", MAX_COUNT) for count in entry["cells"]]
+        except (ValueError, OverflowError) as error:
+            raise damaged(path, line, str(error)) from None
+    if not counts:
+        return None
+    if len(cells) != sum(counts):
+        raise damaged(path, 1, f"{len(cells)} cells follow, and not {sum(counts)}")
+    inside, outside = cells[: counts[0]], cells[counts[0] :]
+    score = Score({scored.batch: scored.cell for scored in inside})
+    if len(counts) == 2:
+        score.outside = Score({scored.batch: scored.cell for scored in outside})
+    return score

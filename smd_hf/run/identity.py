@@ -1,0 +1,174 @@
+"""
+What a run is: the arguments that change its results, its data and its parent.
+
+It is kept with the ledger and with every checkpoint, so that a run is not resumed as another one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image
+from transformers import TrainingArguments
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..data.labels import label_values
+from ..data.rows import find_label_column, stored_images
+from ..errors import SMDError
+from ..messages import one_line
+
+FORMAT = 1
+
+NO_EFFECT = (
+    *(
+        "preset",
+        "spread",
+        "prefix_replay",
+        "image_cache_gb",
+        "image_cache_on_device",
+        "child_cache_gb",
+        "logging_steps",
+    ),
+    *("max_hours", "max_forward_passes", "push_ensemble", "push_children"),
+    # What these lead to is part of the identity: the parent, and the data.
+    *("model_init_kwargs", "head_init", "image_column_name", "label_column_name"),
+    "num_generations",
+)
+"""Arguments of evolution that may differ when a run is resumed; `num_generations` where sigma does not depend on it."""
+
+OF_TRAINER = ("seed", "bf16", "fp16", "tf32", "torch_compile", "label_smoothing_factor")
+"""Arguments of Trainer that may not."""
+
+OF_BEST_MODEL = (
+    "metric_for_best_model",
+    "greater_is_better",
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+)
+"""Nor these, where the best model is loaded at the end."""
+
+SAMPLED_ROWS = 256
+"""So many images of a data set are read for its fingerprint, evenly spread over it, and all labels."""
+
+
+def deciding_arguments(args: EvolutionArguments) -> dict[str, Any]:
+    """The arguments that change results, as JSON values."""
+    inherited = {each.name for each in fields(TrainingArguments)}
+    own = [each.name for each in fields(EvolutionArguments) if each.name not in inherited and each.init]
+    names = [name for name in own if name not in NO_EFFECT] + [*OF_TRAINER, "load_best_model_at_end"]
+    if args.load_best_model_at_end:
+        names += OF_BEST_MODEL
+    if args.sigma_schedule != "constant":
+        names.append("num_generations")
+    values = args.to_dict()
+    chosen = {name: values[name] for name in names} | {"per_device_eval_batch_size": args.eval_batch_size}
+    if args.metric_name_or_path is not None:
+        # Where it lies on this machine is nobody's concern: it goes to the Hub with checkpoints.
+        chosen["metric_name_or_path"] = Path(args.metric_name_or_path).name
+    return json.loads(json.dumps(chosen | {"device": args.device.type}))
+
+
+def data_fingerprint(dataset: Any, collator: Callable, image_column: str | None, label_column: str | None) -> str:
+    """
+    A digest of a data set's content: its length, all labels, and some of its images.
+
+    Args:
+        dataset: map-style.
+        collator (`Callable`): rows to tensors, for rows whose images are not at hand undecoded.
+        image_column (`str`, *optional*), label_column (`str`, *optional*): where they are in a row; `None` where only the
+            collator knows.
+
+    Returns:
+        `str`: SHA-256, 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(f"{len(dataset)}".encode())
+    if label_column is not None:
+        labels = label_values(dataset, label_column)
+        digest.update("\0".join(map(str, labels.tolist())).encode())
+    rows = np.unique(np.linspace(0, len(dataset) - 1, SAMPLED_ROWS).round().astype(int)).tolist()
+    undecoded = _undecoded(dataset, image_column)
+    for row in rows:
+        if undecoded is not None:
+            digest.update(_file_content(undecoded[row][image_column]))
+            continue
+        columns = collator([dataset[row]])
+        for name in ("labels", "pixel_values"):
+            digest.update(columns[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _undecoded(dataset: Any, image_column: str | None) -> Dataset | None:
+    """The data set with images as files, where they are, and where a row is nothing but what is stored."""
+    if not isinstance(dataset, Dataset) or image_column not in dataset.column_names:
+        return None
+    if dataset.format["type"] == "custom" or not isinstance(dataset.features[image_column], Image):
+        return None
+    return stored_images(dataset, image_column)
+
+
+def _file_content(image: Mapping[str, Any] | None) -> bytes:
+    if image is None or image["bytes"] is not None:
+        return b"" if image is None else image["bytes"]
+    path = Path(image["path"])
+    return path.read_bytes() if path.is_file() else image["path"].encode()
+
+
+def label_column_of(dataset: Any, args: EvolutionArguments) -> str | None:
+    """The column of labels; `None` where rows show none, and only the collator knows."""
+    try:
+        return find_label_column(dataset, args.label_column_name)
+    except SMDError:
+        return None
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """
+    Refuses to go on with another run.
+
+    Args:
+        before (mapping): the identity that was kept.
+        now (mapping): that of the run which is to go on.
+        where (`Path`): where it was kept, for the message.
+
+    Raises:
+        `SMDError`: naming each difference.
+    """
+    kinds = {"format": int, "arguments": dict, "data": dict, "parent": str}
+    if (
+        set(before) != set(kinds)
+        or any(type(before[key]) is not kind for key, kind in kinds.items())
+        or before["format"] != FORMAT
+    ):
+        raise SMDError(
+            f"'{where}' was written by another version of smd_hf, and cannot be resumed by this one. Start anew in another "
+            "output_dir, or resume with the version that began it."
+        )
+    old, new = before["arguments"], now["arguments"]
+    differences = [
+        f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    for name in sorted(before["data"].keys() | now["data"].keys()):
+        if before["data"].get(name) != now["data"].get(name):
+            differences.append(f"{name} holds other images or labels")
+    if before["parent"] != now["parent"]:
+        differences.append(
+            f"the parent has other weights ({before['parent'][:12]} was begun with, {now['parent'][:12]} is)"
+        )
+    if differences:
+        raise SMDError(
+            f"'{where}' belongs to another run: {one_line('; '.join(differences), 1000)}. Resume with what the run began with, or start anew in "
+            "another output_dir."
+        )
+
+
+def _shown(arguments: Mapping[str, Any], name: str) -> str:
+    return json.dumps(arguments[name]) if name in arguments else "not there"

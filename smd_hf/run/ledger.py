@@ -1,0 +1,251 @@
+"""
+The ledger: what a run has scored, so that nothing is scored twice, whatever ends the run in between.
+
+It is a folder in `output_dir`:
+
+    header.json          what the run is: arguments that change results, data, parent
+    finished.jsonl       a line for each finished generation: enough to make its weights again without a forward pass
+    selected-00003.jsonl the score of the parent of generation 3 on the selection split
+    ended.json           there once all results are written
+    cells/SCOPE/rank-00000.jsonl    what process 0 has scored of a part of the run that is not finished
+
+A scope is a generation, the search for sigma, or the like. In each, the same scoring calls are made in the same order
+whatever is known already, so that a cell is found again by scope, number of the call, variant and batch. The first process
+writes what is in the folder itself, each process a file of its own for cells; on resuming, all have the union of the files
+that any of them sees. Once a scope is finished, its cells are dropped.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.batches import ImageBatches
+from ..errors import SMDError
+from ..files import write_text
+from ..parallel.processes import Spread
+from ..scoring.scores import Cell, Score
+from .cells import Finished, ScoredCell, misfit, read_cells, write_score
+from .lines import LineWriter, damaged, read_lines, to_line
+
+LEDGER_NAME = "ledger"
+HEADER_NAME, FINISHED_NAME, CELLS_NAME, ENDED_NAME = "header.json", "finished.jsonl", "cells", "ended.json"
+
+
+@dataclass
+class Call:
+    """
+    One scoring call: what of it is known already, and where the rest is written.
+
+    Args:
+        number (`int`, *optional*, defaults to 0): its place in the scope.
+        writer (`Callable`, *optional*): gives the [`LineWriter`] of this process; nothing is written without.
+
+    Attributes:
+        cells (dict of (variant, batch) to [`Cell`]), labels (dict of batch to `numpy.ndarray`), totals (dict of segment to
+            `numpy.ndarray`), passes (`float`): what is known, and what it cost.
+    """
+
+    number: int = 0
+    writer: Any = None
+    cells: dict[tuple[int, int], Cell] = field(default_factory=dict)
+    labels: dict[int, np.ndarray] = field(default_factory=dict)
+    totals: dict[int, np.ndarray] = field(default_factory=dict)
+    passes: float = 0.0
+    _labelled: set[int] = field(default_factory=set)
+
+    def write(
+        self, cells: Sequence[ScoredCell], passes: float, segment: int | None = None, sums: np.ndarray | None = None
+    ) -> None:
+        """Cells that belong together, and what they cost; of a segment, with its sums. They are safe when this returns."""
+        if self.writer is None:
+            return
+        for scored in cells:
+            if scored.batch in self._labelled:
+                scored.labels = None
+            self._labelled.add(scored.batch)
+        self.writer().write(Finished(self.number, list(cells), passes, segment, sums).entry())
+
+    def take(self, done: Finished) -> None:
+        """Takes over what a line says; of cells that are there twice, the first."""
+        if done.segment is not None:
+            if done.segment in self.totals:
+                return
+            self.totals[done.segment] = done.sums
+        for scored in done.cells:
+            self.cells.setdefault((scored.variant, scored.batch), scored.cell)
+            if scored.labels is not None:
+                self.labels.setdefault(scored.batch, scored.labels)
+        self.passes += done.passes
+
+
+class Ledger:
+    """
+    The ledger of one run.
+
+    Args:
+        folder (`Path`): `output_dir/ledger`.
+        spread ([`Spread`]): over which processes the run goes.
+        resumed (`bool`, *optional*, defaults to `False`): looks for what is there; otherwise the folder holds nothing but
+            what this run has written.
+    """
+
+    def __init__(self, folder: Path, spread: Spread, resumed: bool = False):
+        self.folder = folder
+        self.spread = spread
+        self.resumed = resumed
+        self._scope: Path | None = None
+        self._known: dict[int, list[tuple[Path, int, Finished]]] = {}
+        self._calls = 0
+        self._writer: LineWriter | None = None
+
+    @classmethod
+    def start(cls, folder: Path, spread: Spread, header: Mapping[str, Any]) -> "Ledger":
+        """A new ledger, in place of any that is there."""
+        check_folders(folder)
+        # Each process removes what it sees: machines need not share a disk.
+        spread.together(lambda: shutil.rmtree(folder, ignore_errors=True))
+        spread.together(lambda: write_header(folder, header) if spread.process_index == 0 else None)
+        return cls(folder, spread)
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Scoring calls inside are those of one part of the run."""
+        self._scope, self._calls = self.folder / CELLS_NAME / name, 0
+        self._known = self._read() if self.resumed else {}
+        try:
+            yield
+        finally:
+            self._scope, self._known = None, {}
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def call(
+        self,
+        num_variants: int,
+        batches: ImageBatches,
+        numbers: range,
+        num_labels: int | None,
+        shape: tuple[int, ...] | None,
+    ) -> Call:
+        """
+        The next scoring call of the scope.
+
+        Args:
+            num_variants (`int`), batches ([`ImageBatches`]), numbers (`range`): what is to be scored on what.
+            num_labels (`int`, *optional*): of the logits, where they are kept.
+            shape (`tuple`, *optional*): of the sums of a segment, where there are any.
+
+        Raises:
+            `SMDError`: if what is known of it does not fit.
+        """
+        if self._scope is None:
+            return Call()
+        call = Call(self._calls, self._open)
+        self._calls += 1
+        for path, line, done in self._known.pop(call.number, ()):
+            problem = misfit(done, num_variants, batches, numbers, num_labels, shape)
+            if problem is not None:
+                raise damaged(path, line, problem)
+            call.take(done)
+        call._labelled.update(call.labels)
+        return call
+
+    def drop(self, *names: str) -> None:
+        """Removes the cells of scopes that are finished, on every process that sees them."""
+        for name in names:
+            shutil.rmtree(self.folder / CELLS_NAME / name, ignore_errors=True)
+
+    def finish(self, generation: int, entry: Mapping[str, Any], selected: Score) -> None:
+        """
+        Ends a generation: from here on it is known by its line alone.
+
+        Args:
+            generation (`int`): from 0.
+            entry (mapping): JSON values.
+            selected ([`Score`]): of the next parent on the selection split.
+        """
+
+        def write() -> None:
+            if self.spread.process_index > 0:
+                return
+            write_score(self.folder / selected_name(generation + 1), selected)
+            self.write_finished([entry])
+            (self.folder / selected_name(generation)).unlink(missing_ok=True)
+            (self.folder / ENDED_NAME).unlink(missing_ok=True)
+
+        self.spread.together(write)
+
+    def write_finished(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Lines of finished generations, on the disk when this returns."""
+        writer = LineWriter(self.folder / FINISHED_NAME)
+        try:
+            for entry in entries:
+                writer.write(entry)
+            writer.sync()
+        finally:
+            writer.close()
+
+    def end(self, keep: Sequence[str] = ()) -> None:
+        """All results are written: no cells are needed any more, but of the scopes named."""
+        cells = self.folder / CELLS_NAME
+
+        def look() -> set[str]:
+            if self.spread.process_index == 0:
+                write_text(self.folder / ENDED_NAME, "{}\n")
+            return {path.name for path in cells.glob("*")}
+
+        # All have looked before one removes: a folder that goes while it is read is an error.
+        self.drop(*set().union(*self.spread.together(look)).difference(keep))
+        with suppress(OSError):  # of scopes that are kept
+            cells.rmdir()
+
+    def _open(self) -> LineWriter:
+        if self._writer is None:
+            self._writer = LineWriter(self._scope / f"rank-{self.spread.process_index:05d}.jsonl")
+        return self._writer
+
+    def _read(self) -> dict[int, list[tuple[Path, int, Finished]]]:
+        """All lines of the scope by the number of their call, the same on every process."""
+        files: dict[tuple[str, int], Path] = {}
+
+        def look() -> set[tuple[str, int]]:
+            check_folders(self.folder, self.folder / CELLS_NAME, self._scope)
+            files.update({(path.name, path.lstat().st_size): path for path in self._scope.glob("rank-*.jsonl")})
+            return set(files)
+
+        # A file that several processes see is read by the first of them.
+        seen = self.spread.together(look)
+        mine = set(files).difference(*seen[: self.spread.process_index])
+        known: dict[int, list[tuple[Path, int, Finished]]] = {}
+        for part in self.spread.together(lambda: [line for key in sorted(mine) for line in read_cells(files[key])]):
+            for path, line, done in part:
+                known.setdefault(done.call, []).append((path, line, done))
+        return known
+
+
+def check_folders(*folders: Path) -> None:
+    """Refuses links to other places, in which a run would write or remove."""
+    for folder in folders:
+        if folder.is_symlink():
+            raise SMDError(f"'{folder}' is a link, where a run keeps a folder of its own. Remove the link.")
+
+
+def write_header(folder: Path, header: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / HEADER_NAME, to_line(header).decode())
+
+
+def read_header(folder: Path) -> dict[str, Any] | None:
+    """The header; `None` where there is none."""
+    check_folders(folder)
+    return next((header for _, header in read_lines(folder / HEADER_NAME)), None)
+
+
+def selected_name(generation: int) -> str:
+    return f"selected-{generation:05d}.jsonl"

@@ -1,0 +1,266 @@
+"""Scores of variants of one model: which of them runs on which batch, in what order, and from which block on."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data.batches import Batch, ImageBatches
+from ..ensemble.prefix_replay import PrefixReplay
+from ..models.blocks import find_blocks
+from ..parallel.processes import Spread
+from ..run.ledger import Call, Ledger
+from ..search.mutation import Change, MakeChanges, applied
+from .job import Job
+from .scores import Score
+from .sums import TAPPED_BYTES, BatchSums, Tap
+
+REPLAY_FROM = 0.25
+"""Prefixes are replayed where at least this share of the variants leaves the first block alone."""
+
+
+@dataclass
+class Variant:
+    """
+    One thing to score: the model with some changes.
+
+    Args:
+        name (`str`): for messages.
+        changes (`Callable`): gives the changes, as often as it is called; nothing for the parent itself.
+        changed (set of `str`, *optional*): names of the parameters that are changed, where they are known beforehand.
+    """
+
+    name: str
+    changes: MakeChanges = field(default=tuple)
+    changed: frozenset[str] | None = None
+
+
+class Evaluator:
+    """
+    Scores variants of a model by forward passes; the model is the parent again whenever a call returns or raises.
+
+    Args:
+        model (`torch.nn.Module`): takes `pixel_values` and returns an output with `logits`; put into eval mode.
+        device (`torch.device`): where the model is.
+        autocast (`Callable`, *optional*): makes the context of each forward pass, for mixed precision.
+        spread ([`Spread`], *optional*): over which processes; over none by default.
+        prefix_replay (`bool`, *optional*, defaults to `True`): passes of variants begin at the first block that is changed.
+        change_cache_bytes (`int`, *optional*, defaults to 1e9): memory for the weights of children while batches go by one at
+            a time; beyond it they are made anew for each batch.
+        forward (`Callable`, *optional*): what is called in place of the model: the same, compiled.
+        memory_format (`torch.memory_format`, *optional*): of the pixel values.
+
+    Attributes:
+        ledger ([`Ledger`], *optional*): what has been scored already, and where the rest is written.
+        images_forwarded (`int`): images that variants were scored on so far, over all variants and processes.
+        full_passes (`float`): the same, with images which a part of the model was enough for counted by that part.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        spread: Spread | None = None,
+        prefix_replay: bool = True,
+        change_cache_bytes: int = 10**9,
+        forward: Callable | None = None,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ):
+        self.model = model
+        self.device = device
+        self.autocast = autocast
+        self.spread = spread or Spread()
+        self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
+        self.change_cache_bytes = change_cache_bytes
+        self.memory_format = memory_format
+        self._call = model if forward is None else forward
+        self._replay = PrefixReplay(model) if prefix_replay and forward is None else None
+        self._first_block = frozenset(find_blocks(model)[0].parameter_names)
+        self.ledger: Ledger | None = None
+        self.images_forwarded = 0
+        self.full_passes = 0.0
+
+    def score(
+        self,
+        variants: Sequence[Variant],
+        batches: ImageBatches,
+        keep_logits: bool = False,
+        on_scored: Callable[[int, Score], None] | None = None,
+        numbers: range | None = None,
+        sums: BatchSums | None = None,
+    ) -> list[Score]:
+        """
+        Scores of several variants on the same images, on every process.
+
+        Args:
+            variants (sequence of [`Variant`]): what to score.
+            batches ([`ImageBatches`]): the images; each is decoded once for all variants.
+            keep_logits (`bool`, *optional*, defaults to `False`): also keeps every variant's logits.
+            on_scored (`Callable`, *optional*): called with a variant's number and its score on this process's batches when
+                these are done, for the progress bar.
+            numbers (`range`, *optional*): which batches; all by default.
+            sums ([`BatchSums`], *optional*): what is summed over batches from all variants' logits; its `total` is set.
+
+        Returns:
+            list of [`Score`], one a variant and in their order.
+
+        Raises:
+            `RuntimeError`: on every process, if another one failed.
+        """
+        self.model.eval()
+        numbers = range(len(batches)) if numbers is None else numbers
+        call = Call()
+        if self.ledger is not None:
+            num_labels = self.model.config.num_labels if keep_logits else None
+            call = self.ledger.call(len(variants), batches, numbers, num_labels, None if sums is None else sums.shape)
+        batches.add_labels(call.labels)
+        known = call.cells.keys() if sums is None else call.totals.keys()
+        wanted = self.spread.share(len(variants), numbers, known, by_segments=sums is not None)
+
+        def work() -> tuple[dict[int, Score], dict[int, np.ndarray], float, dict[int, np.ndarray]]:
+            tap = None if sums is None else Tap(sums, numbers)
+            job = Job(variants, batches, wanted, keep_logits, call, tap, on_scored)
+            self._run(job)
+            return job.scores, job.labels(), job.passes, {} if tap is None else tap.totals
+
+        scores = [Score() for _ in variants]
+        for (number, batch), cell in call.cells.items():
+            scores[number].cells[batch] = cell
+        totals = dict(call.totals)
+        self.full_passes += call.passes
+        for part, labels, passes, part_totals in self.spread.together(work):
+            for number, score in part.items():
+                scores[number].cells.update(score.cells)
+            batches.add_labels(labels)
+            self.full_passes += passes
+            totals.update(part_totals)
+        if sums is not None:
+            sums.total = np.sum([totals[place] for place in sorted(totals)], axis=0)
+        self.images_forwarded += sum(score.num_images for score in scores)
+        return scores
+
+    def logits(self, batches: ImageBatches) -> np.ndarray:
+        """Logits of the model as it is: float32, of shape `(num_images, num_labels)`."""
+        [score] = self.score([Variant("model")], batches, keep_logits=True)
+        return score.logits
+
+    def pixel_values(self, batch: Batch) -> torch.Tensor:
+        """What the model takes for a batch, on its device and in its dtype and memory format."""
+        return batch.pixel_values(self.device, self.model.dtype).to(memory_format=self.memory_format)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
+        with torch.inference_mode(), self.autocast():
+            logits = self._call(pixel_values=pixel_values).logits
+        # A copy, as a compiled model may write its next output into the same memory.
+        return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+
+    def _run(self, job: Job) -> None:
+        """Scores what is left to this process."""
+        changes = ChangeCache(job.variants, self.change_cache_bytes)
+        replays = self.replays([job.variants[number] for number in job.numbers])
+        job.report_known()
+        for group in job.batches.groups(list(job.wanted), on_read=self.spread.stop.check) if job.numbers else ():
+            for part in self._parts(group, job, replays):
+                recorded = None
+                if replays:
+                    recorded = self.pixel_values(part[0])
+                    self._record(job, part[0], recorded)
+                for number in job.on(part):
+                    if not replays or job.variants[number].changed:
+                        self._score_one(job, number, part, changes, recorded)
+                    self.spread.stop.check()
+                    job.report(number, part)
+                for batch in part if job.tap is not None else ():
+                    job.close(batch)
+        if self._replay is not None:
+            self._replay.clear()
+
+    def _parts(self, group: list[Batch], job: Job, replays: bool) -> Iterable[list[Batch]]:
+        """
+        The batches that a variant is put in for at a time, as many as can be: prefix replay holds the outputs of one, and sums
+        the logits of a few.
+        """
+        if replays:
+            return ([batch] for batch in group)
+        if job.tap is None:
+            return [group]
+        logits_bytes = 4 * len(job.variants) * len(group[0]) * self.model.config.num_labels
+        return job.tap.parts(group, max(1, TAPPED_BYTES // logits_bytes))
+
+    def replays(self, variants: Sequence[Variant]) -> bool:
+        """Whether passes of these variants begin at the first block that is changed, where the model allows it."""
+        if self._replay is None:
+            return False
+        late = [variant.changed is not None and not variant.changed & self._first_block for variant in variants]
+        known = all(variant.changed is not None for variant in variants)
+        return known and sum(late) >= max(2, REPLAY_FROM * len(late))
+
+    def _record(self, job: Job, batch: Batch, pixel_values: torch.Tensor) -> None:
+        """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
+        wanted = job.on([batch])
+        with self._replay.record([job.variants[number].changed for number in wanted]):
+            logits = self.forward(pixel_values)
+        job.spend(len(batch))
+        for number in wanted:
+            if not job.variants[number].changed:
+                job.found(number, batch, logits, 0.0)
+                if job.tap is not None:
+                    job.tap.add(number, batch, logits)
+
+    def _score_one(
+        self, job: Job, number: int, batches: list[Batch], changes: "ChangeCache", recorded: torch.Tensor | None
+    ) -> None:
+        """Scores one variant on batches, or on the one whose pass over these pixel values was recorded."""
+        changed = job.variants[number].changed
+        waiting: tuple[Batch, torch.Tensor, float] | None = None
+        with applied(self.parameters, changes(number, once=recorded is None and job.tap is None)):
+            for batch in batches:
+                if number not in job.wanted[batch.number]:
+                    continue
+                with nullcontext() if recorded is None else self._replay.replay(changed):
+                    logits = self.forward(self.pixel_values(batch) if recorded is None else recorded)
+                # A GPU is at work on this batch while the one before is looked at.
+                if waiting is not None:
+                    job.found(number, *waiting)
+                waiting = batch, logits, len(batch) * (1.0 if recorded is None else self._replay.suffix_share(changed))
+                if job.tap is not None:
+                    job.tap.add(number, batch, logits)
+                if self.spread.stop.wanted:
+                    break
+        if waiting is not None:
+            job.found(number, *waiting)
+
+
+class ChangeCache:
+    """
+    The changes of variants, kept as far as a budget allows while batches go by one at a time.
+
+    Args:
+        variants (sequence of [`Variant`]): whose.
+        max_bytes (`int`): the budget.
+    """
+
+    def __init__(self, variants: Sequence[Variant], max_bytes: int):
+        self.variants = variants
+        self.left = max_bytes
+        self._kept: dict[int, list[tuple[str, Change]]] = {}
+
+    def __call__(self, number: int, once: bool) -> Iterable[tuple[str, Change]]:
+        """The changes of one variant; streamed, and not kept, where they are asked for `once`."""
+        if once:
+            return self.variants[number].changes()
+        if number in self._kept:
+            return self._kept[number]
+        if self.left <= 0:
+            return self.variants[number].changes()
+        changes = list(self.variants[number].changes())
+        size = sum(values.nbytes + (0 if indices is None else indices.nbytes) for _, (indices, values) in changes)
+        if size <= self.left:
+            self.left -= size
+            self._kept[number] = changes
+        return changes

@@ -1,0 +1,116 @@
+"""One process's part of a scoring call: which cells are left to it, and what it has found."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.batches import Batch, ImageBatches
+from ..parallel.processes import segment
+from ..run.cells import ScoredCell
+from ..run.ledger import Call
+from .scores import Cell, Score
+from .sums import Tap
+
+
+class Job:
+    """
+    What one process does of a scoring call.
+
+    Args:
+        variants (sequence of [`Variant`]): of the call.
+        batches ([`ImageBatches`]): the images.
+        wanted (mapping of `int` to collection of `int`): the variants to score on each batch, as [`Spread.share`] gives them.
+        keep_logits (`bool`): keeps every variant's logits.
+        call ([`Call`]): what is known already, and where the rest is written.
+        tap ([`Tap`], *optional*): makes sums of the logits.
+        on_scored (`Callable`, *optional*): told of each variant that is done, with its score as far as this process knows it.
+
+    Attributes:
+        scores (dict of `int` to [`Score`]): what this process has scored.
+        passes (`float`): what that cost, in images of full passes.
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[Any],
+        batches: ImageBatches,
+        wanted: Mapping[int, Collection[int]],
+        keep_logits: bool,
+        call: Call,
+        tap: Tap | None = None,
+        on_scored: Callable[[int, Score], None] | None = None,
+    ):
+        self.variants = variants
+        self.batches = batches
+        self.wanted = wanted
+        self.keep_logits = keep_logits
+        self.call = call
+        self.tap = tap
+        self.on_scored = on_scored
+        self.numbers = sorted(set().union(*set(wanted.values())))
+        self.scores = {number: Score() for number in self.numbers}
+        self.passes = 0.0
+        self._unwritten = 0.0
+        self._last = {number: batch for batch in wanted for number in wanted[batch]}
+
+    def on(self, batches: Sequence[Batch]) -> list[int]:
+        """The variants to score on any of these batches."""
+        return sorted(set().union(*{self.wanted[batch.number] for batch in batches}))
+
+    def labels(self) -> dict[int, np.ndarray]:
+        """By batch, of those that this process has read."""
+        return self.batches.labels_by_batch(list(self.wanted))
+
+    def spend(self, passes: float) -> None:
+        """Counts a pass that scores nothing by itself."""
+        self.passes += passes
+        self._unwritten += passes
+
+    def found(self, number: int, batch: Batch, logits: torch.Tensor, passes: float) -> None:
+        """A variant's logits on a batch, and what they cost."""
+        self.spend(passes)
+        cell = Cell.from_logits(logits, batch.labels, self.keep_logits)
+        self.scores[number].cells[batch.number] = cell
+        if self.tap is None:
+            self._write([self._scored(number, batch.number)])
+
+    def close(self, batch: Batch) -> None:
+        """All variants have been through a batch, of which sums are made."""
+        place = self.tap.close(batch)
+        if place is not None:
+            inside = [batch for batch in self.wanted if segment(batch, self.tap.numbers) == place]
+            cells = [self._scored(number, batch) for number in self.numbers for batch in inside]
+            self._write(cells, place, self.tap.totals[place])
+
+    def report(self, number: int, batches: Sequence[Batch]) -> None:
+        """Says that a variant is done, if it has none but these batches left."""
+        if self.on_scored is not None and batches[0].number <= self._last[number] <= batches[-1].number:
+            self.on_scored(number, self._score(number, self.scores[number].cells))
+
+    def report_known(self) -> None:
+        """The same of the variants that nothing is left to do of for any process."""
+        if self.on_scored is not None:
+            for number in sorted(set(self._known).difference(self.numbers)):
+                self.on_scored(number, self._score(number, {}))
+
+    @cached_property
+    def _known(self) -> dict[int, dict[int, Cell]]:
+        """What was scored before this call, by variant."""
+        known: dict[int, dict[int, Cell]] = {}
+        for (number, batch), cell in self.call.cells.items():
+            known.setdefault(number, {})[batch] = cell
+        return known
+
+    def _score(self, number: int, own: Mapping[int, Cell]) -> Score:
+        return Score(self._known.get(number, {}) | dict(own))
+
+    def _scored(self, number: int, batch: int) -> ScoredCell:
+        [labels] = self.batches.labels_by_batch([batch]).values()
+        return ScoredCell(number, batch, self.scores[number].cells[batch], labels)
+
+    def _write(self, cells: list[ScoredCell], place: int | None = None, sums: np.ndarray | None = None) -> None:
+        self.call.write(cells, self._unwritten, place, sums)
+        self._unwritten = 0.0

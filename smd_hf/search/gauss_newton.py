@@ -1,0 +1,170 @@
+"""
+Gauss-Newton recombination: one step in the span of the children, from what their forward passes have measured.
+
+Each child's change of the logits, D_i = f(theta + delta_i) - f(theta), is a measured directional derivative. In the span of
+the children, theta + sum c_i delta_i, an objective l has the gradient g_i = sum <l', D_i> and, by Gauss and Newton, the
+curvature H_ij = sum D_i' l'' D_j, with l' and l'' its derivatives by the logits; for cross-entropy these are p - y and
+diag p - p p' (Schraudolph 2002). Both are sums over images, so they stream over batches. The step solves
+(H + lambda I) c = -g.
+"""
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import torch
+
+from .fitness import ScoredChild, ranked
+from .losses import Objective
+from .mutation import Child
+from .recombination import Best, Candidate, Recombination
+
+DAMPING = (0.03, 0.3, 3.0)
+"""Values of lambda that are tried, in units of the mean curvature of a child."""
+
+STEPS = (0.5, 1.5)
+"""Lengths that are tried of the best of the steps of length 1."""
+
+CHUNK_NUMBERS = 2**22
+"""How many derivatives (directions x images x classes) are held in float64 at a time."""
+
+
+class GaussNewtonSums:
+    """
+    Gradient and curvature in the span of the children, batch by batch.
+
+    Args:
+        children (sequence of [`Child`]): in the order in which their logits come. Of a mirrored pair, half the difference
+            of the two counts, the central difference.
+        objective ([`Objective`]): what is to be lowered.
+    """
+
+    def __init__(self, children: Sequence[Child], objective: Objective):
+        self.objective = objective
+        self.plus = [place for place, child in enumerate(children) if child.sign > 0]
+        minus = {child.direction: place for place, child in enumerate(children) if child.sign < 0}
+        self.minus = [minus.get(children[place].direction) for place in self.plus]
+        self.directions = [children[place] for place in self.plus]
+        self.shape = (len(self.plus), len(self.plus) + 1)
+        self.total: np.ndarray | None = None
+
+    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
+        """
+        One batch's part.
+
+        Args:
+            logits (sequence of `torch.Tensor`): the parent's, then each child's, of shape `(batch, num_labels)`.
+            labels (`torch.Tensor`): of shape `(batch,)`.
+
+        Returns:
+            `numpy.ndarray`: float64, of shape `(directions, directions + 1)`: H, and g as the last column.
+        """
+        parent, *children = logits
+        size = len(self.plus)
+        total = parent.new_zeros((size, size + 1), dtype=torch.float64)
+        chunk = max(1, CHUNK_NUMBERS // (size * parent.shape[-1]))
+        for start in range(0, len(labels), chunk):
+            rows = slice(start, start + chunk)
+            base = parent[rows].double()
+            changes = torch.stack([self._change(children, place, rows, base) for place in range(size)])
+            # What is not finite is a child that loses anyway: it is left out of the step.
+            changes = torch.where(torch.isfinite(changes).all(-1, keepdim=True), changes, 0.0)
+            slope, curved = _derivatives(self.objective, base, labels[rows], changes)
+            flat = changes.flatten(1)
+            total[:, :size] += flat @ curved.flatten(1).T
+            total[:, size] += flat @ slope.flatten()
+        return total.cpu().numpy()
+
+    def _change(self, children: Sequence[torch.Tensor], place: int, rows: slice, base: torch.Tensor) -> torch.Tensor:
+        plus = children[self.plus[place]][rows].double()
+        if self.minus[place] is None:
+            return plus - base
+        return (plus - children[self.minus[place]][rows].double()) / 2
+
+
+def _derivatives(
+    objective: Objective, logits: torch.Tensor, labels: torch.Tensor, changes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The objective's first derivative by the logits, and its second times each change.
+
+    Args:
+        objective ([`Objective`]): of logits of shape `(batch, num_labels)` and labels of shape `(batch,)`.
+        logits, labels (`torch.Tensor`): where.
+        changes (`torch.Tensor`): of shape `(directions, batch, num_labels)`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: of the shapes of the logits and of the changes.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf, changes = logits.clone().requires_grad_(), changes.clone()
+        [slope] = torch.autograd.grad(objective(leaf, labels.clone()), leaf, create_graph=True)
+        curved = [torch.autograd.grad(slope, leaf, change, retain_graph=True)[0] for change in changes]
+    return slope.detach(), torch.stack(curved)
+
+
+class GaussNewton(Recombination):
+    """
+    One Gauss-Newton step in the span of all children, its damping and length chosen on the selection split.
+
+    The fittest child is a candidate too, so that it is taken where no step helps.
+
+    Args:
+        top_k (`int`): how many of the fittest children are candidates beside the steps.
+        objective ([`Objective`]): what is to be lowered.
+    """
+
+    name = "gauss_newton"
+
+    def __init__(self, top_k: int, objective: Objective):
+        super().__init__(top_k)
+        self.objective = objective
+
+    def most_candidates(self, num_children: int) -> int:
+        return super().most_candidates(num_children) + len(DAMPING) + len(STEPS)
+
+    def sums(self, children: Sequence[Child]) -> GaussNewtonSums:
+        return GaussNewtonSums(children, self.objective)
+
+    def propose(
+        self, children: Sequence[ScoredChild], sums: GaussNewtonSums | None = None
+    ) -> Generator[list[Candidate], list[float], None]:
+        failed = {scored.child.direction for scored in children} - {
+            scored.child.direction for scored in ranked(children)
+        }
+        kept = [place for place, child in enumerate(sums.directions) if child.direction not in failed]
+        directions = [sums.directions[place] for place in kept]
+        steps = damped_steps(sums.total[np.ix_(kept, kept)], sums.total[kept, -1]) if kept else {}
+        named = {f"step, damping {damping:g}": coefficients for damping, coefficients in steps.items()}
+        best_children = Best(self.top_k).candidates(children)
+        fitness = yield [*(_candidate(name, directions, each) for name, each in named.items()), *best_children]
+        if not named:
+            return
+        best = list(named)[int(np.argmax(fitness[: len(named)]))]
+        yield [_candidate(f"{best}, length {length:g}", directions, length * named[best]) for length in STEPS]
+
+
+def damped_steps(curvature: np.ndarray, gradient: np.ndarray) -> dict[float, np.ndarray]:
+    """
+    The solutions c of (|H| + lambda I) c = -g, by the damping lambda in units of the mean of |H|'s eigenvalues.
+
+    |H| has the absolute values of H's eigenvalues (Dauphin et al. 2014); for cross-entropy, it is H.
+
+    Args:
+        curvature (`numpy.ndarray`): H, symmetric, of shape `(n, n)`.
+        gradient (`numpy.ndarray`): g, of shape `(n,)`.
+
+    Returns:
+        dict of `float` to `numpy.ndarray` of shape `(n,)`; empty where no child changes any logit.
+    """
+    if not np.isfinite(curvature).all() or not np.isfinite(gradient).all():
+        return {}
+    values, vectors = np.linalg.eigh((curvature + curvature.T) / 2)
+    unit = float(np.mean(np.abs(values)))
+    if unit == 0:
+        return {}
+    rotated = vectors.T @ gradient
+    return {damping: -vectors @ (rotated / (np.abs(values) + damping * unit)) for damping in DAMPING}
+
+
+def _candidate(name: str, directions: Sequence[Child], coefficients: np.ndarray) -> Candidate:
+    return Candidate(name, tuple((child, float(c)) for child, c in zip(directions, coefficients) if c != 0))

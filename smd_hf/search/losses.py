@@ -1,0 +1,118 @@
+"""Objectives that are differentiable in the logits: what a Gauss-Newton step lowers. No derivative passes through a model."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..errors import SMDError
+
+Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From logits `(batch, num_labels)` in float64 and labels `(batch,)` to the sum of the images' losses."""
+
+OBJECTIVES = ("cross_entropy", "focal", "ordinal", "expected_cost")
+
+
+def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Objective:
+    """
+    Negative log-likelihood.
+
+    Args:
+        label_smoothing (`float`, *optional*, defaults to 0): share of each label that is spread evenly over all classes.
+        class_weights (sequence of `float`, *optional*): what an image of each class counts.
+    """
+
+    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        weights = None if class_weights is None else logits.new_tensor(class_weights)
+        return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
+
+    return objective
+
+
+def focal(gamma: float = 2.0) -> Objective:
+    """Focal loss, -(1 - p)^gamma log p of the right class (Lin et al. 2017): images that are easy count less."""
+
+    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        log_p = logits.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+        return -((1 - log_p.exp()) ** gamma * log_p).sum()
+
+    return objective
+
+
+def expected_cost(cost_matrix: Sequence[Sequence[float]] | np.ndarray) -> Objective:
+    """
+    The expected cost of a prediction drawn from the model's probabilities.
+
+    Args:
+        cost_matrix (array of shape `(num_labels, num_labels)`): in row i and column j, what it costs to call an image of class
+            i a j.
+
+    Raises:
+        `SMDError`: if it is not square, or holds what is not finite.
+    """
+    costs = np.asarray(cost_matrix, dtype=np.float64)
+    if costs.ndim != 2 or costs.shape[0] != costs.shape[1] or not np.isfinite(costs).all():
+        raise SMDError(
+            f"The cost matrix has shape {costs.shape} or entries that are not finite. Expected finite numbers of shape "
+            "(num_labels, num_labels)."
+        )
+
+    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        rows = torch.from_numpy(costs).to(logits.device, logits.dtype)[labels]
+        return (logits.softmax(-1) * rows).sum()
+
+    return objective
+
+
+def ordinal(num_labels: int) -> Objective:
+    """The expected distance |i - j| between the predicted and the right class: for classes that have an order."""
+    places = np.arange(num_labels)
+    return expected_cost(np.abs(places[:, None] - places[None, :]))
+
+
+def from_compute_loss_func(compute_loss_func: Callable) -> Objective:
+    """Trainer's `compute_loss_func(outputs, labels, num_items_in_batch)`, which with one item in the batch is a sum."""
+
+    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return compute_loss_func(ImageClassifierOutput(logits=logits), labels, num_items_in_batch=1)
+
+    return objective
+
+
+def make_objective(
+    name: str,
+    num_labels: int,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    cost_matrix: Sequence[Sequence[float]] | None = None,
+) -> Objective:
+    """
+    The objective of that name.
+
+    Args:
+        name (`str`): one of `OBJECTIVES`.
+        num_labels (`int`): of the model.
+        label_smoothing (`float`, *optional*), class_weights (sequence of `float`, *optional*): for `cross_entropy`.
+        cost_matrix (*optional*): for `expected_cost`.
+
+    Raises:
+        `SMDError`: for another name, or what does not fit the number of labels.
+    """
+    if class_weights is not None and len(class_weights) != num_labels:
+        raise SMDError(f"class_weights has {len(class_weights)} numbers, but the model has {num_labels} labels.")
+    if name == "cross_entropy":
+        return cross_entropy(label_smoothing, class_weights)
+    if name == "focal":
+        return focal()
+    if name == "ordinal":
+        return ordinal(num_labels)
+    if name == "expected_cost":
+        if cost_matrix is None or np.shape(cost_matrix) != (num_labels, num_labels):
+            raise SMDError(
+                f"objective='expected_cost' needs a cost_matrix of shape ({num_labels}, {num_labels}): in row i and column j, "
+                "what it costs to call an image of class i a j."
+            )
+        return expected_cost(cost_matrix)
+    raise SMDError(f"objective='{name}' is not one of {', '.join(OBJECTIVES)}.")

@@ -1,0 +1,272 @@
+"""
+Mutation: children of the current parent, put into the model in place and taken out again to the bit.
+
+A child is theta + m * sigma * s * eps: eps is keyed noise, m its subspace, s the scale of each tensor (its standard
+deviation where sigma is relative, else 1). A child that scales has its tensors times 1 + sigma or 1 - sigma. Where children are
+pruned, it is theta with zeros in its subspace. Only a description is kept; the changes are made when they are needed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..ensemble.sparse_changes import exchange
+from ..errors import SMDError
+from ..keyed_random import keyed_generator, keyed_normal
+from .subspaces import Decomposition, ParameterSpace
+
+Change = tuple[torch.Tensor | None, torch.Tensor]
+"""Flat indices (`None` for the whole tensor) and the new values there, as [`exchange`] takes them."""
+
+MakeChanges = Callable[[], Iterable[tuple[str, Change]]]
+
+
+@dataclass(frozen=True)
+class Child:
+    """
+    All that tells a child from its siblings: with the parent's weights, it can be built again from this alone.
+
+    Args:
+        generation (`int`), index (`int`): from 0.
+        direction (`int`): which subspace and noise.
+        sign (`int`): 1, or -1 for the second of a mirrored pair.
+        sigma (`float`): mutation strength before `match_norm` and the tensor's own scale.
+        step (`float`): what the noise is multiplied by before the tensor's own scale; `sigma`, or sigma / sqrt(density)
+            under `match_norm`.
+        count (`int`): how many coordinates it changes.
+        density (`float`): `count` as a share of the mutable coordinates.
+    """
+
+    generation: int
+    index: int
+    direction: int
+    sign: int
+    sigma: float
+    step: float
+    count: int
+    density: float
+
+
+class Mutation:
+    """
+    Makes the children of a generation and the weights of each.
+
+    Args:
+        model (`torch.nn.Module`): holds the parent's weights.
+        decomposition ([`Decomposition`]): which direction may change what.
+        seed (`int`, *optional*, defaults to 0): keys the noise.
+        sigma_units (`str`, *optional*, defaults to `"relative"`): `"relative"` multiplies sigma by each tensor's standard
+            deviation in the parent (by its root mean square where all its values are equal); `"absolute"` does not.
+        match_norm (`bool`, *optional*, defaults to `False`): divides sigma by sqrt(density), so that children of every
+            density are as far from the parent as a dense one.
+        mirrored (`bool`, *optional*, defaults to `False`): children come in pairs, theta + delta and theta - delta.
+        prune (`bool`, *optional*, defaults to `False`): a child's coordinates become zero instead: delta is -theta there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decomposition: Decomposition,
+        seed: int = 0,
+        sigma_units: str = "relative",
+        match_norm: bool = False,
+        mirrored: bool = False,
+        prune: bool = False,
+    ):
+        self.decomposition = decomposition
+        self.seed = seed
+        self.sigma_units = sigma_units
+        self.match_norm = match_norm
+        self.mirrored = mirrored
+        self.prune = prune
+        parameters = dict(model.named_parameters())
+        self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in self.space.names}
+        self.scales: list[float] = []
+        self.parent_changed()
+
+    @property
+    def space(self) -> ParameterSpace:
+        """The mutable parameters."""
+        return self.decomposition.space
+
+    def parent_changed(self) -> None:
+        """Measures the parent's tensors again: to be called whenever its weights have changed for good."""
+        if self.prune or self.sigma_units == "absolute":
+            self.scales = [1.0] * len(self.space.names)
+        else:
+            self.scales = [tensor_scale(self.parameters[name]) for name in self.space.names]
+
+    def children(self, generation: int, sigma: float) -> list[Child]:
+        """The population of one generation, `directions` children or twice as many where they are mirrored."""
+        signs = (1, -1) if self.mirrored else (1,)
+        children = []
+        for direction in range(self.decomposition.directions):
+            count = self.decomposition.count(generation, direction)
+            density = count / self.space.total
+            step = sigma / density**0.5 if self.match_norm else sigma
+            for sign in signs:
+                children.append(Child(generation, len(children), direction, sign, sigma, step, count, density))
+        return children
+
+    def delta(self, child: Child, tensor: int) -> tuple[np.ndarray | None, np.ndarray] | None:
+        """
+        The child's mutation of one tensor.
+
+        Args:
+            child ([`Child`]): which.
+            tensor (`int`): the tensor's position in the space.
+
+        Returns:
+            Flat indices (int64, `(k,)`; `None` for all) and what is added there (float32, `(k,)`; float64 for the pruning or
+            scaling of a float64 tensor); `None` for nothing.
+        """
+        decomposition = self.decomposition
+        indices = decomposition.indices(child.generation, child.direction, tensor)
+        if indices is not None and len(indices) == 0:
+            return None
+        key, size = self.space.keys[tensor], self.space.sizes[tensor]
+        if self.prune:
+            return indices, -self._parent_values(tensor, indices)  # x + (-x) is zero to the bit
+        if decomposition.scales(child.direction):
+            draw = keyed_generator("scaling", self.seed, child.generation, child.direction, key).integers(2)
+            values = self._parent_values(tensor, indices)
+            return indices, values * values.dtype.type(child.sign * child.sigma * (1 if draw else -1))
+        shared = decomposition.noise_key(child.direction)
+        if shared is None:
+            count = size if indices is None else len(indices)
+            noise = keyed_normal(count, "noise", self.seed, child.generation, child.direction, key)
+        else:
+            noise = keyed_normal(size, "cut noise", self.seed, child.generation, shared, key)
+            noise = noise if indices is None else noise[indices]
+        noise *= np.float32(child.sign * child.step * self.scales[tensor])
+        return indices, noise
+
+    def _parent_values(self, tensor: int, indices: np.ndarray | None) -> np.ndarray:
+        """The parent's values there, as wide as sums with them are taken in."""
+        values = self.parameters[self.space.names[tensor]].detach().reshape(-1)
+        values = values if indices is None else values.take(torch.from_numpy(indices).to(values.device))
+        return values.to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
+
+    def changes(self, child: Child) -> Iterator[tuple[str, Change]]:
+        """The child's weights where they differ from the parent's: (name in memory, [`Change`]), tensor by tensor."""
+        return self.combination([(child, 1.0)])
+
+    def changed_names(self, child: Child) -> frozenset[str]:
+        """Names in memory of the parameters in which the child may differ from the parent."""
+        count_in = self.decomposition.count_in
+        return frozenset(
+            name
+            for tensor, name in enumerate(self.space.names)
+            if count_in(child.generation, child.direction, tensor) > 0
+        )
+
+    def combination(self, parts: list[tuple[Child, float]]) -> Iterator[tuple[str, Change]]:
+        """
+        The weights theta + sum of coefficient x (child - theta), where they differ from the parent's.
+
+        Args:
+            parts (list of ([`Child`], `float`)): children and their coefficients; sums are taken in float32 and in this
+                order, and rounded to the parameter's dtype once.
+        """
+        for tensor, name in enumerate(self.space.names):
+            mutation = self._sum_of_deltas(parts, tensor)
+            if mutation is None:
+                continue
+            indices, delta = mutation
+            parameter = self.parameters[name]
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            added = torch.from_numpy(delta).to(parameter.device)
+            if indices is None:
+                yield name, (None, (parameter.detach().to(wide) + added.view_as(parameter)).to(parameter.dtype))
+            else:
+                flat = torch.from_numpy(indices).to(parameter.device)
+                yield name, (flat, (parameter.detach().take(flat).to(wide) + added).to(parameter.dtype))
+
+    def _sum_of_deltas(
+        self, parts: list[tuple[Child, float]], tensor: int
+    ) -> tuple[np.ndarray | None, np.ndarray] | None:
+        if len(parts) == 1:
+            child, coefficient = parts[0]
+            mutation = self.delta(child, tensor)
+            if mutation is None or coefficient == 1.0:
+                return mutation
+            return mutation[0], mutation[1] * np.float32(coefficient)
+        total = None
+        for child, coefficient in parts:
+            mutation = self.delta(child, tensor)
+            if mutation is None:
+                continue
+            if total is None:
+                total = np.zeros(self.space.sizes[tensor], dtype=np.float32)
+            indices, delta = mutation
+            total[slice(None) if indices is None else indices] += delta * np.float32(coefficient)
+        return None if total is None else (None, total)
+
+
+def zero_share(parameters: Mapping[str, torch.Tensor]) -> float:
+    """The share of coordinates that are exactly zero, in [0, 1]."""
+    zeros = sum(int((tensor == 0).sum()) for tensor in parameters.values())
+    return zeros / sum(tensor.numel() for tensor in parameters.values())
+
+
+def tensor_scale(tensor: torch.Tensor) -> float:
+    """The standard deviation of a tensor's values, in float64; their root mean square where they are all equal."""
+    # In row-major order, whatever the memory layout: the order of a sum shows in its last bits.
+    values = tensor.detach().to("cpu", torch.float64).contiguous().numpy()
+    deviation = float(np.std(values))
+    return deviation if deviation > 0 else float(np.sqrt(np.mean(values**2)))
+
+
+@contextmanager
+def applied(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str, Change]]) -> Iterator[set[str]]:
+    """
+    Puts changes into the model for as long as the context lasts, then the saved coordinates back, also after an error.
+
+    Args:
+        parameters (mapping of `str` to `torch.Tensor`): the model's parameters by name.
+        changes (iterable of (name, [`Change`])): what to put in.
+
+    Yields:
+        `set[str]`: the names of the parameters that are changed.
+    """
+    saved: list[tuple[str, Change]] = []
+    try:
+        for name, (indices, values) in changes:
+            saved.append((name, (indices, exchange(parameters[name], indices, values))))
+        yield {name for name, _ in saved}
+    finally:
+        for name, (indices, before) in reversed(saved):
+            exchange(parameters[name], indices, before)
+
+
+def keep(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str, Change]]) -> list[tuple[str, Change]]:
+    """Puts changes into the model for good; returns those that would take them back."""
+    return [(name, (indices, exchange(parameters[name], indices, values))) for name, (indices, values) in changes]
+
+
+def scheduled_sigma(sigma: float, schedule: str, generation: int, num_generations: int) -> float:
+    """
+    Sigma in one generation.
+
+    Args:
+        sigma (`float`): in generation 0.
+        schedule (`str`): `"constant"`; `"linear"`: falls by sigma / `num_generations` a generation; `"cosine"`: half a
+            cosine from sigma towards 0 (Loshchilov and Hutter 2017, without restarts). Neither reaches 0.
+        generation (`int`): from 0.
+        num_generations (`int`): of the whole run.
+
+    Raises:
+        `SMDError`: for another name.
+    """
+    share = generation / num_generations
+    if schedule == "constant":
+        return sigma
+    if schedule == "linear":
+        return sigma * (1 - share)
+    if schedule == "cosine":
+        return sigma * 0.5 * (1 + float(np.cos(np.pi * share)))
+    raise SMDError(f"sigma_schedule='{schedule}' is not one of constant, linear, cosine.")

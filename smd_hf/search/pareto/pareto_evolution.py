@@ -1,0 +1,207 @@
+"""
+Evolution by several objectives: the front of a run, and which of its members is the next parent.
+
+Children get a value of each objective on the fitness data; the best by rank and crowding distance, and their parent, get them
+again on the selection split. There, candidates of all generations are compared, as the images are the same for all: those
+that nothing dominates are the run's front. The next parent is that of the generation's candidates on the front, its parent
+among them, which is nearest to the ideal point: each objective scaled to its range in the front, the best value of each. Of
+equally near ones a child comes before the parent, which stays in the front anyway, and the earlier child before the later.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...metrics.ood import OutsideImages
+from ...scoring.evaluator import Variant
+from ...scoring.scores import Score
+from ..evolution import KEEP_PARENT, PARENT, Evolution, Generation
+from ..fitness import ScoredChild
+from ..mutation import Child, applied, keep
+from ..recombination import Candidate
+from .coordinates import CoordinateCounts
+from .objectives import Objectives, distances_to_ideal, fittest_of, front_of
+
+Place = tuple[int, int] | None
+"""Where a model was made: generation and child, from 0; `None` for the parent that the run began with."""
+
+
+class ParetoEvolution(Evolution):
+    """
+    Evolves a model in place, generation by generation, by several objectives.
+
+    Args:
+        objectives ([`Objectives`]): what candidates are compared by.
+        first_parent (mapping of `str` to `torch.Tensor`): the weights that the run began with, by the names of the mutable
+            parameters; copies.
+        records (`Callable`): gives the records of the generations so far, a [`Generation.record`] each, also of a run that
+            this one has taken up.
+        outside ([`OutsideImages`], *optional*): images of another distribution, where an objective is about them.
+        args, kwargs: as for [`Evolution`]. Its fitness is one of the objectives, for logs and plots.
+    """
+
+    def __init__(
+        self,
+        objectives: Objectives,
+        first_parent: Mapping[str, torch.Tensor],
+        records: Callable[[], Sequence[dict[str, Any]]],
+        *args,
+        outside: OutsideImages | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.outside = outside if objectives.needs_outside else None
+        self.needs_logits = objectives.needs_logits
+        self.objectives = objectives
+        self.first_parent = first_parent
+        self.records = records
+        self.coordinates = CoordinateCounts(self.mutation, first_parent)
+        self._generation: dict[str, Any] = {}
+        self._children_values: list[list[float]] = []
+        self._candidate_values: list[list[float]] = []
+
+    def step(
+        self, generation: int, sigma: float, on_scored: Callable[[int, float | None], None] | None = None
+    ) -> Generation:
+        """As [`Evolution.step`]; the generation holds the values of the objectives beside."""
+        self.coordinates.parent_changed()
+        done = super().step(generation, sigma, on_scored)
+        done.objectives = self._generation
+        return done
+
+    def values(
+        self, scores: Sequence[Score], children: Sequence[Child | None], labels: np.ndarray
+    ) -> list[list[float]]:
+        """
+        The objectives of children of the present parent, better when greater, on every process.
+
+        Args:
+            scores (sequence of [`Score`]): of the children.
+            children (sequence of [`Child`]): `None` for the parent itself.
+            labels (`numpy.ndarray`): of the images.
+        """
+
+        def value(number: int) -> list[float]:
+            shares = self.coordinates.shares(children[number]) if self.objectives.about_coordinates else {}
+            return self.objectives(scores[number], labels, shares)
+
+        return self.evaluator.spread.each(len(scores), value)
+
+    def _score(
+        self, children: list[Child], on_scored: Callable[[int, float | None], None] | None, sums: Any | None
+    ) -> tuple[Score, float, list[ScoredChild]]:
+        parent, fitness, scored = super()._score(children, on_scored, sums)
+        scores = [parent, *(each.score for each in scored)]
+        [parent_values, *self._children_values] = self.values(scores, [None, *children], self.fitness_batches.labels)
+        raw = self.objectives.raw
+        self._generation = {"parent": raw(parent_values), "children": [raw(each) for each in self._children_values]}
+        return parent, fitness, scored
+
+    def _finalists(
+        self, children: list[ScoredChild], sums: Any | None
+    ) -> tuple[list[Candidate], list[tuple[Score, float]]]:
+        best = fittest_of(np.array(self._children_values), self.recombination.top_k)
+        candidates, results = super()._finalists([children[number] for number in best], sums)
+        scores = [score for score, _ in results]
+        self._candidate_values = self.values(scores, list(map(child_of, candidates)), self.selection_batches.labels)
+        return candidates, results
+
+    def _best(self, candidates: list[Candidate], fitness: list[float]) -> int:
+        everything, parent = candidates_of(self.records(), self.objectives)
+        places = [parent if child is None else (child.generation, child.index) for child in map(child_of, candidates)]
+        everything |= in_order(dict(zip(places, self._candidate_values)), parent)
+        front = nondominated(everything)
+        self._generation |= {
+            "selection": {
+                candidate.name: self.objectives.raw(values)
+                for candidate, values in zip(candidates, self._candidate_values)
+            },
+            "front": [candidate.name for candidate, place in zip(candidates, places) if place in front],
+        }
+        return min(
+            (number for number, place in enumerate(places) if place in front),
+            key=lambda number: (front[places[number]], candidates[number] is KEEP_PARENT, places[number] or ()),
+            default=candidates.index(KEEP_PARENT),
+        )
+
+    def replay(self, places: Sequence[Place]) -> Iterator[list[tuple[Place, Child | None, Variant]]]:
+        """
+        Makes models of the run again: the model goes from its first parent through all generations, and is what it was at the
+        end.
+
+        Args:
+            places (sequence): which models.
+
+        Yields:
+            Those of a generation that has any: place, child and variant of what the model is meanwhile. The first parent is
+            with the first of them.
+        """
+        records = self.records()
+        with self.from_first_parent():
+            if None in places:
+                yield [(None, None, PARENT)]
+            for record in records:
+                children = self.mutation.children(record["generation"], record["sigma"])
+                wanted = [child for child in children if (child.generation, child.index) in places]
+                if wanted:
+                    self.coordinates.parent_changed()
+                    yield [((child.generation, child.index), child, self.variant(child)) for child in wanted]
+                if record["parts"]:
+                    parts = [(children[index], coefficient) for index, coefficient in record["parts"]]
+                    keep(self.mutation.parameters, self.mutation.combination(parts))
+                    self.mutation.parent_changed()
+
+    @contextmanager
+    def from_first_parent(self) -> Iterator[None]:
+        """For as long as the context lasts, the model is the parent that the run began with, or what is made of it there."""
+        whole = [(name, (None, values)) for name, values in self.first_parent.items()]
+        with applied(self.mutation.parameters, whole):
+            self.mutation.parent_changed()
+            self.coordinates.parent_changed()
+            yield
+        self.mutation.parent_changed()
+        self.coordinates.parent_changed()
+
+
+def child_of(candidate: Candidate) -> Child | None:
+    """The child that a candidate is; `None` for the parent."""
+    return candidate.parts[0][0] if candidate.parts else None
+
+
+def candidates_of(
+    records: Sequence[Mapping[str, Any]], objectives: Objectives
+) -> tuple[dict[Place, list[float]], Place]:
+    """
+    All candidates of some generations, in order, with their values on the selection split; and which is the parent now.
+
+    Args:
+        records (sequence of mappings): a [`Generation.record`] each.
+        objectives ([`Objectives`]): of the run.
+    """
+    found: dict[Place, list[float]] = {}
+    parent: Place = None
+    for record in records:
+        places = {"parent": parent} | {
+            f"child {child['index']}": (record["generation"], child["index"]) for child in record["children"]
+        }
+        selection = record["objectives"]["selection"]
+        values = {places[name]: objectives.signed(raw) for name, raw in selection.items()}
+        for place, each in in_order(values, parent).items():
+            found.setdefault(place, each)
+        parent = places[record["chosen"]]
+    return found, parent
+
+
+def in_order(candidates: Mapping[Place, list[float]], parent: Place) -> dict[Place, list[float]]:
+    """A generation's candidates, the parent first, then children by number: of equal ones, the first is on the front."""
+    return {place: candidates[place] for place in sorted(candidates, key=lambda place: (place != parent, place or ()))}
+
+
+def nondominated(candidates: Mapping[Place, Sequence[float]]) -> dict[Place, float]:
+    """The candidates that no other dominates, in their order, with their distances to the ideal point."""
+    places, values = list(candidates), np.array(list(candidates.values()))
+    front = front_of(values)
+    return dict(zip((places[number] for number in front), distances_to_ideal(values[front]).tolist())) if front else {}

@@ -1,0 +1,105 @@
+"""A sigma to begin with: found by bisection, as the one whose children flip a target share of predictions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..data.batches import ImageBatches
+from ..errors import SMDError
+
+if TYPE_CHECKING:
+    from .evolution import Evolution
+
+FIRST_SIGMA = {"relative": 0.1, "absolute": 0.01}
+"""What is tried first, by `sigma_units`."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """
+    What the search for sigma found.
+
+    Args:
+        sigma (`float`): the sigma chosen.
+        flipped (`float`): share of predictions that its children flip, in [0, 1].
+        target (`float`): the share that was looked for.
+        curve (tuple of (`float`, `float`)): every (sigma, share flipped) that was measured, by sigma.
+    """
+
+    sigma: float
+    flipped: float
+    target: float
+    curve: tuple[tuple[float, float], ...]
+
+    def __str__(self) -> str:
+        curve = ", ".join(f"{sigma:.4g}: {100 * share:.1f} %" for sigma, share in self.curve)
+        return (
+            f"sigma was calibrated to {self.sigma:.4g}, at which a child flips {100 * self.flipped:.1f} % of the predictions "
+            f"(curve: {curve})."
+        )
+
+
+def calibrate_sigma(
+    flipped: Callable[[float], float],
+    target: float,
+    start: float,
+    tolerance: float = 0.1,
+    max_probes: int = 16,
+) -> Calibration:
+    """
+    Finds sigma by bisection on its logarithm.
+
+    Args:
+        flipped (`Callable`): from sigma to the mean share of predictions that differ from the parent's; grows with sigma.
+        target (`float`): the share to reach, in (0, 1).
+        start (`float`): the first sigma that is tried; the bracket grows from there by factors of 4.
+        tolerance (`float`, *optional*, defaults to 0.1): stops within this share of the target.
+        max_probes (`int`, *optional*, defaults to 16): how many sigmas are tried at the most.
+
+    Returns:
+        [`Calibration`]: of the sigma tried whose share is nearest to the target.
+
+    Raises:
+        `SMDError`: if no sigma flips any prediction.
+    """
+    measured: dict[float, float] = {}
+    low = high = None
+    sigma = start
+    for _ in range(max_probes):
+        measured[sigma] = share = flipped(sigma)
+        if abs(share - target) <= tolerance * target:
+            break
+        if share < target:
+            low = sigma
+        else:
+            high = sigma
+        if high is None:
+            sigma = low * 4
+        elif low is None:
+            sigma = high / 4
+        else:
+            sigma = (low * high) ** 0.5
+    if not any(measured.values()):
+        raise SMDError(
+            f"No sigma up to {max(measured):.3g} changes a prediction: the mutable parameters do not reach the logits, or "
+            "their values are all zero. Choose others with mutable_parameters, or set sigma with sigma_units='absolute'."
+        )
+    best = min(measured, key=lambda tried: (abs(measured[tried] - target), tried))
+    return Calibration(best, measured[best], target, tuple(sorted(measured.items())))
+
+
+def calibrated(evolution: "Evolution", batches: ImageBatches, samples: int, target: float) -> Calibration:
+    """
+    The sigma at which children of an evolution flip a share of predictions.
+
+    Args:
+        evolution ([`Evolution`]): whose children.
+        batches ([`ImageBatches`]), samples (`int`): the images, of which so many are looked at.
+        target (`float`): the share to reach, in (0, 1).
+
+    Raises:
+        `SMDError`: if no sigma flips any prediction.
+    """
+    sample = batches.head(samples)
+    start = FIRST_SIGMA[evolution.mutation.sigma_units]
+    return calibrate_sigma(lambda sigma: evolution.flipped(sigma, sample), target, start)
