@@ -16,7 +16,7 @@ from smd_hf.parallel.stopping import GRACE, OutOfTime, Stop, Terminated
 from tests.distributed.worker import make_dataset, make_trainer
 from tests.tiny import label_names, save_tiny_checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; from smd_hf.commands.cli import main; sys.exit(main())"
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
 
@@ -37,7 +37,7 @@ def at_pass(trainer, number, act):
 
 ALONE = """
 import atexit, importlib.util, os, signal, sys, threading, time
-spec = importlib.util.spec_from_file_location("stopping", "smd_hf/stopping.py")
+spec = importlib.util.spec_from_file_location("stopping", "smd_hf/parallel/stopping.py")
 stopping = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(stopping)
 """

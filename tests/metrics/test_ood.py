@@ -187,7 +187,7 @@ def test_images_without_labels_from_folder_file_and_name(tmp_path):
 
 def test_the_command_line_takes_both(tmp_path, capfd):
     from smd_hf.cli.main import main
-    from tests.test_commands import image_rows
+    from tests.cli.test_commands import image_rows
 
     save_tiny_checkpoint("resnet", tmp_path / "parent")
     for name, seed in (("train", 1), ("test", 2)):

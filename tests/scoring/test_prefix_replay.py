@@ -12,7 +12,7 @@ from torch import nn
 from smd_hf.ensemble.prefix_replay import PrefixReplay
 from smd_hf.models.blocks import find_blocks
 
-from .tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels
+from ..tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels
 
 TIMM_MORE = {
     "mixer_s32_224": {"img_size": 64},

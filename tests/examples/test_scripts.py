@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification
 
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ["--population_size", "2"]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from smd_hf.errors import SMDError
 from smd_hf.models.blocks import Block, contiguous_runs, find_blocks
 
-from .tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model
+from ..tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS_KINDS + TIMM_KINDS)

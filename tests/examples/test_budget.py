@@ -14,7 +14,7 @@ from smd_hf.models.checkpoints import weights_hash
 from tests.test_trainer import make_dataset
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_pixels
 
-FOLDER = Path(__file__).parents[1] / "examples" / "studies"
+FOLDER = Path(__file__).parents[2] / "examples" / "studies"
 
 
 @pytest.fixture(scope="module")

@@ -299,7 +299,7 @@ SCRIPT = textwrap.dedent(
 
 def load_in_new_process(environment: dict[str, str], *cases: tuple[str, dict]) -> tuple[list[list[str]], str]:
     """What becomes of each load, and all that the process wrote."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(cases)],
         env=environment,

@@ -22,7 +22,7 @@ from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model
 
-FOLDER = Path(__file__).parents[1] / "examples" / "studies"
+FOLDER = Path(__file__).parents[2] / "examples" / "studies"
 RESULTS = FOLDER / "results"
 
 

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from smd_hf.reports.cards.model_card import render_card
 from smd_hf.reports.cards.text import plain_line
 
-CARD = Path(__file__).parents[1] / "model_cards" / "resnet20-cifar10-adapt"
+CARD = Path(__file__).parents[2] / "model_cards" / "resnet20-cifar10-adapt"
 REPORT = json.loads((CARD / "gain_report.json").read_text())
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table")
 

@@ -16,8 +16,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Ti
 
 from smd_hf.ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification, save_ensemble
 
+from ..tiny import save_tiny_checkpoint, tiny_images, tiny_model, tiny_pixels, tiny_processor
 from .test_ensemble import make_child, whole_child
-from .tiny import save_tiny_checkpoint, tiny_images, tiny_model, tiny_pixels, tiny_processor
 
 PIXELS = tiny_pixels(3)
 LABELS = torch.tensor([0, 3, 2])

@@ -132,7 +132,7 @@ def test_every_number_of_a_card_is_in_the_gain_report(kind, run):
     assert len(found) > 40 and not unknown
 
 
-COMMITTED = sorted((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
+COMMITTED = sorted((Path(__file__).parents[2] / "model_cards").glob("*/README.md"))
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)

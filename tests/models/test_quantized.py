@@ -19,7 +19,7 @@ from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.search.mutation import Mutation, applied
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
-from tests.test_examples import load_example
+from tests.examples.test_scripts import load_example
 from tests.test_trainer import make_args, make_dataset
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_pixels
 

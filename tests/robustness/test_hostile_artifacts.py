@@ -19,9 +19,9 @@ from smd_hf.messages import one_line
 from smd_hf.run.identity import FORMAT, check_same
 from smd_hf.run.resume import read_checkpoint
 
-from .tiny import save_tiny_checkpoint, tiny_model
+from ..tiny import save_tiny_checkpoint, tiny_model
 
-STUDIES = Path(__file__).parents[1] / "examples" / "studies"
+STUDIES = Path(__file__).parents[2] / "examples" / "studies"
 
 # The fuzzing, and loaders that do what none may do: each has to be noticed.
 SCRIPT = """

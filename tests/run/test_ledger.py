@@ -27,7 +27,7 @@ from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.scoring.scores import Cell, Score
 from smd_hf.search.gauss_newton import GaussNewtonSums
 from smd_hf.search.losses import cross_entropy
-from tests.test_engine import CPU, PARENT, children_of, make_batches
+from tests.scoring.test_evaluator import CPU, PARENT, children_of, make_batches
 from tests.test_trainer import make_dataset, make_trainer, weights
 from tests.tiny import save_tiny_checkpoint, tiny_model
 

@@ -20,7 +20,7 @@ from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_model
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPES = ["circle", "square", "star"]
 
 

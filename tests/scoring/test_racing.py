@@ -14,7 +14,7 @@ from smd_hf.scoring.racing import race, rounds
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
-from tests.test_engine import make_batches
+from tests.scoring.test_evaluator import make_batches
 from tests.test_trainer import make_dataset
 from tests.tiny import tiny_model, tiny_processor
 

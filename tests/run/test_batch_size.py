@@ -69,7 +69,7 @@ json.dump(result, (folder / "result.json").open("w"))
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "MALLOC_ARENA_MAX": "1"}
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder)], env=environment, capture_output=True, text=True, timeout=300

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 SMALL = ["--quick", "--models", "test_vit", "--device", "cpu", "--threads", "1", "--repeats", "2"]
 
 
