@@ -28,8 +28,7 @@ from .scoring.evaluator import Evaluator
 from .search.build import make_mutation, make_recombination
 from .search.evolution import Evolution, Generation
 from .search.fitness import Fitness
-from .search.mutation import scheduled_sigma
-from .search.sigma import calibrated
+from .search.sigma import calibrated, scheduled_sigma
 
 WHEN = ("epoch_end", "train_end")
 

@@ -81,3 +81,44 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]], mode: str) -> Non
     """Writes (`mode="w"`) or appends (`"a"`) records as JSON, one a line."""
     with open(path, mode, encoding="utf-8") as file:
         file.writelines(json.dumps(record, sort_keys=True, allow_nan=False) + "\n" for record in records)
+
+
+def followed(name: str, path: Path) -> Path:
+    """
+    Where a file of a folder or a Hub repository really lies.
+
+    Args:
+        name (`str`): folder or repository.
+        path (`Path`): of the file, which may be a link.
+
+    Raises:
+        `SMDError`: for a link that leads nowhere, or out of a folder.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise SMDError(
+            f"{path.name} in '{name}' is a link that leads nowhere. Expected the file itself: copy it there."
+        ) from error
+    if os.path.isdir(name) and not any(real.is_relative_to(root) for root in _roots(Path(name))):
+        raise SMDError(
+            f"{path.name} in '{name}' is a link to a file outside that folder, which is not followed. Expected the file "
+            "itself: copy it there if you trust it."
+        )
+    return real
+
+
+def check_entries(name: str) -> None:
+    """Refuses what lies in a folder and is a link out of it, or neither file nor folder; a repository of the Hub has none."""
+    for path in sorted(Path(name).iterdir()) if os.path.isdir(name) else ():
+        real = followed(name, path)
+        # To read from a pipe would be to wait for ever.
+        if not real.is_file() and not real.is_dir():
+            raise SMDError(f"{path.name} in '{name}' is no file and no folder. Take it out, or get the folder again.")
+
+
+def _roots(folder: Path) -> list[Path]:
+    """The folders in which a local artifact's files may really lie: its own, or the store of a Hub cache's snapshot."""
+    folder = folder.resolve()
+    snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
+    return [folder, *(parent.parent / "blobs" for parent in snapshots)]

@@ -41,8 +41,8 @@ from .scoring.evaluator import Evaluator
 from .search.build import compiled, make_mutation, make_recombination
 from .search.evolution import Evolution
 from .search.fitness import Fitness
-from .search.mutation import scheduled_sigma, zero_share
-from .search.sigma import calibrated
+from .search.mutation import zero_share
+from .search.sigma import calibrated, scheduled_sigma
 from .trainer_objectives import ObjectivesMixin
 
 logger = logging.get_logger(__name__)

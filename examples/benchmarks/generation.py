@@ -38,10 +38,11 @@ from common import (
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
+from smd_hf.scoring.changes import keep
 from smd_hf.scoring.evaluator import Variant
 from smd_hf.scoring.racing import race
 from smd_hf.scoring.scores import Score
-from smd_hf.search.mutation import Mutation, keep
+from smd_hf.search.mutation import Mutation
 
 PARENT_PASSES = 4
 TOLERANCE = 1e-5

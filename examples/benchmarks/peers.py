@@ -42,7 +42,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from smd_hf.search.mutation import Mutation, applied
+from smd_hf.scoring.changes import applied
+from smd_hf.search.mutation import Mutation
 
 QUICK = {"models": ["resnet18"], "repeats": 2, "children": 6, "images": 4, "batch_size": 4, "populations": ["blocks"]}
 DENSITY = 1 / 16

@@ -34,7 +34,7 @@ from common import (
     write_jpegs,
 )
 
-from smd_hf.search.mutation import applied
+from smd_hf.scoring.changes import applied
 
 CHUNKS = 4
 """Children that are timed in each repeat, each beside a pass of the parent; others in each repeat."""

@@ -46,10 +46,10 @@ from smd_hf.arguments.recipes import PRESETS
 from smd_hf.data.batches import ImageBatches
 from smd_hf.data.fitness_samples import split_indices
 from smd_hf.files import write_text
+from smd_hf.metrics.comparison import measured
 from smd_hf.metrics.statistics import Scores, nll
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor, load_model
-from smd_hf.reports.gain_report import measured
 from smd_hf.scoring.evaluator import Evaluator
 
 BASELINES: dict[str, Callable[..., Iterator[int]]] = {

@@ -10,8 +10,8 @@ from ..metrics.ood import OOD_METRICS
 from ..parallel.processes import MODES
 from ..search.build import RECOMBINATIONS
 from ..search.losses import OBJECTIVES
-from ..search.mutation import scheduled_sigma
 from ..search.pareto.objectives import check_pymoo, measured_names
+from ..search.sigma import scheduled_sigma
 from ..search.subspaces import DECOMPOSITIONS
 
 if TYPE_CHECKING:

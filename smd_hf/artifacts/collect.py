@@ -13,13 +13,13 @@ from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
 from ..ensemble import SMDEnsembleForImageClassification, save_ensemble
 from ..ensemble.combination import combine
+from ..metrics.comparison import measured
 from ..metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
 from ..metrics.statistics import Scores, accuracy
 from ..reports.front import RunFront, front_ensemble
-from ..reports.gain_report import measured
+from ..scoring.changes import keep
 from ..search.evolution import Evolution
 from ..search.fitness import ScoredChild, ranked
-from ..search.mutation import keep
 from .choose_members import choose_members
 from .delta.sparse_delta import SparseDelta
 

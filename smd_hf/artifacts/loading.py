@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 from ..ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 from ..errors import SMDError
+from ..files import check_entries
 from ..models.load import DTYPES, load_model
 from ..models.loading_errors import explain_loading_error
 from .delta.config import DELTA_CONFIG_NAME, shown
 from .delta.sparse_delta import SparseDelta
-from .delta.storage import check_entries, find_file
+from .delta.storage import find_file
 
 _MAX_CONFIG_BYTES = 64 * 2**20
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
-from ..metrics.ood import OutsideImages, outside_collator, outside_images
 from ..models.heads import replace_head
 from ..scoring.costs import suffix_costs
 from .batches import ImageBatches
 from .fitness_samples import FreshSamples, split_indices
 from .image_checks import check_images
+from .ood_images import OutsideImages, outside_collator, outside_images
 from .pixels import codec_for
 
 

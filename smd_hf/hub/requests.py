@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from ..errors import SMDError
 from ..messages import one_line
+from ..models.loading_errors import TRANSIENT
 
 logger = logging.get_logger(__name__)
 
@@ -36,8 +37,6 @@ LONGEST_WAIT = 60.0
 PATIENCE = 180.0
 """Seconds after which no further try begins."""
 
-# Timeouts, conflicts of simultaneous pushes, too many requests, and what the servers answer on bad days.
-TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)
 
 Answer = TypeVar("Answer")
 

@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session, httpx
 
-from ..hub.requests import TRANSIENT
 from ..messages import one_line
 
 SEARCH_TIMEOUT = 3.0
@@ -166,3 +165,7 @@ def _first_line(error: BaseException, source: dict[str, Any]) -> str:
     if isinstance(source["token"], str) and source["token"]:
         line = line.replace(source["token"], "***")
     return one_line(line, 240)
+
+
+# Timeouts, conflicts of simultaneous pushes, too many requests, and what the servers answer on bad days.
+TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)

@@ -11,7 +11,8 @@ from typing import Any
 from ..data.batches import ImageBatches
 from ..ensemble import SMDEnsembleForImageClassification
 from ..files import write_json, write_text
-from ..search.mutation import Change, Child
+from ..scoring.changes import Change
+from ..search.mutation import Child
 from ..search.pareto.pareto_evolution import ParetoEvolution, Place, candidates_of, nondominated
 from .front_plot import names_of, plot_front
 

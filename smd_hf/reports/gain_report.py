@@ -19,8 +19,9 @@ import numpy as np
 from .. import __version__
 from ..errors import SMDError
 from ..files import write_json
+from ..metrics.comparison import _difference_entry, _scores_entry, measured
 from ..metrics.optimism import expected_optimism
-from ..metrics.statistics import Comparison, Difference, Scores, compare, format_p
+from ..metrics.statistics import Comparison, compare, format_p
 
 REPORT_NAME = "gain_report.json"
 _PACKAGES = (
@@ -108,28 +109,6 @@ def gain_report(
     return _plain({**report, **method})
 
 
-def measured(
-    parent_logits: np.ndarray, logits: np.ndarray, labels: np.ndarray, name: str, seed: int = 0
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """
-    Another model beside the parent on the test split.
-
-    Args:
-        parent_logits, logits (`np.ndarray` of shape `(n, classes)`), labels (`np.ndarray` of shape `(n,)`), seed (`int`): as
-            for [`gain_report`].
-        name (`str`): what the model is called in the verdict and in `mcnemar`.
-
-    Returns:
-        `tuple[dict, dict]`: its scores, and the paired difference with `significant` and `verdict`.
-    """
-    comparison = compare(parent_logits, logits, labels, names=("parent", name), seed=seed)
-    difference = _difference_entry(comparison)
-    return _scores_entry(comparison.candidate), difference | {
-        "significant": comparison.significant,
-        "verdict": comparison.verdict,
-    }
-
-
 def write_report(report: Mapping[str, Any], folder: str | os.PathLike) -> Path:
     """
     Write `gain_report.json` into `folder` (made if need be) and return its path.
@@ -159,31 +138,6 @@ def format_comparison(comparison: Comparison) -> str:
     name, other_name = comparison.names
     table = _block(name, first, other_name, second, _difference_entry(comparison), comparison.confidence)
     return f"{table}\n\n{comparison.verdict}"
-
-
-def _scores_entry(scores: Scores) -> dict[str, Any]:
-    return {
-        "n_test": scores.n,
-        "accuracy": scores.accuracy,
-        "nll": scores.nll,
-        "calibration_error": scores.calibration_error,
-    }
-
-
-def _difference_entry(comparison: Comparison) -> dict[str, Any]:
-    def entry(difference: Difference) -> dict[str, Any]:
-        return {"estimate": difference.estimate, "interval": list(difference.interval)}
-
-    return {
-        "accuracy": entry(comparison.accuracy),
-        "nll": entry(comparison.nll),
-        "calibration_error": entry(comparison.calibration_error),
-        "mcnemar": {
-            f"only_{comparison.names[0]}_correct": comparison.only_baseline_correct,
-            f"only_{comparison.names[1]}_correct": comparison.only_candidate_correct,
-            "p_value": comparison.p_value,
-        },
-    }
 
 
 def _selection_entry(candidates: Mapping[str, Any], accuracy: float) -> dict[str, Any]:

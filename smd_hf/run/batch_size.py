@@ -21,8 +21,8 @@ from ..ensemble.prefix_replay import PrefixReplay
 from ..errors import SMDError
 from ..messages import one_line
 from ..parallel.processes import Spread
+from ..scoring.changes import applied
 from ..scoring.evaluator import Evaluator
-from ..search.mutation import applied
 
 if TYPE_CHECKING:
     from ..arguments.evolution_arguments import EvolutionArguments

@@ -10,6 +10,7 @@ import numpy as np
 from ..data.batches import ImageBatches
 from ..files import write_text
 from ..parallel.processes import segment
+from ..scoring.record import Call, ScoredCell
 from ..scoring.scores import Cell, Score
 from .lines import check_keys, damaged, from_text, integer, number, read_lines, to_line, to_text
 
@@ -52,32 +53,18 @@ def read_cell(entry: Mapping[str, Any]) -> Cell:
     )
 
 
-@dataclass
-class ScoredCell:
-    """
-    One cell with its place in a scoring call.
+def scored_cell_entry(scored: ScoredCell) -> dict[str, Any]:
+    """A cell with its place, and the labels of its batch where it has them, as JSON values."""
+    place = {"variant": scored.variant, "batch": scored.batch} | cell_entry(scored.cell)
+    return place if scored.labels is None else place | {"labels": to_text(scored.labels)}
 
-    Args:
-        variant (`int`), batch (`int`): which.
-        cell ([`Cell`]): what was found.
-        labels (`numpy.ndarray`, *optional*): of the batch, int64, with the first of its cells.
-    """
 
-    variant: int
-    batch: int
-    cell: Cell
-    labels: np.ndarray | None = None
-
-    def entry(self) -> dict[str, Any]:
-        place = {"variant": self.variant, "batch": self.batch} | cell_entry(self.cell)
-        return place if self.labels is None else place | {"labels": to_text(self.labels)}
-
-    @classmethod
-    def read(cls, entry: Any) -> "ScoredCell":
-        check_keys(entry, {"variant", "batch"} | CELL_KEYS, LOGITS_KEYS | {"labels"})
-        cell = read_cell(entry)
-        labels = from_text(entry["labels"], "int64", len(cell.correct)) if "labels" in entry else None
-        return cls(integer(entry, "variant", MAX_COUNT), integer(entry, "batch", MAX_COUNT), cell, labels)
+def read_scored_cell(entry: Any) -> ScoredCell:
+    """The cell again; `ValueError` for anything else."""
+    check_keys(entry, {"variant", "batch"} | CELL_KEYS, LOGITS_KEYS | {"labels"})
+    cell = read_cell(entry)
+    labels = from_text(entry["labels"], "int64", len(cell.correct)) if "labels" in entry else None
+    return ScoredCell(integer(entry, "variant", MAX_COUNT), integer(entry, "batch", MAX_COUNT), cell, labels)
 
 
 @dataclass
@@ -99,7 +86,7 @@ class Finished:
     sums: np.ndarray | None = None
 
     def entry(self) -> dict[str, Any]:
-        entry = {"call": self.call, "passes": self.passes, "cells": [cell.entry() for cell in self.cells]}
+        entry = {"call": self.call, "passes": self.passes, "cells": [scored_cell_entry(cell) for cell in self.cells]}
         if self.sums is not None:
             entry |= {"segment": self.segment, "shape": list(self.sums.shape), "sums": to_text(self.sums)}
         return entry
@@ -110,7 +97,7 @@ class Finished:
         check_keys(entry, {"call", "passes", "cells"}, summed)
         if not isinstance(entry["cells"], list):
             raise ValueError("its cells are no list")
-        done = cls(integer(entry, "call", MAX_COUNT), [ScoredCell.read(each) for each in entry["cells"]], 0.0)
+        done = cls(integer(entry, "call", MAX_COUNT), [read_scored_cell(each) for each in entry["cells"]], 0.0)
         done.passes = number(entry, "passes")
         if not 0 <= done.passes < np.inf:
             raise ValueError("its passes are no number of images")
@@ -123,6 +110,18 @@ class Finished:
             done.segment = integer(entry, "segment", MAX_COUNT)
             done.sums = from_text(entry["sums"], "float64", int(np.prod(shape, dtype=object))).reshape(shape)
         return done
+
+    def add_to(self, call: Call) -> None:
+        """Adds what the line says to what is known of a call; of cells that are there twice, the first counts."""
+        if self.segment is not None:
+            if self.segment in call.totals:
+                return
+            call.totals[self.segment] = self.sums
+        for scored in self.cells:
+            call.cells.setdefault((scored.variant, scored.batch), scored.cell)
+            if scored.labels is not None:
+                call.labels.setdefault(scored.batch, scored.labels)
+        call.passes += self.passes
 
 
 def read_cells(path: Path) -> Iterator[tuple[Path, int, Finished]]:
@@ -173,7 +172,7 @@ def write_score(path: Path, score: Score) -> None:
     parts = [score] if score.outside is None else [score, score.outside]
     lines = [to_line({"cells": [len(part.cells) for part in parts]})]
     for part in parts:
-        lines += [to_line(ScoredCell(0, batch, part.cells[batch]).entry()) for batch in sorted(part.cells)]
+        lines += [to_line(scored_cell_entry(ScoredCell(0, batch, part.cells[batch]))) for batch in sorted(part.cells)]
     write_text(path, b"".join(lines).decode())
 
 
@@ -184,7 +183,7 @@ def read_score(path: Path) -> Score | None:
     for line, entry in read_lines(path):
         try:
             if counts:
-                cells.append(ScoredCell.read(entry))
+                cells.append(read_scored_cell(entry))
                 continue
             check_keys(entry, {"cells"})
             if not isinstance(entry["cells"], list) or len(entry["cells"]) not in (1, 2):

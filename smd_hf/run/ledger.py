@@ -18,69 +18,20 @@ that any of them sees. Once a scope is finished, its cells are dropped.
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..data.batches import ImageBatches
 from ..errors import SMDError
 from ..files import write_text
 from ..parallel.processes import Spread
-from ..scoring.scores import Cell, Score
-from .cells import Finished, ScoredCell, misfit, read_cells, write_score
+from ..scoring.record import Call
+from ..scoring.scores import Score
+from .cells import Finished, misfit, read_cells, write_score
 from .lines import LineWriter, damaged, read_lines, to_line
 
 LEDGER_NAME = "ledger"
 HEADER_NAME, FINISHED_NAME, CELLS_NAME, ENDED_NAME = "header.json", "finished.jsonl", "cells", "ended.json"
-
-
-@dataclass
-class Call:
-    """
-    One scoring call: what of it is known already, and where the rest is written.
-
-    Args:
-        number (`int`, *optional*, defaults to 0): its place in the scope.
-        writer (`Callable`, *optional*): gives the [`LineWriter`] of this process; nothing is written without.
-
-    Attributes:
-        cells (dict of (variant, batch) to [`Cell`]), labels (dict of batch to `numpy.ndarray`), totals (dict of segment to
-            `numpy.ndarray`), passes (`float`): what is known, and what it cost.
-    """
-
-    number: int = 0
-    writer: Any = None
-    cells: dict[tuple[int, int], Cell] = field(default_factory=dict)
-    labels: dict[int, np.ndarray] = field(default_factory=dict)
-    totals: dict[int, np.ndarray] = field(default_factory=dict)
-    passes: float = 0.0
-    _labelled: set[int] = field(default_factory=set)
-
-    def write(
-        self, cells: Sequence[ScoredCell], passes: float, segment: int | None = None, sums: np.ndarray | None = None
-    ) -> None:
-        """Cells that belong together, and what they cost; of a segment, with its sums. They are safe when this returns."""
-        if self.writer is None:
-            return
-        for scored in cells:
-            if scored.batch in self._labelled:
-                scored.labels = None
-            self._labelled.add(scored.batch)
-        self.writer().write(Finished(self.number, list(cells), passes, segment, sums).entry())
-
-    def take(self, done: Finished) -> None:
-        """Takes over what a line says; of cells that are there twice, the first."""
-        if done.segment is not None:
-            if done.segment in self.totals:
-                return
-            self.totals[done.segment] = done.sums
-        for scored in done.cells:
-            self.cells.setdefault((scored.variant, scored.batch), scored.cell)
-            if scored.labels is not None:
-                self.labels.setdefault(scored.batch, scored.labels)
-        self.passes += done.passes
 
 
 class Ledger:
@@ -146,14 +97,14 @@ class Ledger:
         """
         if self._scope is None:
             return Call()
-        call = Call(self._calls, self._open)
+        number = self._calls
         self._calls += 1
-        for path, line, done in self._known.pop(call.number, ()):
+        call = Call(lambda *done: self._open().write(Finished(number, *done).entry()))
+        for path, line, done in self._known.pop(number, ()):
             problem = misfit(done, num_variants, batches, numbers, num_labels, shape)
             if problem is not None:
                 raise damaged(path, line, problem)
-            call.take(done)
-        call._labelled.update(call.labels)
+            done.add_to(call)
         return call
 
     def drop(self, *names: str) -> None:

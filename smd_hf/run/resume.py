@@ -10,8 +10,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..artifacts.delta.storage import check_entries
 from ..errors import SMDError
+from ..files import check_entries
 from ..messages import one_line
 from ..scoring.scores import Score
 from .cells import read_score

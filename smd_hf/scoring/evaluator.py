@@ -12,9 +12,9 @@ from ..data.batches import Batch, ImageBatches
 from ..ensemble.prefix_replay import PrefixReplay
 from ..models.blocks import find_blocks
 from ..parallel.processes import Spread
-from ..run.ledger import Call, Ledger
-from ..search.mutation import Change, MakeChanges, applied
+from .changes import Change, MakeChanges, applied
 from .job import Job
+from .record import Call, Recorder
 from .scores import Score
 from .sums import TAPPED_BYTES, BatchSums, Tap
 
@@ -54,7 +54,7 @@ class Evaluator:
         memory_format (`torch.memory_format`, *optional*): of the pixel values.
 
     Attributes:
-        ledger ([`Ledger`], *optional*): what has been scored already, and where the rest is written.
+        ledger ([`Recorder`], *optional*): what has been scored already, and where the rest is written.
         images_forwarded (`int`): images that variants were scored on so far, over all variants and processes.
         full_passes (`float`): the same, with images which a part of the model was enough for counted by that part.
     """
@@ -80,7 +80,7 @@ class Evaluator:
         self._call = model if forward is None else forward
         self._replay = PrefixReplay(model) if prefix_replay and forward is None else None
         self._first_block = frozenset(find_blocks(model)[0].parameter_names)
-        self.ledger: Ledger | None = None
+        self.ledger: Recorder | None = None
         self.images_forwarded = 0
         self.full_passes = 0.0
 

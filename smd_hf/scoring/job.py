@@ -9,8 +9,7 @@ import torch
 
 from ..data.batches import Batch, ImageBatches
 from ..parallel.processes import segment
-from ..run.cells import ScoredCell
-from ..run.ledger import Call
+from .record import Call, ScoredCell
 from .scores import Cell, Score
 from .sums import Tap
 

@@ -9,15 +9,16 @@ from torch import nn
 from transformers.utils import logging
 
 from ..data.batches import ImageBatches
+from ..data.ood_images import OutsideImages
 from ..errors import SMDError
-from ..metrics.ood import OutsideImages
 from ..models.checkpoints import weights_hash
+from ..scoring.changes import Change, applied, keep
 from ..scoring.evaluator import Evaluator, Variant
 from ..scoring.racing import race
 from ..scoring.scores import Score
 from .fitness import Fitness, ScoredChild
 from .generation import Generation
-from .mutation import Change, Child, Mutation, applied, keep
+from .mutation import Child, Mutation
 from .recombination import Candidate, Recombination
 
 logger = logging.get_logger(__name__)

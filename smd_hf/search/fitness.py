@@ -9,7 +9,7 @@ from transformers import EvalPrediction
 
 from ..errors import SMDError
 from ..metrics.classification import METRICS
-from ..metrics.ood import OOD_METRICS, auroc_of
+from ..metrics.ood import OOD_METRICS, auroc
 from ..scoring.scores import Score
 from .mutation import Child
 
@@ -119,3 +119,8 @@ def ranked(children: Sequence[ScoredChild]) -> list[ScoredChild]:
     """Children from the fittest down, the earlier first where two are equal; without those that failed or lost a race."""
     alive = [scored for scored in children if np.isfinite(scored.fitness) and not scored.eliminated]
     return sorted(alive, key=lambda scored: (-scored.fitness, scored.child.index))
+
+
+def auroc_of(name: str, score: Score) -> float:
+    """The same of a variant that was scored on both data sets, with all its logits."""
+    return auroc(name, score.logits, score.outside.logits)

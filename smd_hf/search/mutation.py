@@ -6,23 +6,16 @@ deviation where sigma is relative, else 1). A child that scales has its tensors 
 pruned, it is theta with zeros in its subspace. Only a description is kept; the changes are made when they are needed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..ensemble.sparse_changes import exchange
-from ..errors import SMDError
 from ..keyed_random import keyed_generator, keyed_normal
+from ..scoring.changes import Change
 from .subspaces import Decomposition, ParameterSpace
-
-Change = tuple[torch.Tensor | None, torch.Tensor]
-"""Flat indices (`None` for the whole tensor) and the new values there, as [`exchange`] takes them."""
-
-MakeChanges = Callable[[], Iterable[tuple[str, Change]]]
 
 
 @dataclass(frozen=True)
@@ -219,54 +212,3 @@ def tensor_scale(tensor: torch.Tensor) -> float:
     values = tensor.detach().to("cpu", torch.float64).contiguous().numpy()
     deviation = float(np.std(values))
     return deviation if deviation > 0 else float(np.sqrt(np.mean(values**2)))
-
-
-@contextmanager
-def applied(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str, Change]]) -> Iterator[set[str]]:
-    """
-    Puts changes into the model for as long as the context lasts, then the saved coordinates back, also after an error.
-
-    Args:
-        parameters (mapping of `str` to `torch.Tensor`): the model's parameters by name.
-        changes (iterable of (name, [`Change`])): what to put in.
-
-    Yields:
-        `set[str]`: the names of the parameters that are changed.
-    """
-    saved: list[tuple[str, Change]] = []
-    try:
-        for name, (indices, values) in changes:
-            saved.append((name, (indices, exchange(parameters[name], indices, values))))
-        yield {name for name, _ in saved}
-    finally:
-        for name, (indices, before) in reversed(saved):
-            exchange(parameters[name], indices, before)
-
-
-def keep(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str, Change]]) -> list[tuple[str, Change]]:
-    """Puts changes into the model for good; returns those that would take them back."""
-    return [(name, (indices, exchange(parameters[name], indices, values))) for name, (indices, values) in changes]
-
-
-def scheduled_sigma(sigma: float, schedule: str, generation: int, num_generations: int) -> float:
-    """
-    Sigma in one generation.
-
-    Args:
-        sigma (`float`): in generation 0.
-        schedule (`str`): `"constant"`; `"linear"`: falls by sigma / `num_generations` a generation; `"cosine"`: half a
-            cosine from sigma towards 0 (Loshchilov and Hutter 2017, without restarts). Neither reaches 0.
-        generation (`int`): from 0.
-        num_generations (`int`): of the whole run.
-
-    Raises:
-        `SMDError`: for another name.
-    """
-    share = generation / num_generations
-    if schedule == "constant":
-        return sigma
-    if schedule == "linear":
-        return sigma * (1 - share)
-    if schedule == "cosine":
-        return sigma * 0.5 * (1 + float(np.cos(np.pi * share)))
-    raise SMDError(f"sigma_schedule='{schedule}' is not one of constant, linear, cosine.")

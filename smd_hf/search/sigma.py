@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..data.batches import ImageBatches
 from ..errors import SMDError
 
@@ -103,3 +105,27 @@ def calibrated(evolution: "Evolution", batches: ImageBatches, samples: int, targ
     sample = batches.head(samples)
     start = FIRST_SIGMA[evolution.mutation.sigma_units]
     return calibrate_sigma(lambda sigma: evolution.flipped(sigma, sample), target, start)
+
+
+def scheduled_sigma(sigma: float, schedule: str, generation: int, num_generations: int) -> float:
+    """
+    Sigma in one generation.
+
+    Args:
+        sigma (`float`): in generation 0.
+        schedule (`str`): `"constant"`; `"linear"`: falls by sigma / `num_generations` a generation; `"cosine"`: half a
+            cosine from sigma towards 0 (Loshchilov and Hutter 2017, without restarts). Neither reaches 0.
+        generation (`int`): from 0.
+        num_generations (`int`): of the whole run.
+
+    Raises:
+        `SMDError`: for another name.
+    """
+    share = generation / num_generations
+    if schedule == "constant":
+        return sigma
+    if schedule == "linear":
+        return sigma * (1 - share)
+    if schedule == "cosine":
+        return sigma * 0.5 * (1 + float(np.cos(np.pi * share)))
+    raise SMDError(f"sigma_schedule='{schedule}' is not one of constant, linear, cosine.")

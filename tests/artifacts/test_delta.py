@@ -20,7 +20,8 @@ from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.artifacts.delta.storage import DELTA_WEIGHTS_NAME
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_model
-from smd_hf.search.mutation import Mutation, applied
+from smd_hf.scoring.changes import applied
+from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import DECOMPOSITIONS, make_decomposition
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_pixels

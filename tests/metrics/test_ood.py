@@ -10,8 +10,8 @@ from transformers import default_data_collator
 
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError, load_ood_images
 from smd_hf.metrics.ood import auroc, compare_auroc, placements
+from smd_hf.scoring.changes import applied
 from smd_hf.scoring.evaluator import Evaluator
-from smd_hf.search.mutation import applied
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_pixels
 from tests.tiny_data import image_dataset
 

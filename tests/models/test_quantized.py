@@ -15,8 +15,9 @@ from smd_hf.data.batches import ImageBatches
 from smd_hf.models.checkpoints import checkpoint_names, weights_hash
 from smd_hf.models.load import load_image_processor
 from smd_hf.models.quantized import is_mutable, is_plain, stored_parts
+from smd_hf.scoring.changes import applied
 from smd_hf.scoring.evaluator import Evaluator, Variant
-from smd_hf.search.mutation import Mutation, applied
+from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
 from tests.examples.test_scripts import load_example

@@ -10,8 +10,9 @@ import torch
 from smd_hf.data.batches import ImageBatches
 from smd_hf.models.blocks import find_blocks
 from smd_hf.models.checkpoints import weights_hash
+from smd_hf.scoring.changes import applied
 from smd_hf.scoring.evaluator import ChangeCache, Evaluator, Variant
-from smd_hf.search.mutation import Mutation, applied
+from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
 from tests.tiny import tiny_model, tiny_pixels

@@ -7,8 +7,10 @@ from torch import nn
 
 from smd_hf import SMDError
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.search.mutation import Mutation, applied, keep, scheduled_sigma, tensor_scale
+from smd_hf.scoring.changes import applied, keep
+from smd_hf.search.mutation import Mutation, tensor_scale
 from smd_hf.search.parameter_space import parameter_space
+from smd_hf.search.sigma import scheduled_sigma
 from smd_hf.search.subspaces import DECOMPOSITIONS, make_decomposition
 from tests.tiny import tiny_model
 

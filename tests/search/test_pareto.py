@@ -16,10 +16,11 @@ from smd_hf.metrics.classification import with_named_metrics
 from smd_hf.metrics.statistics import Scores, calibration_error
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.reports.cards.model_card import render_card
+from smd_hf.scoring.changes import applied, keep
 from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.scoring.scores import Cell, Score
 from smd_hf.search.evolution import rebuild_child
-from smd_hf.search.mutation import Mutation, applied, keep
+from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.pareto.coordinates import CoordinateCounts
 from smd_hf.search.pareto.objectives import Objectives, distances_to_ideal, fittest_of, front_of

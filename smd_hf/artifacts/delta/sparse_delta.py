@@ -22,7 +22,7 @@ from ... import __version__
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names, weights_hash
 from ...models.load import load_model
-from ...search.mutation import Change
+from ...scoring.changes import Change
 from .config import DeltaConfig, shown
 from .storage import cached_commit, check, read_delta, write_delta
 from .weights import AppliedDelta, checkpoint_tensors, same_bits, smallest_change

@@ -22,8 +22,9 @@ from transformers.utils import extract_commit_hash
 
 from ...ensemble.sparse_changes import check_change
 from ...errors import SMDError
+from ...files import followed
 from ...models.loading_errors import explain_loading_error
-from ...search.mutation import Change
+from ...scoring.changes import Change
 from .config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig, is_repo_id, shown
 
 DELTA_WEIGHTS_NAME = "smd_delta.safetensors"
@@ -143,47 +144,6 @@ def _required_file(name: str, filename: str, source: Mapping[str, Any], subfolde
     if not real.is_file():
         raise SMDError(f"{filename} in '{name}' is not a regular file. Expected the file that save_pretrained writes.")
     return real if os.path.isdir(name) else path
-
-
-def followed(name: str, path: Path) -> Path:
-    """
-    Where a file of a folder or a Hub repository really lies.
-
-    Args:
-        name (`str`): folder or repository.
-        path (`Path`): of the file, which may be a link.
-
-    Raises:
-        `SMDError`: for a link that leads nowhere, or out of a folder.
-    """
-    try:
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise SMDError(
-            f"{path.name} in '{name}' is a link that leads nowhere. Expected the file itself: copy it there."
-        ) from error
-    if os.path.isdir(name) and not any(real.is_relative_to(root) for root in _roots(Path(name))):
-        raise SMDError(
-            f"{path.name} in '{name}' is a link to a file outside that folder, which is not followed. Expected the file "
-            "itself: copy it there if you trust it."
-        )
-    return real
-
-
-def check_entries(name: str) -> None:
-    """Refuses what lies in a folder and is a link out of it, or neither file nor folder; a repository of the Hub has none."""
-    for path in sorted(Path(name).iterdir()) if os.path.isdir(name) else ():
-        real = followed(name, path)
-        # To read from a pipe would be to wait for ever.
-        if not real.is_file() and not real.is_dir():
-            raise SMDError(f"{path.name} in '{name}' is no file and no folder. Take it out, or get the folder again.")
-
-
-def _roots(folder: Path) -> list[Path]:
-    """The folders in which a local artifact's files may really lie: its own, or the store of a Hub cache's snapshot."""
-    folder = folder.resolve()
-    snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
-    return [folder, *(parent.parent / "blobs" for parent in snapshots)]
 
 
 def _read_bounded(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from ...ensemble.sparse_changes import exchange
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names
 from ...models.quantized import stored_parts
-from ...search.mutation import Change
+from ...scoring.changes import Change
 from .config import shown
 from .storage import VALUE_DTYPES, check
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...metrics.ood import OutsideImages
+from ...data.ood_images import OutsideImages
+from ...scoring.changes import applied, keep
 from ...scoring.evaluator import Variant
 from ...scoring.scores import Score
 from ..evolution import KEEP_PARENT, PARENT, Evolution, Generation
 from ..fitness import ScoredChild
-from ..mutation import Child, applied, keep
+from ..mutation import Child
 from ..recombination import Candidate
 from .coordinates import CoordinateCounts
 from .objectives import Objectives, distances_to_ideal, fittest_of, front_of
