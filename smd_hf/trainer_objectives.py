@@ -11,10 +11,11 @@ from .data.run_images import DataMixin
 from .errors import SMDError
 from .metrics.classification import ComputeMetrics
 from .metrics.ood import OOD_METRICS, compare_auroc
-from .reports.front import RunFront, run_front, write_front
+from .reports.front import write_front
 from .search.evolution import Evolution
 from .search.pareto.objectives import Objectives
 from .search.pareto.pareto_evolution import ParetoEvolution
+from .search.pareto.run_front import RunFront, run_front
 
 
 class ObjectivesMixin(DataMixin):

@@ -16,10 +16,11 @@ from ..ensemble.combination import combine
 from ..metrics.comparison import measured
 from ..metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
 from ..metrics.statistics import Scores, accuracy
-from ..reports.front import RunFront, front_ensemble
 from ..scoring.changes import keep
 from ..search.evolution import Evolution
 from ..search.fitness import ScoredChild, ranked
+from ..search.pareto.pareto_evolution import ParetoEvolution
+from ..search.pareto.run_front import RunFront, named
 from .choose_members import choose_members
 from .delta.sparse_delta import SparseDelta
 
@@ -182,3 +183,15 @@ def write_harvest(result: Harvest, processor: Any, folder: Path) -> None:
         save_ensemble(result.ensemble, processor, folder / "ensemble")
     for number, delta in enumerate(result.deltas):
         delta.save_pretrained(folder / "children" / f"{number:04d}")
+
+
+def front_ensemble(
+    evolution: ParetoEvolution, front: RunFront, combination: str
+) -> tuple[SMDEnsembleForImageClassification, list[dict[str, Any]]]:
+    """The ensemble of a front, one vote a member, as changes of the first parent; and where its members were made."""
+    with evolution.from_first_parent():
+        model = copy.deepcopy(evolution.model)
+    ensemble = SMDEnsembleForImageClassification.from_children(
+        model, [changes for _, changes in front.ensemble], combination=combination
+    )
+    return ensemble, [named(place) | {"votes": 1} for place, _ in front.ensemble]
