@@ -64,7 +64,7 @@ def main(script_args: argparse.Namespace) -> None:
     logits["int8, shifted"] = evaluator.logits(data["test"])
     space = parameter_space(model, ["norms", "biases", "head"])  # what is quantised is left alone
     mutation = Mutation(model, make_decomposition("blocks", space, script_args.population_size), script_args.seed)
-    recombination = GaussNewton(top_k=1, objective=cross_entropy())
+    recombination = GaussNewton(top_k=1, loss=cross_entropy())
     evolution = Evolution(model, mutation, evaluator, Fitness("nll"), recombination, *parts)
     for generation in range(script_args.num_generations):
         evolution.step(generation, sigma=0.1)

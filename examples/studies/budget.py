@@ -42,7 +42,7 @@ from common import (
 from transformers import TrainerCallback
 
 from smd_hf import EvolutionTrainer
-from smd_hf.arguments.recipes import PRESETS
+from smd_hf.arguments.recipes import read_recipe
 from smd_hf.data.batches import ImageBatches
 from smd_hf.data.fitness_samples import split_indices
 from smd_hf.files import write_text
@@ -84,8 +84,8 @@ NOISE_ALONE = {"scaling_share": 0.0, "population_size": 112, "fitness_samples_pe
 EVOLUTION: dict[str, dict[str, Any]] = {
     "gauss_newton_uniform": {**DIRECTIONS, "allocation": "uniform", "population_size": 48},
     "gauss_newton_cost": {**DIRECTIONS, "allocation": "cost", "population_size": 144},
-    "adapt": PRESETS["adapt"],
-    "adapt_noise": PRESETS["adapt"] | NOISE_ALONE,
+    "adapt": read_recipe("adapt"),
+    "adapt_noise": read_recipe("adapt") | NOISE_ALONE,
     "best_child": {**SPARSE, "recombination": "best", "ensemble_size": 4},
     "top_k_mean": {**SPARSE, "recombination": "top_k_mean"},
     "greedy_soup": {**SPARSE, "recombination": "greedy_soup"},

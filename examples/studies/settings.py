@@ -42,7 +42,7 @@ from parents import Images, Parent
 from PIL import Image
 
 from smd_hf import EvolutionTrainer
-from smd_hf.arguments.recipes import PRESETS
+from smd_hf.arguments.recipes import read_recipe
 from smd_hf.data.labels import label_values, stratified_split
 from smd_hf.data.rows import find_columns
 from smd_hf.errors import SMDError
@@ -51,7 +51,7 @@ from smd_hf.reports.plots import save_figure
 from smd_hf.scoring.evaluator import Evaluator
 
 CHOSEN_HERE = ("population_size", "scaling_share", "fitness_samples_per_generation", "sigma")
-FIXED = {name: value for name, value in PRESETS["adapt"].items() if name not in CHOSEN_HERE}
+FIXED = {name: value for name, value in read_recipe("adapt").items() if name not in CHOSEN_HERE}
 
 SETTINGS = (
     "64:0:1700:0.05", "64:0.3:1350:0.05", "64:0.6:1125:0.05",

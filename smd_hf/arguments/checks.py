@@ -1,42 +1,50 @@
 """What goes together: ranges and combinations of arguments, checked before a model or an image is loaded."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.util import find_spec
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..artifacts.choose_members import SELECTIONS
-from ..ensemble.configuration_smd_ensemble import COMBINATIONS
 from ..errors import SMDError
-from ..metrics.ood import OOD_METRICS
-from ..parallel.processes import MODES
-from ..search.build import RECOMBINATIONS
-from ..search.losses import OBJECTIVES
-from ..search.pareto.objectives import check_pymoo, measured_names
-from ..search.sigma import scheduled_sigma
-from ..search.subspaces import DECOMPOSITIONS
+from .choices import OODMetric, WeightObjective, names
 
-if TYPE_CHECKING:
-    from .evolution_arguments import EvolutionArguments
+OOD_METRICS, WEIGHT_OBJECTIVES = names(OODMetric), names(WeightObjective)
 
 
-def implied_arguments(args: "EvolutionArguments") -> dict[str, Any]:
-    """What follows from some choices for others, where these are not chosen themselves."""
-    implied: dict[str, Any] = {}
-    # The losers of a race have not seen all images, which a Gauss-Newton step would need.
-    if args.racing == "halving" or args.mutation == "prune" or args.objectives is not None:
-        implied["recombination"] = "best"
-    if args.objectives is not None:
-        # Logs and plots show one of them.
-        implied["fitness"] = next(iter(measured_names(args.objectives)), args.fitness)
-    return implied
+def measured_names(objectives: Sequence[str]) -> list[str]:
+    """Those of the objectives that are about predictions."""
+    return [name for name in objectives if name not in WEIGHT_OBJECTIVES]
 
 
-def check_evolution_arguments(args: "EvolutionArguments") -> None:
+def check_choices(args: Any) -> None:
+    """
+    Refuses a value that an argument does not offer.
+
+    Args:
+        args: a dataclass, some of whose fields are of a `Literal` type.
+
+    Raises:
+        `SMDError`: naming the argument, its value and the choices.
+    """
+    hints = get_type_hints(type(args))
+    for argument in fields(args):
+        literals = [
+            hint for hint in (hints[argument.name], *get_args(hints[argument.name])) if get_origin(hint) is Literal
+        ]
+        value = getattr(args, argument.name)
+        if literals and value is not None and value not in names(literals[0]):
+            raise SMDError(f"{argument.name} is {value}; expected one of {', '.join(names(literals[0]))}.")
+
+
+def check_evolution_arguments(args: Any) -> None:
     """
     Refuses values outside their range, before a model or an image is loaded.
 
     Raises:
         `SMDError`: naming the argument, its value and what was expected.
     """
+    check_choices(args)
     expected = {
         "population_size": (args.population_size >= 2, "2 or more"),
         "num_generations": (args.num_generations >= 1, "1 or more"),
@@ -55,28 +63,12 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
         "ensemble_size": (0 <= args.ensemble_size <= args.population_size, "between 0 and population_size"),
         "save_children": (0 <= args.save_children <= args.population_size, "between 0 and population_size"),
         "push_children": (0 <= args.push_children <= args.population_size, "between 0 and population_size"),
-        "ensemble_selection": (
-            args.ensemble_selection in (*SELECTIONS, "front"),
-            ", ".join((*SELECTIONS, "front")),
-        ),
-        "ensemble_combination": (args.ensemble_combination in COMBINATIONS, ", ".join(COMBINATIONS)),
         "image_cache_gb": (args.image_cache_gb >= 0, "0 or more"),
         "child_cache_gb": (args.child_cache_gb >= 0, "0 or more"),
-        "recombination": (args.recombination in RECOMBINATIONS, ", ".join(RECOMBINATIONS)),
-        "objective": (args.objective in OBJECTIVES, ", ".join(OBJECTIVES)),
-        "allocation": (args.allocation in ("uniform", "cost"), "uniform or cost"),
-        "racing": (args.racing in ("none", "halving"), "none or halving"),
-        "spread": (args.spread in MODES, ", ".join(MODES)),
-        "mutation": (args.mutation in ("noise", "prune"), "noise or prune"),
         "fitness_samples_per_generation": (
             args.fitness_samples_per_generation is None or args.fitness_samples_per_generation >= 1,
             "1 or more",
         ),
-        "decomposition": (args.decomposition in DECOMPOSITIONS, f"one of {', '.join(DECOMPOSITIONS)}"),
-        "subspace_schedule": (args.subspace_schedule in ("dynamic", "static"), "dynamic or static"),
-        "sigma_units": (args.sigma_units in ("relative", "absolute"), "relative or absolute"),
-        "on_bad_images": (args.on_bad_images in ("raise", "skip"), "raise or skip"),
-        "head_init": (args.head_init in ("linear_probe", "random", "keep"), "linear_probe, random or keep"),
     }
     for name, (holds, what) in expected.items():
         if not holds:
@@ -94,7 +86,7 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
     elif args.ensemble_selection == "front":
         raise SMDError(
             "ensemble_selection='front' takes its members from the front of several objectives, and none are given. Set "
-            f"objectives, or choose {', '.join(SELECTIONS)}."
+            "objectives, or choose greedy, top_k or all."
         )
     if args.racing == "halving" and args.fitness in OOD_METRICS:
         raise SMDError(
@@ -130,10 +122,9 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
             "model_init_kwargs holds a token, and arguments are written to files. Leave it out: log in with `hf auth login`, or "
             "set HF_TOKEN."
         )
-    scheduled_sigma(1.0, args.sigma_schedule, 0, args.num_generations)
 
 
-def check_pruning(args: "EvolutionArguments") -> None:
+def check_pruning(args: Any) -> None:
     """Refuses choices that make no sense where coordinates become zero."""
     senseless = {
         "sigma": args.sigma is not None,
@@ -151,7 +142,7 @@ def check_pruning(args: "EvolutionArguments") -> None:
             )
 
 
-def check_objectives(args: "EvolutionArguments") -> None:
+def check_objectives(args: Any) -> None:
     """Refuses objectives that are no choice among several, and what does not go together with them."""
     names = [name.removeprefix("eval_") for name in args.objectives]
     if len(set(names)) < 2 or len(set(names)) < len(names):
@@ -183,4 +174,8 @@ def check_objectives(args: "EvolutionArguments") -> None:
             "objectives compare candidates of all generations on the same images, and with selection_fraction=0 and "
             "fitness_samples_per_generation there are none. Set aside a selection_fraction."
         )
-    check_pymoo()
+    if find_spec("pymoo") is None:
+        raise SMDError(
+            "objectives need the package pymoo, which sorts candidates by several objectives and is not installed. Install it "
+            "with `pip install 'smd-hf[pareto]'`, or choose one objective: fitness."
+        )

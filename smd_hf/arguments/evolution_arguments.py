@@ -1,352 +1,80 @@
-"""Every choice of a run: `TrainingArguments`, and what evolution adds to them."""
+"""`EvolutionArguments`: `TrainingArguments`, and the parameters that evolution adds to them."""
 
 import copy
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import wraps
 from typing import Any
 
 from transformers import TrainingArguments
 
 from ..errors import SMDError
-from ..search.build import RECOMBINATIONS
-from ..search.losses import OBJECTIVES
-from ..search.subspaces import DECOMPOSITIONS
-from .checks import check_evolution_arguments, implied_arguments
-from .recipes import PRESETS
+from .checks import check_evolution_arguments, measured_names
+from .choices import Preset
+from .method_arguments import FitnessArguments, MutationArguments, PopulationArguments, RecombinationArguments
+from .recipes import read_recipe
+from .run_arguments import ArtifactArguments, ImageArguments, ScoringArguments
 
 DERIVED = ("max_steps", "num_train_epochs", "remove_unused_columns", "debug", "include_num_input_tokens_seen")
-"""Arguments that a run sets itself, or that are of no meaning here and have another default on the command line."""
+"""Arguments that a run sets itself, or that have no effect and another default on the command line."""
 
 
 @dataclass
-class EvolutionArguments(TrainingArguments):
+class EvolutionArguments(
+    ArtifactArguments,
+    ScoringArguments,
+    ImageArguments,
+    RecombinationArguments,
+    FitnessArguments,
+    MutationArguments,
+    PopulationArguments,
+    TrainingArguments,
+):
     """
-    Arguments of an [`EvolutionTrainer`]: those of `TrainingArguments`, of which the ones about gradients have no effect,
-    and those below. One generation is one step: `logging_steps`, `eval_steps` and `save_steps` count generations, and
-    `per_device_eval_batch_size` is the batch size of all scoring, which `auto_find_batch_size` halves until it fits into memory.
+    The arguments of an [`EvolutionTrainer`].
+
+    They are those of [`~transformers.TrainingArguments`], of which the ones about gradients have no effect, and:
+
+    > Parameters that control the population and how long it evolves: [`PopulationArguments`]
+    > Parameters that control the mutation and the subspaces that it is cut into: [`MutationArguments`]
+    > Parameters that control the fitness, and which images it is measured on: [`FitnessArguments`]
+    > Parameters that control how scored children become the next parent: [`RecombinationArguments`]
+    > Parameters that control the images, their labels, and a new head for them: [`ImageArguments`]
+    > Parameters that control how children are scored: [`ScoringArguments`]
+    > Parameters that control what a run leaves, and what it pushes: [`ArtifactArguments`]
+
+    One generation is one step: `logging_steps`, `eval_steps` and `save_steps` count generations.
+    `per_device_eval_batch_size` is the batch size of all scoring; `auto_find_batch_size` halves it until it fits into memory.
+
+    Args:
+        preset (`str`, *optional*): a recipe of the package, such as `"adapt"`: several arguments in one. An argument that is
+            given beside it overrides the recipe's.
+        model_init_kwargs (`dict` or JSON `str`, *optional*): how a model given by name is loaded: `revision`,
+            `trust_remote_code`, `dtype`, `cache_dir`.
 
     Raises:
         `SMDError`: for a value outside its range, or for choices that do not go together.
     """
 
-    preset: str | None = field(
+    _argument_group_name = "Parameters that choose a recipe and load the model"
+
+    preset: Preset | None = field(
         default=None,
         metadata={
-            "help": "Several choices in one; what is given beside it still holds. adapt: for a checkpoint that meets images from "
-            "another source: five generations of Gauss-Newton steps over norm parameters and head.",
-            "choices": list(PRESETS),
+            "help": "A recipe: several arguments in one; arguments given beside it override the recipe's. adapt: for a checkpoint "
+            "that meets images from another source, five generations of Gauss-Newton steps over norm parameters and head."
         },
     )
-    population_size: int = field(default=16, metadata={"help": "Children a generation, 2 at the least."})
-    num_generations: int = field(default=1, metadata={"help": "How many generations to evolve."})
-    max_forward_passes: float | None = field(
-        default=None,
-        metadata={
-            "help": "Begin no generation that would take the run beyond so many passes of the model over the fitness images."
-        },
-    )
-    max_hours: float | None = field(
-        default=None, metadata={"help": "Evolve for so many hours at the most, then keep the best so far."}
-    )
-    decomposition: str = field(
-        default="partition",
-        metadata={
-            "help": "How a dense mutation is cut into one subspace per child: dense, random, antirandom, partition, blocks.",
-            "choices": list(DECOMPOSITIONS),
-        },
-    )
-    density: float | None = field(
-        default=None,
-        metadata={
-            "help": "Share of the mutable coordinates that a child changes, in (0, 1]. The decomposition's own by default: "
-            "1/16 for random; of its blocks' coordinates, all, for blocks. The others have no choice."
-        },
-    )
-    subspace_schedule: str = field(
-        default="dynamic",
-        metadata={
-            "help": "dynamic draws new masks and new noise every generation; static keeps the masks and draws new noise.",
-            "choices": ["dynamic", "static"],
-        },
-    )
-    sigma: float | None = field(
-        default=None,
-        metadata={
-            "help": "Mutation strength. None: calibrated before the first generation, by bisection, so that a child flips "
-            "calibration_target of the predictions."
-        },
-    )
-    sigma_units: str = field(
-        default="relative",
-        metadata={
-            "help": "relative: sigma times each tensor's standard deviation; absolute: sigma itself.",
-            "choices": ["relative", "absolute"],
-        },
-    )
-    sigma_schedule: str = field(
-        default="constant",
-        metadata={
-            "help": "Sigma over generations: constant; linear or cosine, falling towards 0.",
-            "choices": ["constant", "linear", "cosine"],
-        },
-    )
-    calibration_target: float = field(
-        default=0.03, metadata={"help": "Share of predictions that a child flips when sigma is calibrated, in (0, 1)."}
-    )
-    calibration_samples: int = field(
-        default=256, metadata={"help": "How many fitness images the calibration of sigma looks at."}
-    )
-    match_norm: bool = field(
-        default=False,
-        metadata={"help": "Divide sigma by sqrt(density): children of every density are equally far from the parent."},
-    )
-    mutation: str = field(
-        default="noise",
-        metadata={
-            "help": "What a child's coordinates become: noise adds Gaussian noise; prune sets them to zero, without a sigma, and "
-            "with recombination best. A child that is pruned and no worse takes the parent's place (--no_elitism: also a worse one).",
-            "choices": ["noise", "prune"],
-        },
-    )
-    scaling_share: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the children, in [0, 1), that multiply whole tensors by 1 + sigma or 1 - sigma instead of adding noise: "
-            "one tensor each, where they are enough for it. They go far where the parent is too sure of itself."
-        },
-    )
-    mirrored: bool = field(
-        default=False,
-        metadata={
-            "help": "Children in pairs, parent plus and parent minus the same mutation. Needs an even population."
-        },
-    )
-    mutable_parameters: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "What may change: the groups all, norms, biases, head, or shell-style patterns over parameter names. "
-            "Everything by default."
-        },
-    )
-    frozen_parameters: list[str] | None = field(
-        default=None, metadata={"help": "What may not change, of the above: groups or patterns likewise."}
-    )
-    fitness: str = field(
-        default="nll",
-        metadata={
-            "help": "What children are scored by: nll, accuracy, error, macro_f1, balanced_accuracy, top_5_accuracy (or another "
-            "number), calibration_error, expected_cost (with cost_matrix), ood_auroc or ood_energy_auroc (with a second data set: "
-            "how well confidence tells its images from the first one's), or a key that compute_metrics or metric_name_or_path returns."
-        },
-    )
-    objectives: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Two or more numbers to choose children by at once, in place of fitness: what fitness takes, and "
-            "mutated_fraction (share of weights that are not the first parent's) or zero_fraction (share that is zero). The next "
-            "parent is one that no other candidate beats in all of them, and the front of such models is saved. Not objective, "
-            "which is what a gauss_newton step lowers. Needs the extra smd_hf[pareto]."
-        },
-    )
-    fitness_greater_is_better: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Direction of a fitness that compute_metrics returns. By default lower is better for keys that end in nll, "
-            "loss, error, perplexity, distance, cost, mse, mae or brier_score, and greater for all others."
-        },
-    )
-    metric_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "A metric of `evaluate`: the path of its script, or its name on the Hub, which needs trust_remote_code. Its "
-            "first key is the fitness where no other is chosen."
-        },
-    )
-    metric_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Options of that metric as JSON, such as {"average": "macro"}.'},
-    )
-    fitness_samples_per_generation: int | None = field(
-        default=None,
-        metadata={
-            "help": "Score each generation on so many fitness images alone, drawn evenly over the classes, and on others in the "
-            "next, until all have been seen. All in every generation by default."
-        },
-    )
-    selection_fraction: float = field(
-        default=0.2,
-        metadata={
-            "help": "Share of train_dataset set aside, stratified by class, to choose among finished candidates; in [0, 1). "
-            "With 0 the fitness data choose, and the report says so."
-        },
-    )
-    recombination: str = field(
-        default="gauss_newton",
-        metadata={
-            "help": "How scored children become the next parent: gauss_newton takes a step of second order in the span of all "
-            "(or the fittest child, where that is better); best takes the fittest; top_k_mean averages the fittest; greedy_soup "
-            "averages those of the fittest that help.",
-            "choices": list(RECOMBINATIONS),
-        },
-    )
-    recombination_top_k: int = field(
-        default=4,
-        metadata={
-            "help": "best: how many of the fittest children are scored again on the selection split, which chooses one. "
-            "top_k_mean: how many are averaged. greedy_soup: how many are tried. gauss_newton: how many are tried beside the step. "
-            "With objectives, the fittest are those that no other child dominates."
-        },
-    )
-    objective: str = field(
-        default="cross_entropy",
-        metadata={
-            "help": "What a gauss_newton step lowers (not objectives, which children are chosen by): cross_entropy (with label_smoothing_factor and class_weights), focal, "
-            "ordinal, expected_cost (with cost_matrix).",
-            "choices": list(OBJECTIVES),
-        },
-    )
-    class_weights: list[float] | None = field(
-        default=None, metadata={"help": "For objective cross_entropy: what an image of each class counts."}
-    )
-    cost_matrix: str | None = field(
-        default=None,
-        metadata={
-            "help": "For objective expected_cost: a JSON list of rows, in row i and column j what it costs to call an image of "
-            "class i a j."
-        },
-    )
-    elitism: bool = field(
-        default=True,
-        metadata={
-            "help": "Keep the parent unless a candidate is better on the selection split (--no_elitism: never keep it)."
-        },
-    )
-    ensemble_size: int = field(
-        default=0,
-        metadata={
-            "help": "Also leave an ensemble of so many children of the last generation in output_dir/ensemble; 0: none."
-        },
-    )
-    ensemble_selection: str = field(
-        default="greedy",
-        metadata={
-            "help": "How its members are chosen, on the selection split: top_k by fitness; all; greedy forward selection with "
-            "replacement (Caruana 2004); front: of the front of objectives, ensemble_size at the most.",
-            "choices": ["top_k", "all", "greedy", "front"],
-        },
-    )
-    ensemble_combination: str = field(
-        default="mean_probabilities",
-        metadata={
-            "help": "How the ensemble combines its members: mean_probabilities, mean_logits or majority_vote.",
-            "choices": ["mean_probabilities", "mean_logits", "majority_vote"],
-        },
-    )
-    save_children: int = field(
-        default=0,
-        metadata={
-            "help": "Also leave so many of the last generation's fittest children as deltas in output_dir/children."
-        },
-    )
-    push_ensemble: bool = field(
-        default=False, metadata={"help": "With push_to_hub, also push the ensemble, to {hub_model_id}-ensemble."}
-    )
-    push_children: int = field(
-        default=0,
-        metadata={"help": "With push_to_hub, also push so many of the fittest children, to {hub_model_id}-children."},
-    )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "The column of images. Found by its type or usual name by default."}
-    )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "The column of labels. Found by its type or usual name by default."}
-    )
-    on_bad_images: str = field(
-        default="raise",
-        metadata={
-            "help": "What becomes of rows whose image cannot be read: raise ends the run before anything is scored; skip leaves "
-            "them out before anything is split, with a warning, and counts them in the report.",
-            "choices": ["raise", "skip"],
-        },
-    )
-    head_init: str = field(
-        default="linear_probe",
-        metadata={
-            "help": "Where the data set's labels are not the model's: linear_probe replaces the classifier by a logistic "
-            "regression on frozen features (no back-propagation), random by random weights, keep raises an error.",
-            "choices": ["linear_probe", "random", "keep"],
-        },
-    )
-    allocation: str = field(
-        default="uniform",
-        metadata={
-            "help": "Children per block under decomposition blocks: uniform, or cost: more where the blocks from there to the "
-            "logits cost less to run (counted in operations, so that it is the same on every machine).",
-            "choices": ["uniform", "cost"],
-        },
-    )
-    racing: str = field(
-        default="none",
-        metadata={
-            "help": "halving: children are scored on more and more of the fitness images, and after each round the better "
-            "half by NLL goes on, down to recombination_top_k at the least. none: all see all images.",
-            "choices": ["none", "halving"],
-        },
-    )
-    prefix_replay: bool = field(
-        default=True,
-        metadata={
-            "help": "Begin a child's pass at the first block it changes; exact. (--no_prefix_replay: always whole passes.)"
-        },
-    )
-    spread: str = field(
-        default="auto",
-        metadata={
-            "help": "Over several processes: data gives each a share of the images, children a share of the children, auto "
-            "whichever is done sooner. The results are the same bytes.",
-            "choices": ["auto", "data", "children"],
-        },
-    )
-    image_cache_gb: float = field(
-        default=2.0,
-        metadata={
-            "help": "Memory for decoded images, in GB, in each process; kept as uint8 where that is exact. Within it, an image "
-            "is decoded once in a run, else once a generation."
-        },
-    )
-    image_cache_on_device: bool = field(
-        default=False, metadata={"help": "Keep decoded images in the accelerator's memory instead of the host's."}
-    )
-    child_cache_gb: float = field(
-        default=1.0,
-        metadata={
-            "help": "Memory for the weights of children while prefixes are replayed, in GB; beyond it they are made anew for "
-            "each batch."
-        },
-    )
-    channels_last: bool = field(
-        default=False,
-        metadata={
-            "help": "Run the model in channels_last memory format: often faster for convolutions in half precision."
-        },
-    )
-    logging_steps: float = field(default=1, metadata={"help": "Log every so many generations."})
+    logging_steps: float = field(default=1, metadata={"help": "Log every this many generations."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "What loads a model given by name: revision, trust_remote_code, dtype, cache_dir. Never a token: log in, or "
-            "set HF_TOKEN."
+            "help": "How a model given by name is loaded: revision, trust_remote_code, dtype, cache_dir. Never a token: log in, "
+            "or set HF_TOKEN."
         },
     )
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "EvolutionArguments":
-        made = super().__new__(cls)
-        names = [argument.name for argument in fields(cls) if argument.init]
-        given = {*names[: len(args)], *kwargs}
-        # `HfArgumentParser` gives all, whether they were on its command line or not.
-        made._given = given if len(given) < len(names) else set()
-        return made
 
     def __post_init__(self):
         for name in ("model_init_kwargs", "metric_kwargs"):
@@ -354,11 +82,11 @@ class EvolutionArguments(TrainingArguments):
                 setattr(self, name, _json_object(name, getattr(self, name)))
         # Trainer fills in many arguments below: what was chosen shows only here.
         self._chosen = {argument.name for argument in fields(self) if _differs(argument, getattr(self, argument.name))}
+        if self.objective is not None:
+            self._rename_objective()
         if self.preset is not None:
-            if self.preset not in PRESETS:
-                raise SMDError(f"preset='{self.preset}' is not one of {', '.join(PRESETS)}.")
-            self._follow(PRESETS[self.preset])
-        self._follow(implied_arguments(self))
+            self._chosen.update(read_recipe(self.preset))
+        self._imply()
         check_evolution_arguments(self)
         self.max_steps = self.num_generations
         self.num_train_epochs = self.num_generations
@@ -366,12 +94,32 @@ class EvolutionArguments(TrainingArguments):
         super().__post_init__()
         self._settled = self.to_dict()
 
+    def _rename_objective(self) -> None:
+        warnings.warn("The argument `objective` is now called `loss`.", FutureWarning, stacklevel=5)
+        self.loss, self.objective = self.objective, None
+        self._chosen = self._chosen - {"objective"} | {"loss"}
+
+    def _imply(self) -> None:
+        """What follows from some choices for others that were left open."""
+        several = self.objectives is not None
+        if self.recombination == "auto":
+            # The losers of a race have not seen all images, which a Gauss-Newton step needs.
+            best = self.racing == "halving" or self.mutation == "prune" or several
+            self._follow({"recombination": "best"} if best else {})
+            self.recombination = "best" if best else "gauss_newton"
+        if several and "fitness" not in self._chosen:
+            # Logs and plots show one of them.
+            self._follow({"fitness": next(iter(measured_names(self.objectives)), self.fitness)})
+
     def _follow(self, values: Mapping[str, Any]) -> None:
-        """Takes values for the arguments that were not given, be it with their defaults."""
         for name, value in values.items():
-            if name not in self._chosen | self._given:
-                setattr(self, name, copy.copy(value))
+            setattr(self, name, copy.copy(value))
         self._chosen.update(values)
+
+    def name_preset(self, preset: str) -> None:
+        """Remembers that these arguments came from a recipe, which was read before they were made."""
+        self.preset = preset
+        self._chosen.update(("preset", *read_recipe(preset)))
 
     @property
     def directions(self) -> int:
@@ -391,6 +139,26 @@ class EvolutionArguments(TrainingArguments):
             and name not in DERIVED
             and not name.endswith("_token")
         }
+
+
+def _reading_recipe(init: Callable[..., None]) -> Callable[..., None]:
+    """Arguments are made of the recipe that `preset` names, and of what is given, which overrides it."""
+
+    @wraps(init)
+    def __init__(self, *args: Any, **values: Any) -> None:
+        arguments = [argument for argument in fields(self) if argument.init]
+        values |= {argument.name: value for argument, value in zip(arguments, args)}
+        if values.get("preset") is not None:
+            # `HfArgumentParser` gives all, those that were not on its command line with their defaults.
+            if len(values) == len(arguments):
+                values = {each.name: values[each.name] for each in arguments if _differs(each, values[each.name])}
+            values = read_recipe(values["preset"]) | values
+        init(self, **values)
+
+    return __init__
+
+
+EvolutionArguments.__init__ = _reading_recipe(EvolutionArguments.__init__)
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

@@ -1,20 +1,26 @@
-"""Several choices under one name: the values of `EvolutionArguments.preset`."""
+"""Recipes: files of arguments that ship with the package, which `preset` names."""
 
+from importlib import resources
 from typing import Any
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "adapt": {
-        "population_size": 96,
-        "num_generations": 5,
-        "fitness_samples_per_generation": 825,
-        "decomposition": "blocks",
-        "allocation": "cost",
-        "mutable_parameters": ["norms", "head"],
-        "scaling_share": 0.6,
-        "sigma": 0.05,
-        "recombination": "gauss_newton",
-        "recombination_top_k": 1,
-        "selection_fraction": 0.1,
-    }
-}
-"""What each `preset` stands for. The numbers of `adapt` are what `examples/studies/settings.py` chose."""
+import yaml
+
+from ..errors import SMDError
+from .choices import Preset, names
+
+PRESETS = names(Preset)
+
+
+def read_recipe(preset: str) -> dict[str, Any]:
+    """
+    The arguments that a preset stands for.
+
+    Args:
+        preset (`str`): the name of a file in `smd_hf/recipes`, without its ending.
+
+    Raises:
+        `SMDError`: if there is no such recipe.
+    """
+    if preset not in PRESETS:
+        raise SMDError(f"preset='{preset}' is not one of {', '.join(PRESETS)}.")
+    return yaml.safe_load((resources.files("smd_hf") / "recipes" / f"{preset}.yaml").read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ script for image classification.
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..models.load import DTYPES
+from .choices import Dtype
 
 
 @dataclass
@@ -34,9 +34,8 @@ class ModelArguments:
         default=False,
         metadata={"help": "Run the Python files of the model's repository, where the model is defined by them."},
     )
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "The weights' type; auto keeps that of the checkpoint.", "choices": list(DTYPES)},
+    dtype: Dtype = field(
+        default="auto", metadata={"help": "The type of the weights; auto keeps that of the checkpoint."}
     )
 
     def loading(self) -> dict[str, Any]:

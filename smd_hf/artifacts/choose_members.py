@@ -1,4 +1,4 @@
-"""Choosing the members of an ensemble from logits that are there already: no forward pass is made."""
+"""Chooses the members of an ensemble from logits that were kept: no forward pass is made."""
 
 from collections import Counter
 

@@ -2,28 +2,20 @@
 
 import json
 import os
-from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from inspect import get_annotations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
+from ..arguments.recipes import read_recipe
 from ..errors import SMDError
 from ..messages import did_you_mean
-
-
-class Given(Namespace):
-    """What was on the command line alone: argparse fills in no default where there seems to be a value."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("_"):
-            raise AttributeError(name)
-
-    def __delattr__(self, name: str) -> None:
-        vars(self).pop(name, None)
 
 
 class CommandParser(HfArgumentParser):
@@ -46,9 +38,21 @@ class CommandParser(HfArgumentParser):
         )
         self._lists: dict[str, list[str]] = {}
 
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        """As in `HfArgumentParser`, with a heading for each dataclass that declares arguments: the first line of its docstring."""
+        hints, groups = get_type_hints(dtype), {}
+        homes = {name: kind for kind in reversed(dtype.__mro__) for name in get_annotations(kind)}
+        for argument in sorted(fields(dtype), key=lambda each: homes[each.name] is TrainingArguments):
+            home = homes[argument.name]
+            if home not in groups:
+                groups[home] = self.add_argument_group(_heading(home))
+            if argument.init:
+                argument.type = hints[argument.name]
+                self._parse_dataclass_field(groups[home], argument)
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None):
-        """As argparse's, but what is not given is left to the dataclasses, which can then tell it from what is."""
-        return super().parse_known_args(args, Given(**self._lists) if namespace is None else namespace)
+        """As argparse's, with the lists that a file of arguments had for options of one value."""
+        return super().parse_known_args(args, Namespace(**self._lists))
 
     def error(self, message: str) -> None:
         raise SMDError(message)
@@ -66,7 +70,9 @@ class CommandParser(HfArgumentParser):
         """
         argv = list(argv)
         if argv and not argv[0].startswith("-"):
-            argv = [*self._file_arguments(Path(argv[0]).expanduser()), *argv[1:]]
+            path = Path(argv[0]).expanduser()
+            argv = [*self._options(read_arguments(path), path), *argv[1:]]
+        preset, argv = self._take_preset(argv)
         try:
             *instances, unknown = self.parse_args_into_dataclasses(
                 argv, return_remaining_strings=True, look_for_args_file=False
@@ -78,19 +84,35 @@ class CommandParser(HfArgumentParser):
         if unknown:
             option = next((each for each in unknown if each.startswith("-")), unknown[0])
             raise SMDError(f"there is no argument '{option}'.{self._near(option.partition('=')[0])}")
+        for instance in instances:
+            if preset is not None and hasattr(instance, "name_preset"):
+                instance.name_preset(preset)
         return tuple(instances)
+
+    def _take_preset(self, argv: list[str]) -> tuple[str | None, list[str]]:
+        """The preset that is asked for, if any, and the arguments with those of its recipe in front: what is given overrides it."""
+        if "--preset" not in self._option_string_actions:
+            return None, argv
+        finder = ArgumentParser(add_help=False, allow_abbrev=False, argument_default=None)
+        finder.error = self.error
+        finder.add_argument("--preset")
+        found, rest = finder.parse_known_args(argv)
+        if found.preset is None:
+            return None, argv
+        return found.preset, [*self._options(read_recipe(found.preset), found.preset), *rest]
 
     def _near(self, option: str) -> str:
         names = [each[2:] for each in self._option_string_actions if each.startswith("--") and "-" not in each[2:]]
         near = did_you_mean(option.lstrip("-").replace("-", "_"), names)
         return near or f" `{self.prog} --help` lists those there are."
 
-    def _file_arguments(self, path: Path) -> Iterator[str]:
-        for key, value in read_arguments(path).items():
+    def _options(self, values: Mapping[str, Any], source: Path | str) -> Iterator[str]:
+        """Arguments of a file as options of the command line."""
+        for key, value in values.items():
             option = f"--{str(key).replace('-', '_')}"
             action = self._option_string_actions.get(option)
             if action is None:
-                raise SMDError(f"'{path}' sets '{key}', which is no argument.{self._near(option)}")
+                raise SMDError(f"'{source}' sets '{key}', which is no argument.{self._near(option)}")
             if value is None:
                 continue
             if not isinstance(value, list):
@@ -100,7 +122,16 @@ class CommandParser(HfArgumentParser):
             elif action.type is str:  # such as report_to, which HfArgumentParser takes one of, and Trainer several
                 self._lists[action.dest] = [str(each) for each in value]
             else:
-                raise SMDError(f"'{path}' sets '{key}' to a list; expected one value.")
+                raise SMDError(f"'{source}' sets '{key}' to a list; expected one value.")
+
+
+def _heading(dataclass: type) -> str:
+    """The name of its group, or the first line of its docstring without the full stop."""
+    if dataclass is TrainingArguments:
+        return "Parameters of transformers' Trainer"
+    if "_argument_group_name" in vars(dataclass):
+        return vars(dataclass)["_argument_group_name"]
+    return (dataclass.__doc__ or dataclass.__name__).strip().splitlines()[0].rstrip(".")
 
 
 def read_arguments(path: Path) -> dict[str, Any]:

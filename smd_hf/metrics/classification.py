@@ -9,18 +9,16 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import EvalPrediction
 from transformers.utils import logging
 
+from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..messages import one_line
 from .statistics import calibration_error, log_softmax64
-
-if TYPE_CHECKING:
-    from ..arguments.evolution_arguments import EvolutionArguments
 
 logger = logging.get_logger(__name__)
 
@@ -204,7 +202,7 @@ class EvaluateMetric:
         return next(iter(self(EvalPrediction(predictions=np.eye(2)[[0, 1, 1, 0]], label_ids=labels))))
 
 
-def with_named_metrics(args: "EvolutionArguments", compute_metrics: ComputeMetrics | None) -> ComputeMetrics | None:
+def with_named_metrics(args: EvolutionArguments, compute_metrics: ComputeMetrics | None) -> ComputeMetrics | None:
     """
     `compute_metrics` with what the arguments name beside: a metric of `evaluate`, and built-in metrics as fitness or objectives.
 

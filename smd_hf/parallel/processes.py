@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import gather_object
 
+from ..arguments import choices
+from ..arguments.choices import names
 from ..errors import SMDError
 from .stopping import ENDINGS, Stop
 
 T = TypeVar("T")
 
-MODES = ("auto", "data", "children")
+MODES = names(choices.Spread)
 
 
 SEGMENTS = 64

@@ -24,6 +24,9 @@ from ..messages import one_line
 
 FORMAT = 1
 
+RENAMED = {"objective": "loss"}
+"""Arguments that had another name when a run was begun."""
+
 NO_EFFECT = (
     *(
         "preset",
@@ -38,6 +41,7 @@ NO_EFFECT = (
     # What these lead to is part of the identity: the parent, and the data.
     *("model_init_kwargs", "head_init", "image_column_name", "label_column_name"),
     "num_generations",
+    *RENAMED,
 )
 """Arguments of evolution that may differ when a run is resumed; `num_generations` where sigma does not depend on it."""
 
@@ -150,7 +154,8 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
             f"'{where}' was written by another version of smd_hf, and cannot be resumed by this one. Start anew in another "
             "output_dir, or resume with the version that began it."
         )
-    old, new = before["arguments"], now["arguments"]
+    old = {RENAMED.get(name, name): value for name, value in before["arguments"].items()}
+    new = now["arguments"]
     differences = [
         f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
         for name in sorted(old.keys() | new.keys())

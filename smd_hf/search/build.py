@@ -1,22 +1,19 @@
 """The method by the names that arguments give it: how children are made and run, and what becomes of them."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from ..arguments.evolution_arguments import EvolutionArguments
 from ..metrics.classification import parse_cost_matrix
 from .gauss_newton import GaussNewton
-from .losses import from_compute_loss_func, make_objective
+from .losses import from_compute_loss_func, make_loss
 from .mutation import Mutation
 from .parameter_space import parameter_space
 from .recombination import Best, GreedySoup, Recombination, TopKMean
 from .subspaces import make_decomposition
 from .tensor_scaling import WithScaling, scaling_directions
-
-if TYPE_CHECKING:
-    from ..arguments.evolution_arguments import EvolutionArguments
 
 RECOMBINATIONS: dict[str, type[Recombination]] = {
     kind.name: kind for kind in (Best, TopKMean, GreedySoup, GaussNewton)
@@ -24,7 +21,7 @@ RECOMBINATIONS: dict[str, type[Recombination]] = {
 
 
 def make_recombination(
-    args: "EvolutionArguments", num_labels: int, compute_loss_func: Callable | None = None
+    args: EvolutionArguments, num_labels: int, compute_loss_func: Callable | None = None
 ) -> Recombination:
     """
     The strategy that the arguments name.
@@ -32,26 +29,22 @@ def make_recombination(
     Args:
         args ([`EvolutionArguments`]): of the run.
         num_labels (`int`): of the model.
-        compute_loss_func (`Callable`, *optional*): as in Trainer: the objective of a Gauss-Newton step, in place of
-            `args.objective`.
+        compute_loss_func (`Callable`, *optional*): as in Trainer: the loss of a Gauss-Newton step, in place of
+            `args.loss`.
 
     Raises:
-        `SMDError`: for an objective that does not fit the number of labels.
+        `SMDError`: for a loss that does not fit the number of labels.
     """
     if args.recombination != GaussNewton.name:
         return RECOMBINATIONS[args.recombination](args.recombination_top_k)
     if compute_loss_func is not None:
         return GaussNewton(args.recombination_top_k, from_compute_loss_func(compute_loss_func))
     cost_matrix = None if args.cost_matrix is None else parse_cost_matrix(args.cost_matrix)
-    objective = make_objective(
-        args.objective, num_labels, args.label_smoothing_factor, args.class_weights, cost_matrix
-    )
-    return GaussNewton(args.recombination_top_k, objective)
+    loss = make_loss(args.loss, num_labels, args.label_smoothing_factor, args.class_weights, cost_matrix)
+    return GaussNewton(args.recombination_top_k, loss)
 
 
-def make_mutation(
-    model: nn.Module, args: "EvolutionArguments", suffix_costs: Callable[[], Sequence[float]]
-) -> Mutation:
+def make_mutation(model: nn.Module, args: EvolutionArguments, suffix_costs: Callable[[], Sequence[float]]) -> Mutation:
     """
     What makes the children that the arguments ask for.
 
@@ -85,6 +78,6 @@ def make_mutation(
     )
 
 
-def compiled(model: nn.Module, args: "EvolutionArguments") -> Callable:
+def compiled(model: nn.Module, args: EvolutionArguments) -> Callable:
     """The model's call, compiled once for all children: their weights come and go in the same tensors."""
     return torch.compile(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)

@@ -2,7 +2,7 @@
 Gauss-Newton recombination: one step in the span of the children, from what their forward passes have measured.
 
 Each child's change of the logits, D_i = f(theta + delta_i) - f(theta), is a measured directional derivative. In the span of
-the children, theta + sum c_i delta_i, an objective l has the gradient g_i = sum <l', D_i> and, by Gauss and Newton, the
+the children, theta + sum c_i delta_i, a loss l has the gradient g_i = sum <l', D_i> and, by Gauss and Newton, the
 curvature H_ij = sum D_i' l'' D_j, with l' and l'' its derivatives by the logits; for cross-entropy these are p - y and
 diag p - p p' (Schraudolph 2002). Both are sums over images, so they stream over batches. The step solves
 (H + lambda I) c = -g.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .fitness import ScoredChild, ranked
-from .losses import Objective
+from .losses import Loss
 from .mutation import Child
 from .recombination import Best, Candidate, Recombination
 
@@ -35,11 +35,11 @@ class GaussNewtonSums:
     Args:
         children (sequence of [`Child`]): in the order in which their logits come. Of a mirrored pair, half the difference
             of the two counts, the central difference.
-        objective ([`Objective`]): what is to be lowered.
+        loss ([`Loss`]): what is to be lowered.
     """
 
-    def __init__(self, children: Sequence[Child], objective: Objective):
-        self.objective = objective
+    def __init__(self, children: Sequence[Child], loss: Loss):
+        self.loss = loss
         self.plus = [place for place, child in enumerate(children) if child.sign > 0]
         minus = {child.direction: place for place, child in enumerate(children) if child.sign < 0}
         self.minus = [minus.get(children[place].direction) for place in self.plus]
@@ -68,7 +68,7 @@ class GaussNewtonSums:
             changes = torch.stack([self._change(children, place, rows, base) for place in range(size)])
             # What is not finite is a child that loses anyway: it is left out of the step.
             changes = torch.where(torch.isfinite(changes).all(-1, keepdim=True), changes, 0.0)
-            slope, curved = _derivatives(self.objective, base, labels[rows], changes)
+            slope, curved = _derivatives(self.loss, base, labels[rows], changes)
             flat = changes.flatten(1)
             total[:, :size] += flat @ curved.flatten(1).T
             total[:, size] += flat @ slope.flatten()
@@ -82,13 +82,13 @@ class GaussNewtonSums:
 
 
 def _derivatives(
-    objective: Objective, logits: torch.Tensor, labels: torch.Tensor, changes: torch.Tensor
+    loss: Loss, logits: torch.Tensor, labels: torch.Tensor, changes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The objective's first derivative by the logits, and its second times each change.
+    The loss's first derivative by the logits, and its second times each change.
 
     Args:
-        objective ([`Objective`]): of logits of shape `(batch, num_labels)` and labels of shape `(batch,)`.
+        loss ([`Loss`]): of logits of shape `(batch, num_labels)` and labels of shape `(batch,)`.
         logits, labels (`torch.Tensor`): where.
         changes (`torch.Tensor`): of shape `(directions, batch, num_labels)`.
 
@@ -97,7 +97,7 @@ def _derivatives(
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf, changes = logits.clone().requires_grad_(), changes.clone()
-        [slope] = torch.autograd.grad(objective(leaf, labels.clone()), leaf, create_graph=True)
+        [slope] = torch.autograd.grad(loss(leaf, labels.clone()), leaf, create_graph=True)
         curved = [torch.autograd.grad(slope, leaf, change, retain_graph=True)[0] for change in changes]
     return slope.detach(), torch.stack(curved)
 
@@ -110,20 +110,20 @@ class GaussNewton(Recombination):
 
     Args:
         top_k (`int`): how many of the fittest children are candidates beside the steps.
-        objective ([`Objective`]): what is to be lowered.
+        loss ([`Loss`]): what is to be lowered.
     """
 
     name = "gauss_newton"
 
-    def __init__(self, top_k: int, objective: Objective):
+    def __init__(self, top_k: int, loss: Loss):
         super().__init__(top_k)
-        self.objective = objective
+        self.loss = loss
 
     def most_candidates(self, num_children: int) -> int:
         return super().most_candidates(num_children) + len(DAMPING) + len(STEPS)
 
     def sums(self, children: Sequence[Child]) -> GaussNewtonSums:
-        return GaussNewtonSums(children, self.objective)
+        return GaussNewtonSums(children, self.loss)
 
     def propose(
         self, children: Sequence[ScoredChild], sums: GaussNewtonSums | None = None

@@ -1,4 +1,4 @@
-"""Objectives that are differentiable in the logits: what a Gauss-Newton step lowers. No derivative passes through a model."""
+"""Losses that are differentiable in the logits: what a Gauss-Newton step lowers. No derivative passes through a model."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,15 +7,17 @@ import torch
 from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..arguments import choices
+from ..arguments.choices import names
 from ..errors import SMDError
 
-Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From logits `(batch, num_labels)` in float64 and labels `(batch,)` to the sum of the images' losses."""
 
-OBJECTIVES = ("cross_entropy", "focal", "ordinal", "expected_cost")
+LOSSES = names(choices.Loss)
 
 
-def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Objective:
+def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Loss:
     """
     Negative log-likelihood.
 
@@ -24,30 +26,30 @@ def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] |
         class_weights (sequence of `float`, *optional*): what an image of each class counts.
     """
 
-    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         weights = None if class_weights is None else logits.new_tensor(class_weights)
         return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
 
-    return objective
+    return loss
 
 
-def focal(gamma: float = 2.0) -> Objective:
+def focal(gamma: float = 2.0) -> Loss:
     """Focal loss, -(1 - p)^gamma log p of the right class (Lin et al. 2017): images that are easy count less."""
 
-    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         log_p = logits.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
         return -((1 - log_p.exp()) ** gamma * log_p).sum()
 
-    return objective
+    return loss
 
 
-def expected_cost(cost_matrix: Sequence[Sequence[float]] | np.ndarray) -> Objective:
+def expected_cost(cost_matrix: Sequence[Sequence[float]] | np.ndarray) -> Loss:
     """
     The expected cost of a prediction drawn from the model's probabilities.
 
     Args:
-        cost_matrix (array of shape `(num_labels, num_labels)`): in row i and column j, what it costs to call an image of class
-            i a j.
+        cost_matrix (array of shape `(num_labels, num_labels)`): in row i and column j, the cost of predicting class j for an image of class
+            i.
 
     Raises:
         `SMDError`: if it is not square, or holds what is not finite.
@@ -59,40 +61,40 @@ def expected_cost(cost_matrix: Sequence[Sequence[float]] | np.ndarray) -> Object
             "(num_labels, num_labels)."
         )
 
-    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         rows = torch.from_numpy(costs).to(logits.device, logits.dtype)[labels]
         return (logits.softmax(-1) * rows).sum()
 
-    return objective
+    return loss
 
 
-def ordinal(num_labels: int) -> Objective:
+def ordinal(num_labels: int) -> Loss:
     """The expected distance |i - j| between the predicted and the right class: for classes that have an order."""
     places = np.arange(num_labels)
     return expected_cost(np.abs(places[:, None] - places[None, :]))
 
 
-def from_compute_loss_func(compute_loss_func: Callable) -> Objective:
+def from_compute_loss_func(compute_loss_func: Callable) -> Loss:
     """Trainer's `compute_loss_func(outputs, labels, num_items_in_batch)`, which with one item in the batch is a sum."""
 
-    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return compute_loss_func(ImageClassifierOutput(logits=logits), labels, num_items_in_batch=1)
 
-    return objective
+    return loss
 
 
-def make_objective(
+def make_loss(
     name: str,
     num_labels: int,
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     cost_matrix: Sequence[Sequence[float]] | None = None,
-) -> Objective:
+) -> Loss:
     """
-    The objective of that name.
+    The loss of that name.
 
     Args:
-        name (`str`): one of `OBJECTIVES`.
+        name (`str`): one of `LOSSES`.
         num_labels (`int`): of the model.
         label_smoothing (`float`, *optional*), class_weights (sequence of `float`, *optional*): for `cross_entropy`.
         cost_matrix (*optional*): for `expected_cost`.
@@ -111,8 +113,8 @@ def make_objective(
     if name == "expected_cost":
         if cost_matrix is None or np.shape(cost_matrix) != (num_labels, num_labels):
             raise SMDError(
-                f"objective='expected_cost' needs a cost_matrix of shape ({num_labels}, {num_labels}): in row i and column j, "
+                f"loss='expected_cost' needs a cost_matrix of shape ({num_labels}, {num_labels}): in row i and column j, "
                 "what it costs to call an image of class i a j."
             )
         return expected_cost(cost_matrix)
-    raise SMDError(f"objective='{name}' is not one of {', '.join(OBJECTIVES)}.")
+    raise SMDError(f"loss='{name}' is not one of {', '.join(LOSSES)}.")

@@ -124,7 +124,7 @@ def test_a_tampered_ensemble_is_an_error_of_the_same_kind(tmp_path):
 def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
     push = """
         import torch
-        from smd_hf.delta.sparse_delta import SparseDelta
+        from smd_hf import SparseDelta
         from smd_hf.ensemble import SMDEnsembleForImageClassification
         from smd_hf.errors import SMDError
         from smd_hf.models.load import load_model
@@ -180,9 +180,9 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
     pull = """
         import torch
         from huggingface_hub import constants
-        from smd_hf.delta.sparse_delta import SparseDelta
+        from smd_hf import SparseDelta
         from smd_hf.errors import SMDError
-        from smd_hf.loading import load
+        from smd_hf.artifacts.loading import load
         from tests.test_loading import logits
 
         torch.set_num_threads(1)

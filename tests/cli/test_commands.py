@@ -362,7 +362,7 @@ def test_help_lists_what_there_is(capfd):
         assert all(f"--{name} " in listed for name in names)
 
 
-PROGRAM = "import sys; from smd_hf.commands.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from smd_hf.cli.main import main; sys.exit(main())"
 
 
 def start(argv, folder):

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smd_hf.arguments.recipes import PRESETS
+from smd_hf.arguments.recipes import read_recipe
 from smd_hf.errors import SMDError
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator
@@ -351,7 +351,7 @@ def test_a_parent_that_met_a_collapse_is_left_out(settings, images, tmp_path, mo
 
 def test_the_preset_is_what_the_study_chose(settings):
     chosen = json.loads((RESULTS / "settings_adapt.json").read_text())["chosen"]
-    assert str(settings.Setting(*(PRESETS["adapt"][name] for name in settings.CHOSEN_HERE))) == chosen
+    assert str(settings.Setting(*(read_recipe("adapt")[name] for name in settings.CHOSEN_HERE))) == chosen
 
 
 @pytest.mark.parametrize("text", ["64", "64:0.3:100", "64:a:100:0.1", "6.4:0.3:100:0.1"])

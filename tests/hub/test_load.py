@@ -22,7 +22,7 @@ FAULTS = {
 CLIENT = """
     import contextlib, io
     import torch
-    from smd_hf.commands.cli import main
+    from smd_hf.cli.main import main
 
     torch.set_num_threads(1)
 

@@ -100,7 +100,7 @@ PUSH = (
     for name in strangers:
         Path(root, "timm", name).parent.mkdir(exist_ok=True)
         Path(root, "timm", name).write_text("not for the Hub")
-    from smd_hf.commands.cli import main
+    from smd_hf.cli.main import main
     for _ in range(2):
         for place, repo_id in ("", "tester/timm"), ("ensemble", "tester/timm-ensemble"), ("children", "timm-children"):
             with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -116,7 +116,7 @@ WITH_US = """
     torch.set_num_threads(1)
     import smd_hf
     from huggingface_hub import hf_hub_download
-    from smd_hf.delta.sparse_delta import SparseDelta
+    from smd_hf import SparseDelta
     from tests.tiny import tiny_pixels
 
     snippets = {}
@@ -376,7 +376,7 @@ FAIL = (
     import huggingface_hub
     from smd_hf import SMDError
     from smd_hf.hub import requests
-    from smd_hf.commands.cli import main
+    from smd_hf.cli.main import main
 
     requests.FIRST_WAIT = 0.0
 

@@ -17,7 +17,7 @@ from tests.distributed.worker import make_dataset, make_trainer
 from tests.tiny import label_names, save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = "import sys; from smd_hf.commands.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from smd_hf.cli.main import main; sys.exit(main())"
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
 
 

@@ -402,8 +402,8 @@ def test_pushed_cards_pass_the_hubs_validation_and_their_snippets_run_from_there
     code = """
         import contextlib, io, re
         from huggingface_hub import HfApi, ModelCard
-        from smd_hf.delta.sparse_delta import SparseDelta
-        from smd_hf.cards.model_card import write_card
+        from smd_hf import SparseDelta
+        from smd_hf.reports.cards.model_card import write_card
         from smd_hf.models.load import load_model
 
         api = HfApi()

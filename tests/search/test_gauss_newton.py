@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from transformers import HfArgumentParser
 
 from smd_hf import EvolutionArguments, SMDError
-from smd_hf.arguments.recipes import PRESETS
+from smd_hf.arguments.recipes import read_recipe
 from smd_hf.cli.parsing import CommandParser
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.search.gauss_newton import GaussNewton, GaussNewtonSums, damped_steps
-from smd_hf.search.losses import cross_entropy, expected_cost, focal, from_compute_loss_func, make_objective, ordinal
+from smd_hf.search.losses import cross_entropy, expected_cost, focal, from_compute_loss_func, make_loss, ordinal
 from smd_hf.search.mutation import Child
 from tests.test_trainer import make_dataset, make_trainer
 from tests.tiny import save_tiny_checkpoint
@@ -111,13 +111,13 @@ def test_more_damping_makes_shorter_steps_and_nothing_to_go_by_makes_none():
 
 def test_objectives_refuse_what_does_not_fit():
     with pytest.raises(SMDError, match="class_weights has 2 numbers"):
-        make_objective("cross_entropy", 3, class_weights=[1.0, 2.0])
+        make_loss("cross_entropy", 3, class_weights=[1.0, 2.0])
     with pytest.raises(SMDError, match="cost_matrix of shape"):
-        make_objective("expected_cost", 3, cost_matrix=[[0, 1], [1, 0]])
+        make_loss("expected_cost", 3, cost_matrix=[[0, 1], [1, 0]])
     with pytest.raises(SMDError, match="shape"):
         expected_cost([[0, 1]])
     with pytest.raises(SMDError, match="not one of"):
-        make_objective("hinge", 3)
+        make_loss("hinge", 3)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def checkpoint(tmp_path_factory):
         dict(decomposition="dense", mirrored=True),
         dict(decomposition="blocks", allocation="cost", mutable_parameters=["norms", "head"]),
         dict(decomposition="random", density=0.3, label_smoothing_factor=0.1, class_weights=[1.0, 1.0, 2.0, 1.0]),
-        dict(decomposition="antirandom", objective="focal"),
+        dict(decomposition="antirandom", loss="focal"),
     ],
 )
 def test_a_run_of_every_kind_is_never_worse_on_the_selection_split(kwargs, checkpoint, tmp_path):
@@ -185,12 +185,12 @@ def test_the_preset_can_be_overridden(checkpoint, tmp_path):
 
 def test_a_default_that_is_given_holds_against_a_preset_and_what_other_choices_imply(tmp_path):
     args = EvolutionArguments(str(tmp_path), preset="adapt", num_generations=1, use_cpu=True)
-    assert args.num_generations == 1 and args.population_size == PRESETS["adapt"]["population_size"]
+    assert args.num_generations == 1 and args.population_size == read_recipe("adapt")["population_size"]
     again = EvolutionArguments(**args.non_default())
     assert again.num_generations == 1 and again.non_default() == args.non_default()
     parser = CommandParser("evolve", (EvolutionArguments,), "")
     [args] = parser.parse(["--output_dir", str(tmp_path), "--preset", "adapt", "--num_generations", "1", "--use_cpu"])
-    assert args.num_generations == 1 and args.population_size == PRESETS["adapt"]["population_size"]
+    assert args.num_generations == 1 and args.population_size == read_recipe("adapt")["population_size"]
     assert EvolutionArguments(str(tmp_path), racing="halving", use_cpu=True).recombination == "best"
     with pytest.raises(SMDError, match="gauss_newton"):
         EvolutionArguments(str(tmp_path), racing="halving", recombination="gauss_newton", use_cpu=True)

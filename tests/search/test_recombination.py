@@ -65,7 +65,7 @@ def test_every_strategy_goes_by_its_name(tmp_path):
     args = EvolutionArguments(
         output_dir=str(tmp_path),
         recombination="gauss_newton",
-        objective="expected_cost",
+        loss="expected_cost",
         cost_matrix="[[0",
         use_cpu=True,
     )

@@ -36,7 +36,7 @@ class SparseDelta:
     [`~SparseDelta.from_pretrained`].
 
     Attributes:
-        config ([`~smd_hf.delta.config.DeltaConfig`]): base, hashes, density, seed, generation, child and `record`.
+        config ([`~smd_hf.artifacts.delta.config.DeltaConfig`]): base, hashes, density, seed, generation, child and `record`.
         changes (`dict` of `str` to (indices, values)): by checkpoint name, on the CPU: flat indices (int32; int64 for a
             tensor of 2^31 coordinates or more), strictly increasing, or `None` for the whole tensor, and the child's values
             there, in the tensor's dtype.
@@ -63,7 +63,7 @@ class SparseDelta:
 
         Args:
             model ([`~transformers.PreTrainedModel`]): holds the base's weights, before and after the call.
-            changes (iterable of (name in memory, (indices, values))): as [`~smd_hf.mutation.Mutation.changes`] yields them;
+            changes (iterable of (name in memory, (indices, values))): as [`~smd_hf.search.mutation.Mutation.changes`] yields them;
                 coordinates whose value is the base's are left out.
             base_model (`str` or `os.PathLike`, *optional*): Hub id or folder of the base; defaults to where the model says
                 it was loaded from. It must be given where the model's weights have changed since.
@@ -72,7 +72,7 @@ class SparseDelta:
                 none, and its base is looked for on the main branch.
             density (`float`, *optional*): defaults to the share of the model's parameters that differ.
             seed (`int`, *optional*), generation (`int`, *optional*), child (`int`, *optional*), record (`dict`, *optional*):
-                see [`~smd_hf.delta.config.DeltaConfig`].
+                see [`~smd_hf.artifacts.delta.config.DeltaConfig`].
 
         Raises:
             `SMDError`: for a change that does not fit the model or is not finite, or information of a wrong type.

@@ -9,12 +9,10 @@ Values are signed so that greater is better. Sorting and crowding distances are 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 
 import numpy as np
 from transformers import EvalPrediction
 
-from ...errors import SMDError
 from ...scoring.scores import Score
 from ..fitness import Fitness
 
@@ -78,20 +76,6 @@ class Objectives:
             float("-inf") if raw[name] is None else raw[name] if greater else -raw[name]
             for name, greater in zip(self.names, self.greater_is_better)
         ]
-
-
-def measured_names(names: Sequence[str]) -> list[str]:
-    """Those of the objectives that are about predictions."""
-    return [name for name in names if name not in COORDINATE_OBJECTIVES]
-
-
-def check_pymoo() -> None:
-    """Raises [`SMDError`] where pymoo is not installed."""
-    if find_spec("pymoo") is None:
-        raise SMDError(
-            "objectives need the package pymoo, which sorts candidates by several objectives and is not installed. Install it "
-            "with `pip install 'smd_hf[pareto]'`, or choose one objective: fitness."
-        )
 
 
 def front_of(values: np.ndarray) -> list[int]:

@@ -1,0 +1,36 @@
+"""
+The choices that arguments offer, as types.
+
+They stand here and not beside the code that implements them, so that arguments import no other room. Whatever implements a
+choice takes its names from here.
+"""
+
+from typing import Any, Literal, get_args
+
+Preset = Literal["adapt"]
+Decomposition = Literal["dense", "random", "antirandom", "partition", "blocks"]
+SubspaceSchedule = Literal["dynamic", "static"]
+Allocation = Literal["uniform", "cost"]
+Mutation = Literal["noise", "prune"]
+SigmaUnits = Literal["relative", "absolute"]
+SigmaSchedule = Literal["constant", "linear", "cosine"]
+Recombination = Literal["auto", "best", "top_k_mean", "greedy_soup", "gauss_newton"]
+Loss = Literal["cross_entropy", "focal", "ordinal", "expected_cost"]
+Racing = Literal["none", "halving"]
+Spread = Literal["auto", "data", "children"]
+OnBadImages = Literal["raise", "skip"]
+HeadInit = Literal["linear_probe", "random", "keep"]
+EnsembleSelection = Literal["top_k", "all", "greedy", "front"]
+EnsembleCombination = Literal["mean_probabilities", "mean_logits", "majority_vote"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+OODMetric = Literal["ood_auroc", "ood_energy_auroc"]
+"""Fitness values that are measured on a second data set, of images from another distribution."""
+
+WeightObjective = Literal["mutated_fraction", "zero_fraction"]
+"""Objectives about weights, not about predictions."""
+
+
+def names(choice: Any) -> tuple[str, ...]:
+    """The names that a choice offers, in order."""
+    return get_args(choice)

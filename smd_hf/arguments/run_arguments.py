@@ -1,0 +1,114 @@
+"""The arguments of a run: its images, how they are scored, and what it leaves."""
+
+from dataclasses import dataclass, field
+
+from .choices import EnsembleCombination, EnsembleSelection, HeadInit, OnBadImages, Racing, Spread
+
+
+@dataclass
+class ImageArguments:
+    """Parameters that control the images, their labels, and a new head for them."""
+
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "The column of images. By default it is found by its type or name."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "The column of labels. By default it is found by its type or name."}
+    )
+    on_bad_images: OnBadImages = field(
+        default="raise",
+        metadata={
+            "help": "What happens to rows whose image cannot be read: raise stops before anything is scored; skip leaves them "
+            "out before the data is split, with a warning, and counts them in the report."
+        },
+    )
+    head_init: HeadInit = field(
+        default="linear_probe",
+        metadata={
+            "help": "If the labels of the data set are not the model's: linear_probe replaces the classifier by a logistic "
+            "regression on frozen features (no back-propagation), random by random weights, keep raises an error."
+        },
+    )
+
+
+@dataclass
+class ScoringArguments:
+    """Parameters that control how children are scored: speed and memory, not results."""
+
+    racing: Racing = field(
+        default="none",
+        metadata={
+            "help": "halving: score the children on more and more of the fitness images, and after each round keep the better "
+            "half by NLL, down to recombination_top_k. none: score all on all images."
+        },
+    )
+    prefix_replay: bool = field(
+        default=True,
+        metadata={
+            "help": "Start a child's forward pass at the first block that it changes; exact. (--no_prefix_replay: always run "
+            "whole passes.)"
+        },
+    )
+    spread: Spread = field(
+        default="auto",
+        metadata={
+            "help": "With several processes: data gives each a share of the images, children a share of the children, auto "
+            "the faster of the two. The results are the same bytes."
+        },
+    )
+    image_cache_gb: float = field(
+        default=2.0,
+        metadata={
+            "help": "Memory for decoded images in each process, in GB; as uint8 where that is exact. An image in the cache is "
+            "decoded once in a run, any other once a generation."
+        },
+    )
+    image_cache_on_device: bool = field(
+        default=False, metadata={"help": "Keep decoded images in the memory of the accelerator instead of the host."}
+    )
+    child_cache_gb: float = field(
+        default=1.0,
+        metadata={
+            "help": "Memory for the weights of children while prefixes are replayed, in GB. Beyond it they are made again for "
+            "each batch."
+        },
+    )
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Run the model in channels_last memory format: often faster for convolutions."},
+    )
+
+
+@dataclass
+class ArtifactArguments:
+    """Parameters that control what a run leaves beside the evolved model, and what it pushes."""
+
+    ensemble_size: int = field(
+        default=0,
+        metadata={
+            "help": "Save an ensemble of this many children of the last generation in output_dir/ensemble; 0: none."
+        },
+    )
+    ensemble_selection: EnsembleSelection = field(
+        default="greedy",
+        metadata={
+            "help": "How the members are chosen on the selection split: top_k by fitness; all; greedy forward selection with "
+            "replacement (Caruana 2004); front: from the front of objectives, at most ensemble_size."
+        },
+    )
+    ensemble_combination: EnsembleCombination = field(
+        default="mean_probabilities", metadata={"help": "How the ensemble combines the predictions of its members."}
+    )
+    save_children: int = field(
+        default=0,
+        metadata={
+            "help": "Save this many of the fittest children of the last generation as deltas in output_dir/children."
+        },
+    )
+    push_ensemble: bool = field(
+        default=False, metadata={"help": "With push_to_hub: push the ensemble too, to {hub_model_id}-ensemble."}
+    )
+    push_children: int = field(
+        default=0,
+        metadata={"help": "With push_to_hub: push this many of the fittest children too, to {hub_model_id}-children."},
+    )
