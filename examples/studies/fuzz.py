@@ -57,10 +57,10 @@ from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.ensemble import SMDEnsembleForImageClassification
 from smd_hf.models.checkpoints import load_weights, weights_hash
 from smd_hf.parallel.processes import Spread, segment
-from smd_hf.run.cells import ScoredCell
 from smd_hf.run.journal import generation_scope
 from smd_hf.run.ledger import LEDGER_NAME, Ledger, read_header
 from smd_hf.run.resume import find_resume_point
+from smd_hf.scoring.record import ScoredCell
 from smd_hf.scoring.scores import Cell
 
 SECONDS = 10.0

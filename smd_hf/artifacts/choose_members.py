@@ -43,8 +43,10 @@ def choose_members(
         return [(candidate, 1) for candidate in range(len(logits))]
     if selection == "top_k":
         return [(candidate, 1) for candidate in range(min(size, len(logits)))]
-    ballots = _ballots(torch.from_numpy(logits).double(), combination)
     wanted = torch.from_numpy(labels)
+    ballots = _ballots(torch.from_numpy(logits), wanted, combination)
+    if combination == "mean_probabilities":
+        wanted = torch.zeros_like(wanted)
     total = torch.zeros_like(ballots[0])
     picks: list[int] = []
     for members in range(1, size + 1):
@@ -54,13 +56,17 @@ def choose_members(
     return list(Counter(picks).items())
 
 
-def _ballots(logits: torch.Tensor, combination: str) -> torch.Tensor:
-    """What of each candidate adds up over the members, of the shape of the logits."""
+def _ballots(logits: torch.Tensor, labels: torch.Tensor, combination: str) -> torch.Tensor:
+    """
+    What of each candidate adds up over the members, float64, of the shape of the logits; of probabilities, whose mean is judged
+    by the label's alone, that one: of shape `(candidates, n, 1)`.
+    """
     if combination == "mean_logits":
-        return logits
-    probabilities = logits.softmax(-1)
+        return logits.double()
     if combination == "mean_probabilities":
-        return probabilities
+        return torch.stack([each.double().softmax(-1).gather(-1, labels[:, None]) for each in logits])
+    logits = logits.double()
+    probabilities = logits.softmax(-1)
     votes = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1])
     # Equal votes rank by the mean probability, which is too little to count against a vote.
     return votes + 1e-6 * probabilities

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..models.load import load_image_processor, load_model_for_new_head, num_channels
+from ..models.tasks import check_classifier
 from .labels import LabelAlignment, align_labels, check_same_labels, encode_labels, label_names, label_values
 from .rows import ImageCollator, find_columns
 
@@ -34,6 +35,7 @@ def resolve_model(
         `SMDError`: if there is no such model, or it is not an image classifier.
     """
     if not isinstance(model, str | Path):
+        check_classifier(model)
         return model, processing_class, []
     loading = dict(args.model_init_kwargs or {})
     name = str(model)

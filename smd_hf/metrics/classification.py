@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..messages import one_line
-from .statistics import calibration_error, log_softmax64
+from .statistics import calibration_error, log_softmax64, row_blocks
 
 logger = logging.get_logger(__name__)
 
@@ -60,8 +60,35 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
         raise SMDError(
             f"top_{k}_accuracy of a model with {logits.shape[1]} labels is always 1. Choose a smaller number, or accuracy."
         )
-    likeliest = np.argsort(logits, axis=1, kind="stable")[:, ::-1][:, :k]
-    return float((likeliest == labels[:, None]).any(1).mean())
+    hits = np.zeros(len(labels), dtype=bool)
+    known = np.flatnonzero((labels >= 0) & (labels < logits.shape[1]))
+    for rows in row_blocks(len(known), logits.shape[1]):
+        hits[known[rows]] = ranks(logits[known[rows]], labels[known[rows]]) < k
+    return float(hits.mean())
+
+
+def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """
+    How many classes are likelier than the label's, int64, of shape `(n,)`, without sorting.
+
+    Of equal logits, that of the greater class number counts as likelier; NaN counts as greater than any number.
+
+    Args:
+        logits (`numpy.ndarray`): of shape `(n, num_labels)`.
+        labels (`numpy.ndarray`): of shape `(n,)`, from 0 to `num_labels - 1`.
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    # Counted by what is no greater, so that NaN counts as greater.
+    greater = logits.shape[1] - np.count_nonzero(logits <= own, axis=1)
+    equal = logits == own
+    # Of a NaN neither comparison holds; ties are rare, and looked at row by row.
+    for row in np.flatnonzero((np.count_nonzero(equal, axis=1) > 1) | np.isnan(own[:, 0])):
+        label = labels[row]
+        if np.isnan(own[row, 0]):
+            greater[row] = np.count_nonzero(np.isnan(logits[row, label + 1 :]))
+        else:
+            greater[row] += np.count_nonzero(equal[row, label + 1 :])
+    return greater
 
 
 def expected_cost(logits: np.ndarray, labels: np.ndarray, cost_matrix: Sequence[Sequence[float]]) -> float:

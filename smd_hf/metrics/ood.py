@@ -15,17 +15,18 @@ from scipy.special import logsumexp
 from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score
 
-from .statistics import log_softmax64
+from .statistics import largest_log_prob, row_blocks
 
 
 def max_softmax(logits: np.ndarray) -> np.ndarray:
     """The log of the largest probability, float64, of shape `(n,)`: in the order of the probabilities, but never rounded to 1."""
-    return log_softmax64(logits).max(-1)
+    return largest_log_prob(logits)
 
 
 def negative_energy(logits: np.ndarray) -> np.ndarray:
     """The log of the sum of exponentials of logits of shape `(n, num_labels)`, float64, of shape `(n,)`."""
-    return logsumexp(logits.astype(np.float64), axis=-1)
+    parts = [logsumexp(logits[rows].astype(np.float64), axis=-1) for rows in row_blocks(*logits.shape)]
+    return np.concatenate([np.empty(0), *parts])
 
 
 OOD_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -112,6 +112,25 @@ def log_softmax64(logits: np.ndarray) -> np.ndarray:
         return special.log_softmax(np.asarray(logits, dtype=np.float64), axis=-1)
 
 
+def _two_log_probs(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The label's and the largest of [`log_softmax64`], to the bit, without the others: float64, of shape `(n,)` each."""
+    logits = np.asarray(logits, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        largest = logits.max(axis=1)
+        shift = np.where(np.isfinite(largest), largest, 0.0)
+        own = logits[np.arange(len(labels)), labels.astype(np.int64)] - shift
+        terms = np.subtract(logits, shift[:, None])
+        log_sum = np.log(np.exp(terms, out=terms).sum(axis=1))
+        return own - log_sum, (largest - shift) - log_sum
+
+
+def largest_log_prob(logits: np.ndarray) -> np.ndarray:
+    """The largest of [`log_softmax64`], to the bit: float64, of shape `(n,)`; NaN where there is a NaN."""
+    first = np.zeros(len(logits), dtype=np.int64)
+    parts = [_two_log_probs(logits[rows], first[rows])[1] for rows in row_blocks(*logits.shape)]
+    return np.concatenate([np.empty(0), *parts])
+
+
 def nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     Negative log-likelihood of each label, `-log softmax(logits)[label]`, in nats.
@@ -182,10 +201,9 @@ class _Outcomes:
             )
         loss, confidence, right = np.empty(len(labels)), np.empty(len(labels)), np.empty(len(labels), dtype=bool)
         for rows in row_blocks(*logits.shape):
-            log_probs = log_softmax64(logits[rows])
-            loss[rows] = -np.take_along_axis(log_probs, labels[rows, None].astype(np.int64), axis=1)[:, 0]
-            confidence[rows] = np.exp(log_probs.max(axis=1))
-            right[rows] = (logits[rows].argmax(axis=1) == labels[rows]) & ~np.isnan(log_probs).any(axis=1)
+            own, largest = _two_log_probs(logits[rows], labels[rows])
+            loss[rows], confidence[rows] = -own, np.exp(largest)
+            right[rows] = (logits[rows].argmax(axis=1) == labels[rows]) & ~np.isnan(largest)
         # (lo, hi] as in the paper; a NaN confidence sorts behind the last edge and is put into the last bin.
         index = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
         return cls(loss, confidence, right, np.clip(index, 0, bins - 1), bins)

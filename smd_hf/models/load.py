@@ -7,7 +7,7 @@ instead of being completed at random, and everything that a user can mend is an 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,9 @@ from transformers.utils import (
 from ..errors import SMDError
 from ..messages import one_line
 from .loading_errors import explain_loading_error
+from .tasks import PRETRAINING, REMEDY, check_task, checkpoint_tasks, foreign_weights
+
+logger = logging.get_logger(__name__)
 
 DTYPES = {
     "auto": "auto",
@@ -128,6 +131,7 @@ def load_model_for_new_head(
     name = _expand(name_or_path)
     source = {"revision": revision, "token": token, "cache_dir": cache_dir}
     config_dict = _read_config(name, source)
+    check_task(name, config_dict)
     _check_kind(name, config_dict, trust_remote_code)
     with _plain_errors(name, source), _quiet():
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
@@ -147,7 +151,7 @@ def load_model_for_new_head(
         )
     # transformers 5 no longer keeps it, and a delta is pinned by it.
     model.config._commit_hash = extract_commit_hash(cached_file(name, CONFIG_NAME, **source), None)
-    return model.eval(), _check_weights(name, model, info)
+    return model.eval(), _check_weights(name, model, info, config_dict)
 
 
 def load_image_processor(
@@ -274,8 +278,8 @@ def _check_safetensors(name: str, source: dict[str, Any]) -> None:
     )
 
 
-def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> list[str]:
-    """Refuse weights that do not fit or lack a part of the body; return the missing ones of the head."""
+def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], config_dict: dict[str, Any]) -> list[str]:
+    """Refuse weights that do not fit, are of another task or lack a part of the body; return the missing ones of the head."""
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
     if mismatched:
         raise SMDError(
@@ -285,14 +289,41 @@ def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> l
         )
     # Counters of batches seen in training: older checkpoints lack them, and no prediction depends on them.
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("num_batches_tracked"))
+    _check_foreign_weights(name, model, missing, info["unexpected_keys"], config_dict)
     head = [key for key in missing if _belongs_to_head(key, model)]
     body = [key for key in missing if key not in head]
+    pretrained = [each for each, task in checkpoint_tasks(config_dict).items() if task in PRETRAINING]
+    if body and pretrained:
+        raise SMDError(
+            f"'{name}' is a backbone ({one_line(pretrained[0])}) that lacks more than the classifier: {_enumerate(body)} of "
+            f"{type(model).__name__}. Only a classifier can be made anew: choose a checkpoint that was fine-tuned for image "
+            "classification."
+        )
     if body:
         raise SMDError(
             f"The weights of '{name}' are incomplete: {_enumerate(body)} of {type(model).__name__} are missing. Expected a "
             "checkpoint of the whole model: download or save it again, or check that config.json belongs to these weights."
         )
     return head
+
+
+def _check_foreign_weights(
+    name: str, model: PreTrainedModel, missing: list[str], unexpected: Iterable[str], config_dict: dict[str, Any]
+) -> None:
+    """Refuse another task's weights; a classifier that is complete may have others beside it, but not without a word."""
+    foreign = foreign_weights(model, list(unexpected), config_dict)
+    if not foreign:
+        return
+    kind = type(model).__name__
+    if missing:
+        raise SMDError(
+            f"The weights of '{name}' are not those of an image classifier: they lack {_enumerate(missing)} of {kind}, and "
+            f"hold {_enumerate(foreign)}, which it does not have. They were trained for another task. {REMEDY}"
+        )
+    logger.warning(
+        f"'{name}' holds weights that {kind} does not have and that are left out: {_enumerate(foreign)}. The evolved model "
+        "will not have them either."
+    )
 
 
 def _belongs_to_head(key: str, model: PreTrainedModel) -> bool:

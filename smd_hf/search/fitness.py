@@ -53,9 +53,18 @@ class Fitness:
         """For the axis of a plot: the metric, and its sign where fitness is its negative."""
         return self.name if self.greater_is_better else f"negative {self.name}"
 
-    def value(self, score: Score, labels: np.ndarray) -> float:
+    @property
+    def computes_metrics(self) -> bool:
+        """Whether it is a key of `compute_metrics`."""
+        return self.needs_logits and not self.needs_outside
+
+    def value(self, score: Score, labels: np.ndarray, metrics: Mapping[str, float] | None = None) -> float:
         """
         The metric itself, in its own direction and units.
+
+        Args:
+            score ([`Score`]), labels (`numpy.ndarray`): of the same images.
+            metrics (mapping, *optional*): what `compute_metrics` returns for them, where that is known.
 
         Raises:
             `SMDError`: if `compute_metrics` does not return the key as one number.
@@ -66,7 +75,8 @@ class Fitness:
             return score.accuracy
         if self.needs_outside:
             return auroc_of(self.name, score)
-        metrics = self.compute_metrics(EvalPrediction(predictions=score.logits, label_ids=labels))
+        if metrics is None:
+            metrics = self.compute_metrics(EvalPrediction(predictions=score.logits, label_ids=labels))
         for key in (self.name, f"eval_{self.name}"):
             if key in metrics:
                 return as_number(key, metrics[key])
@@ -75,11 +85,11 @@ class Fitness:
             "these, or 'nll' or 'accuracy'."
         )
 
-    def __call__(self, score: Score, labels: np.ndarray) -> float:
-        """Fitness, better when greater; minus infinity where a logit or the metric is not finite."""
+    def __call__(self, score: Score, labels: np.ndarray, metrics: Mapping[str, float] | None = None) -> float:
+        """Fitness, better when greater; minus infinity where a logit or the metric is not finite. Arguments as for `value`."""
         if not score.finite:
             return float("-inf")
-        value = self.value(score, labels)
+        value = self.value(score, labels, metrics)
         if not np.isfinite(value):
             return float("-inf")
         return value if self.greater_is_better else -value

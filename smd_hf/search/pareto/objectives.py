@@ -38,6 +38,8 @@ class Objectives:
         self._measured = {name: Fitness(name, compute_metrics) for name in names if name not in COORDINATE_OBJECTIVES}
         self.names = [self._measured[name].name if name in self._measured else name for name in names]
         self._keys = list(names)
+        self._compute_metrics = compute_metrics
+        self._computes_metrics = any(fitness.computes_metrics for fitness in self._measured.values())
         self.needs_logits = any(fitness.needs_logits for fitness in self._measured.values())
         self.needs_outside = any(fitness.needs_outside for fitness in self._measured.values())
         self.about_coordinates = [name for name in names if name in COORDINATE_OBJECTIVES]
@@ -55,10 +57,14 @@ class Objectives:
             labels (`numpy.ndarray`): of the images of the score, of shape `(n,)`.
             coordinates (mapping): the variant's values of the objectives about weights.
         """
+        metrics = None
+        if self._computes_metrics and score.finite:
+            # Once for all objectives: each call may go through all logits.
+            metrics = self._compute_metrics(EvalPrediction(predictions=score.logits, label_ids=labels))
         values = []
         for key, greater in zip(self._keys, self.greater_is_better):
             if key in self._measured:
-                values.append(self._measured[key](score, labels))
+                values.append(self._measured[key](score, labels, metrics))
             else:
                 values.append(coordinates[key] if greater else -coordinates[key])
         return values
