@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-with-tools
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -e
 
-.PHONY: demo test format lint
+.PHONY: demo test test-lowest test-newest format lint
 
 demo: $(INSTALLED)
 	$(BIN)/smd-hf demo
@@ -23,6 +23,14 @@ format: $(WITH_TOOLS)
 lint: $(WITH_TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The suite with the lowest versions that pyproject.toml allows, and with the newest there are.
+test-lowest test-newest: test-%: $(INSTALLED)
+	$(PYTHON) -m venv --clear .venv-$*
+	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --resolution $(if $(filter lowest,$*),lowest-direct,highest) -e '.[test]'
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS)
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from .errors import SMDError
 from .messages import dropped
+from .version import __version__
 
 # Registers the ensemble with transformers' auto classes. Where torchao is installed, transformers imports it, which torch has
 # two notes on for torchao's developers, in every process.
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
     from .models.load import load_image_processor, load_model
     from .trainer import EvolutionTrainer
-
-__version__ = "0.1.0.dev0"
 
 # Imported when they are first asked for.
 _HOMES = {

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import __version__
 from ..errors import SMDError
 from ..messages import did_you_mean
 from ..parallel.stopping import Terminated
+from ..version import __version__
 
 COMMANDS = {
     "demo": "see it work: evolve a small classifier of digits, without network, in about a minute",

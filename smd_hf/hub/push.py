@@ -10,13 +10,13 @@ import torch
 from huggingface_hub import CommitInfo, HfApi
 from transformers.utils import logging
 
-from .. import __version__
 from ..artifacts.delta.config import DeltaConfig
 from ..errors import SMDError
 from ..messages import one_line
 from ..models.checkpoints import weights_hash
 from ..models.load import load_model
 from ..reports.cards.model_card import CARD_NAME
+from ..version import __version__
 from .requests import persistently, push_command, push_error
 from .staging import model_files, saved_kind, stage_deltas, stage_description, stage_model
 

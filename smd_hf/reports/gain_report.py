@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..errors import SMDError
 from ..files import write_json
 from ..metrics.comparison import _difference_entry, _scores_entry, measured
 from ..metrics.optimism import expected_optimism
 from ..metrics.statistics import Comparison, compare, format_p
+from ..version import __version__
 
 REPORT_NAME = "gain_report.json"
 _PACKAGES = (

@@ -18,11 +18,11 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ... import __version__
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names, weights_hash
 from ...models.load import load_model
 from ...scoring.changes import Change
+from ...version import __version__
 from .config import DeltaConfig, shown
 from .storage import cached_commit, check, read_delta, write_delta
 from .weights import AppliedDelta, checkpoint_tensors, same_bits, smallest_change
