@@ -22,8 +22,8 @@ DERIVED = ("max_steps", "num_train_epochs", "remove_unused_columns", "debug", "i
 @dataclass
 class EvolutionArguments(TrainingArguments):
     """
-    Arguments of an [`EvolutionTrainer`]: those of `TrainingArguments`, of which the ones about gradients have no effect,
-    and those below. One generation is one step: `logging_steps`, `eval_steps` and `save_steps` count generations, and
+    Arguments of an [`EvolutionTrainer`]: those of `TrainingArguments`, of which the ones about gradients have no effect
+    (see [`inherited_arguments`]), and those below. One generation is one step: `logging_steps`, `eval_steps` and `save_steps` count generations, and
     `per_device_eval_batch_size` is the batch size of all scoring, which `auto_find_batch_size` halves until it fits into memory.
 
     Raises:
@@ -372,6 +372,16 @@ class EvolutionArguments(TrainingArguments):
             if name not in self._chosen | self._given:
                 setattr(self, name, copy.copy(value))
         self._chosen.update(values)
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process, 1 at most: Trainer's `DataParallel` would multiply the batch and keep all weights on one."""
+        return min(super().n_gpu, 1)
+
+    @property
+    def idle_gpus(self) -> int:
+        """GPUs that are visible to this process beside the one that it uses; 0 under a launcher."""
+        return super().n_gpu - self.n_gpu
 
     @property
     def directions(self) -> int:

@@ -16,6 +16,7 @@ from .arguments import EvolutionArguments
 from .calibration import calibrated
 from .data.fitness_data import FreshSamples, split_indices
 from .data.image_checks import ReadableRows, check_images
+from .data.map_style import check_map_style
 from .errors import SMDError
 from .evaluation.costs import suffix_costs
 from .evaluation.engine import Evaluator
@@ -23,13 +24,14 @@ from .evaluation.images import ImageBatches
 from .evaluation.pixels import codec_for
 from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
+from .inherited_arguments import warn_of_ignored_arguments
 from .metrics import with_named_metrics
 from .mutation import scheduled_sigma
 from .out_of_distribution import OOD_METRICS
 from .selection import Fitness
 from .strategies import make_mutation, make_recombination
 from .trainer.batch_size import tells_of_memory
-from .trainer.preparation import prepare_data
+from .trainer.preparation import check_problem_type, prepare_data
 
 WHEN = ("epoch_end", "train_end")
 
@@ -104,6 +106,8 @@ class EvolutionCallback(TrainerCallback):
                 "objectives, and a fitness on images of another distribution, are for EvolutionTrainer, which keeps the front and takes "
                 "the second data set. Choose one fitness here, or evolve the saved model with EvolutionTrainer afterwards."
             )
+        check_map_style(fitness_dataset, "fitness_dataset")
+        warn_of_ignored_arguments(args)
         self.trainer = trainer
         self.args = args
         self.when = when
@@ -117,6 +121,7 @@ class EvolutionCallback(TrainerCallback):
         data = prepare_data(model, args, trainer.processing_class, fitness_dataset, None, data_collator)
         if data.image_column is not None and args.on_bad_images == "raise":
             check_images(fitness_dataset, data.image_column, what="fitness_dataset", spread=spread)
+        check_problem_type(model, data.new_labels)
         if data.new_labels is not None:
             raise SMDError(
                 f"The labels of fitness_dataset ({', '.join(data.new_labels[:4])}, ...) are not those of the model that is being "

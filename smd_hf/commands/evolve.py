@@ -10,6 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..arguments import EvolutionArguments
 from ..data.splits import load_ood_images, load_splits
 from ..errors import SMDError
+from ..inherited_arguments import HIDDEN
 from ..ledger.ledger import HEADER_NAME, LEDGER_NAME
 from ..out_of_distribution import outside_lines
 from ..pareto.front import front_lines
@@ -54,6 +55,7 @@ def run(argv: Sequence[str]) -> int:
         "evolve",
         (ModelArguments, DataArguments, OODArguments, EvolutionArguments, ResumeArguments),
         "Evolve a pretrained image classifier on your images by Sparse Mutation Decompositions, with forward passes only.",
+        hidden=HIDDEN,
     )
     if not torch.accelerator.is_available():
         argv = [*argv, "--use_cpu"]

@@ -2,8 +2,8 @@
 
 import json
 import os
-from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from argparse import SUPPRESS, Namespace
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ class CommandParser(HfArgumentParser):
         command (`str`): its name.
         dataclass_types (iterable of `type`): dataclasses that the arguments fill.
         description (`str`): for `--help`.
+        hidden (collection of `str`, *optional*): arguments that are accepted and that `--help` leaves out.
     """
 
-    def __init__(self, command: str, dataclass_types: Iterable[type], description: str):
+    def __init__(self, command: str, dataclass_types: Iterable[type], description: str, hidden: Collection[str] = ()):
         super().__init__(
             list(dataclass_types),
             prog=f"smd-hf {command}",
@@ -45,6 +46,9 @@ class CommandParser(HfArgumentParser):
             allow_abbrev=False,
         )
         self._lists: dict[str, list[str]] = {}
+        for action in self._actions:
+            if action.dest in hidden:
+                action.help = SUPPRESS
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None):
         """As argparse's, but what is not given is left to the dataclasses, which can then tell it from what is."""
