@@ -13,11 +13,13 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .arguments.evolution_arguments import EvolutionArguments
+from .arguments.inherited_arguments import warn_of_ignored_arguments
 from .data.batches import ImageBatches
 from .data.fitness_samples import FreshSamples, split_indices
 from .data.image_checks import ReadableRows, check_images
+from .data.map_style import check_map_style
 from .data.pixels import codec_for
-from .data.preparation import prepare_data
+from .data.preparation import check_problem_type, prepare_data
 from .errors import SMDError
 from .metrics.classification import with_named_metrics
 from .metrics.ood import OOD_METRICS
@@ -103,6 +105,8 @@ class EvolutionCallback(TrainerCallback):
                 "objectives, and a fitness on images of another distribution, are for EvolutionTrainer, which keeps the front and takes "
                 "the second data set. Choose one fitness here, or evolve the saved model with EvolutionTrainer afterwards."
             )
+        check_map_style(fitness_dataset, "fitness_dataset")
+        warn_of_ignored_arguments(args)
         self.trainer = trainer
         self.args = args
         self.when = when
@@ -116,6 +120,7 @@ class EvolutionCallback(TrainerCallback):
         data = prepare_data(model, args, trainer.processing_class, fitness_dataset, None, data_collator)
         if data.image_column is not None and args.on_bad_images == "raise":
             check_images(fitness_dataset, data.image_column, what="fitness_dataset", spread=spread)
+        check_problem_type(model, data.new_labels)
         if data.new_labels is not None:
             raise SMDError(
                 f"The labels of fitness_dataset ({', '.join(data.new_labels[:4])}, ...) are not those of the model that is being "

@@ -17,14 +17,13 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .arguments.evolution_arguments import EvolutionArguments
+from .arguments.inherited_arguments import check_not_sharded
 from .artifacts.collect import Harvest, harvest, write_harvest
 from .data.image_checks import ReadableRows
-from .data.preparation import prepare_data, resolve_model
+from .data.preparation import check_problem_type, prepare_data, resolve_model
 from .errors import SMDError
-from .files import check_output_dir, full_disk_is_told
+from .files import full_disk_is_told
 from .hub.publisher import HubMixin
-from .metrics.classification import merged, with_named_metrics
-from .metrics.statistics import Scores
 from .models.checkpoints import save_checkpoint
 from .models.quantized import as_if_not_quantised, check_can_be_saved, stored_tensors
 from .parallel.processes import Spread
@@ -43,6 +42,14 @@ from .search.evolution import Evolution
 from .search.fitness import Fitness
 from .search.mutation import zero_share
 from .search.sigma import calibrated, scheduled_sigma
+from .trainer.trainer.trainer.trainer.compatibility import (
+    called_model_init,
+    check_datasets,
+    check_no_optimizer,
+    check_overrides,
+    settle_arguments,
+)
+from .trainer.trainer.trainer.trainer.evaluation_metrics import metrics_of
 from .trainer_objectives import ObjectivesMixin
 
 logger = logging.get_logger(__name__)
@@ -66,6 +73,10 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         compute_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to a dict; by default accuracy, NLL
             and calibration error.
         callbacks (list of [`~transformers.TrainerCallback`], *optional*): further callbacks.
+        model_init (`Callable`, *optional*): returns the parent, in place of `model`; called once, with no trial.
+        preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to what `compute_metrics` is
+            given as predictions, in evaluation and as fitness.
+        optimizers, optimizer_cls_and_kwargs: only Trainer's defaults; an evolution has no optimizer.
         ood_dataset (*optional*): images of none of the model's classes, in rows as those of `train_dataset`, without labels: what
             `ood_auroc` is about, as fitness or one of several objectives. The report says how parent and evolved model tell them.
 
@@ -91,7 +102,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
 
     def __init__(
         self,
-        model: PreTrainedModel | str | Path,
+        model: PreTrainedModel | str | Path | None = None,
         args: EvolutionArguments | None = None,
         data_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
         train_dataset: Dataset | None = None,
@@ -101,16 +112,23 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         ood_dataset: Dataset | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type, dict[str, Any]] | None = None,
     ):
         # 1. What is given
-        self._given_by_name = isinstance(model, str | Path)
         if args is None:
             args = EvolutionArguments(output_dir="tmp_trainer")
-        if args.should_save:
-            check_output_dir(args.output_dir)
-        metrics = with_named_metrics(args, compute_metrics)
+        check_overrides(type(self), EvolutionTrainer)
+        check_no_optimizer(optimizers, optimizer_cls_and_kwargs)
+        check_datasets(train_dataset, eval_dataset, ood_dataset)
+        settle_arguments(args)
+        self._given_by_name = isinstance(model, str | Path)
+        metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
         self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         self._take_objectives(args, metrics, ood_dataset)
+        model = called_model_init(model, model_init, args)
         model, processing_class, missing_head = resolve_model(model, args, processing_class)
         readable = ReadableRows(args)
         train_dataset = readable(train_dataset, "train_dataset")
@@ -118,6 +136,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         ood_dataset = self.ood_dataset = readable(ood_dataset, "ood_dataset")
         self.left_out = readable.left_out
         data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
+        check_problem_type(model, data.new_labels)
 
         # 2. Rows keep their image column until the collator has seen it
         args.remove_unused_columns = args.remove_unused_columns and data.image_column is None
@@ -132,9 +151,12 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
                 eval_dataset=data.eval_dataset,
                 processing_class=processing_class,
                 compute_loss_func=compute_loss_func,
-                compute_metrics=merged(None if compute_metrics else compute_classification_metrics, metrics),
+                compute_metrics=evaluation_metrics,
                 callbacks=callbacks,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            check_not_sharded(args, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
         # Trainer's first evaluation would wrap the model's forward for mixed precision and compile it a second time.
         self.accelerator._models.append(self.model)
         # Its loss would be multiplied by the number of processes, as that of a model that is told the number of all tokens.
@@ -190,6 +212,13 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
         """Mixed precision, in evaluation as in scoring."""
         return self.accelerator.autocast()
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> None:
+        """Not there: it would put another model in place of the one that is evolved. Raises `SMDError`."""
+        raise SMDError(
+            "hyperparameter_search is not available in EvolutionTrainer. Make one trainer for each choice of arguments, each with an "
+            "output_dir of its own, and compare their reports (gain_report.json)."
+        )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As in Trainer; pixel values in the model's dtype, which models of custom code do not see to themselves."""
@@ -392,10 +421,3 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         self.save_metrics("test", {f"test_{key}": value for key, value in self.report["evolved"].items()})
         write_run_files(self, evolved_logits, found)
         return self.report
-
-
-def compute_classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, NLL and calibration error, from logits of shape `(n, num_labels)` and labels of shape `(n,)`."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    scores = Scores.from_logits(logits, prediction.label_ids)
-    return {"accuracy": scores.accuracy, "nll": scores.nll, "calibration_error": scores.calibration_error}

@@ -8,6 +8,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 HF_HOME = tempfile.mkdtemp(prefix="smd-hf-tests-")
 
 os.environ.update(
@@ -23,3 +25,9 @@ os.environ.pop("HF_TOKEN", None)
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def warned(caplog):
+    """The messages logged so far that hold a text."""
+    return lambda text: [record.message for record in caplog.records if text in record.message]

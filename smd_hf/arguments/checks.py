@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import SMDError
 from .choices import OODMetric, WeightObjective, names
+from .inherited_arguments import check_inherited_arguments
 
 OOD_METRICS, WEIGHT_OBJECTIVES = names(OODMetric), names(WeightObjective)
 
@@ -107,16 +108,7 @@ def check_evolution_arguments(args: Any) -> None:
             f"decomposition='antirandom' needs an even number of subspaces, a mask and its complement, but population_size="
             f"{args.population_size} gives {args.directions}. Choose an even population_size, or a multiple of four with mirrored."
         )
-    if args.max_steps not in (-1, args.num_generations):
-        raise SMDError(
-            f"max_steps is {args.max_steps} and num_generations is {args.num_generations}, but one generation is one step. Set "
-            "num_generations alone."
-        )
-    if args.bf16_full_eval or args.fp16_full_eval:
-        raise SMDError(
-            "bf16_full_eval and fp16_full_eval would round the parent's weights for good. Load the model in the dtype that it "
-            "is to be evolved in (dtype='bfloat16'), or use bf16=True for mixed precision."
-        )
+    check_inherited_arguments(args)
     if isinstance(args.model_init_kwargs, dict) and "token" in args.model_init_kwargs:
         raise SMDError(
             "model_init_kwargs holds a token, and arguments are written to files. Leave it out: log in with `hf auth login`, or "

@@ -35,7 +35,7 @@ class EvolutionArguments(
     """
     The arguments of an [`EvolutionTrainer`].
 
-    They are those of [`~transformers.TrainingArguments`], of which the ones about gradients have no effect, and:
+    They are those of [`~transformers.TrainingArguments`], of which the ones about gradients have no effect (see `inherited_arguments`), and:
 
     > Parameters that control the population and how long it evolves: [`PopulationArguments`]
     > Parameters that control the mutation and the subspaces that it is cut into: [`MutationArguments`]
@@ -120,6 +120,16 @@ class EvolutionArguments(
         """Remembers that these arguments came from a recipe, which was read before they were made."""
         self.preset = preset
         self._chosen.update(("preset", *read_recipe(preset)))
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process, at most 1: Trainer's `DataParallel` would multiply the batch and keep all weights on one."""
+        return min(super().n_gpu, 1)
+
+    @property
+    def idle_gpus(self) -> int:
+        """GPUs that are visible to this process beside the one that it uses; 0 under a launcher."""
+        return super().n_gpu - self.n_gpu
 
     @property
     def directions(self) -> int:

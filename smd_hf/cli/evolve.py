@@ -8,6 +8,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..arguments.evolution_arguments import EvolutionArguments
+from ..arguments.inherited_arguments import HIDDEN
 from ..arguments.script_arguments import DataArguments, ModelArguments, OODArguments
 from ..data.splits import load_ood_images, load_splits
 from ..errors import SMDError
@@ -54,6 +55,7 @@ def run(argv: Sequence[str]) -> int:
         "evolve",
         (ModelArguments, DataArguments, OODArguments, EvolutionArguments, ResumeArguments),
         "Evolve a pretrained image classifier on your images by Sparse Mutation Decompositions, with forward passes only.",
+        hidden=HIDDEN,
     )
     if not torch.accelerator.is_available():
         argv = [*argv, "--use_cpu"]

@@ -2,8 +2,8 @@
 
 import json
 import os
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from inspect import get_annotations
@@ -26,9 +26,10 @@ class CommandParser(HfArgumentParser):
         command (`str`): its name.
         dataclass_types (iterable of `type`): dataclasses that the arguments fill.
         description (`str`): for `--help`.
+        hidden (collection of `str`, *optional*): arguments that are accepted and that `--help` leaves out.
     """
 
-    def __init__(self, command: str, dataclass_types: Iterable[type], description: str):
+    def __init__(self, command: str, dataclass_types: Iterable[type], description: str, hidden: Collection[str] = ()):
         super().__init__(
             list(dataclass_types),
             prog=f"smd-hf {command}",
@@ -37,6 +38,9 @@ class CommandParser(HfArgumentParser):
             allow_abbrev=False,
         )
         self._lists: dict[str, list[str]] = {}
+        for action in self._actions:
+            if action.dest in hidden:
+                action.help = SUPPRESS
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
         """As in `HfArgumentParser`, with a heading for each dataclass that declares arguments: the first line of its docstring."""

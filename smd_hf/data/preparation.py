@@ -130,6 +130,30 @@ def prepare_data(
     return PreparedData(collator, image_column, labels, eval_dataset, new_labels)
 
 
+def check_problem_type(model: PreTrainedModel, new_labels: list[str] | None = None) -> None:
+    """
+    Refuses a classifier whose outputs are not one distribution over classes, unless its head is to be replaced.
+
+    Raises:
+        `SMDError`: for multi-label classifiers, regressors, and models of one output.
+    """
+    kind, outputs = getattr(model.config, "problem_type", None), model.config.num_labels
+    if new_labels is not None or (kind in (None, "single_label_classification") and outputs > 1):
+        return
+    if kind in (None, "single_label_classification"):
+        raise SMDError(
+            f"The model has {outputs} output, and a choice among classes needs two or more. Choose a model of two classes or more, or "
+            "data whose labels have names, so that its head can be replaced."
+        )
+    reading = "each of its outputs by itself" if kind == "multi_label_classification" else "its outputs as numbers"
+    raise SMDError(
+        f"The model's config.problem_type is '{kind}', which reads {reading}, but evolution reads them as one distribution over "
+        "classes, with one label an image. If every image has exactly one of the model's labels, load the model, set "
+        "model.config.problem_type = 'single_label_classification' and pass it to the trainer (in a checkpoint's folder: edit "
+        "config.json). If not, choose a model that was trained with one label an image."
+    )
+
+
 def _relabelled(dataset: Any, image_column: str, label_column: str, names: list[str] | None, what: str) -> Any:
     """The data set with its labels in the order of the training split's names, after a check that it fits."""
     find_columns(dataset, image_column, label_column)

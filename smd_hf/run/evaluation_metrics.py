@@ -1,0 +1,105 @@
+"""`compute_metrics` on its two ways: over the predictions of `evaluate`, and over the logits of a child, as fitness."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import EvalPrediction
+from transformers.trainer_pt_utils import nested_numpify
+from transformers.utils import logging
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..errors import SMDError
+from ..metrics.classification import ComputeMetrics, merged, with_named_metrics
+from ..metrics.ood import OOD_METRICS
+from ..metrics.statistics import Scores
+from ..search.pareto.objectives import COORDINATE_OBJECTIVES
+
+logger = logging.get_logger(__name__)
+
+
+def compute_classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, NLL and calibration error, from logits of shape `(n, num_labels)` and labels of shape `(n,)`."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    scores = Scores.from_logits(logits, prediction.label_ids)
+    return {"accuracy": scores.accuracy, "nll": scores.nll, "calibration_error": scores.calibration_error}
+
+
+def metrics_of(
+    args: EvolutionArguments,
+    compute_metrics: ComputeMetrics | None,
+    preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], Any] | None = None,
+) -> tuple[ComputeMetrics | None, ComputeMetrics | None]:
+    """
+    What children are scored by, and what `evaluate` and `predict` report.
+
+    Built-in metrics and those of `metric_name_or_path` need logits: with `preprocess_logits_for_metrics`, which may turn these
+    into anything, evaluation reports what the user's own `compute_metrics` returns, and no others.
+
+    Args:
+        args ([`EvolutionArguments`]): `fitness` and `objectives` among them; see [`with_named_metrics`].
+        compute_metrics (`Callable`, *optional*): the user's own.
+        preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer. As fitness it is given all logits of a child at
+            once, on the CPU.
+
+    Raises:
+        `SMDError`: for `include_for_metrics` where fitness comes from `compute_metrics`.
+    """
+    named = with_named_metrics(args, None)
+    _check_inclusion(args, compute_metrics)
+    as_fitness = _as_in_evaluation(compute_metrics, preprocess_logits_for_metrics, args.eval_do_concat_batches)
+    given = [metrics for metrics in (named, as_fitness) if metrics is not None]
+    in_scoring = merged(*given) if given else None
+    if preprocess_logits_for_metrics is not None:
+        if named is not None or compute_metrics is None:
+            logger.warning(
+                "preprocess_logits_for_metrics changes what metrics are computed from, so evaluate() and predict() report those "
+                "of your own compute_metrics alone; built-in ones are in the report."
+            )
+        return in_scoring, compute_metrics
+    ours = merged(None if compute_metrics else compute_classification_metrics, named)
+    return in_scoring, merged(_on_all_batches(ours), compute_metrics)
+
+
+def _as_in_evaluation(
+    compute_metrics: ComputeMetrics | None, preprocess: Callable | None, concatenated: bool
+) -> ComputeMetrics | None:
+    """The user's metrics of logits and labels, given in the form in which `evaluate` gives them."""
+    if compute_metrics is None or (preprocess is None and concatenated):
+        return compute_metrics
+
+    def computed(prediction: EvalPrediction) -> dict[str, float]:
+        predictions, labels = prediction.predictions, prediction.label_ids
+        if preprocess is not None:
+            predictions = nested_numpify(preprocess(torch.from_numpy(predictions), torch.from_numpy(labels)))
+        if not concatenated:
+            predictions, labels = [predictions], [labels]
+        return compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+
+    return computed
+
+
+def _on_all_batches(compute_metrics: ComputeMetrics) -> ComputeMetrics:
+    """Metrics of all images, also from the lists of batches that `eval_do_concat_batches=False` gives."""
+
+    def joined(arrays: Any) -> Any:
+        if not isinstance(arrays, list):
+            return arrays
+        return np.concatenate([each[0] if isinstance(each, tuple) else each for each in arrays])
+
+    return lambda prediction: compute_metrics(
+        EvalPrediction(predictions=joined(prediction.predictions), label_ids=joined(prediction.label_ids))
+    )
+
+
+def _check_inclusion(args: EvolutionArguments, compute_metrics: ComputeMetrics | None) -> None:
+    names: Sequence[str] = args.objectives or [args.fitness]
+    without = ("nll", "accuracy", *OOD_METRICS, *COORDINATE_OBJECTIVES)
+    asking = [name for name in names if name.removeprefix("eval_") not in without]
+    if args.include_for_metrics and compute_metrics is not None and asking:
+        raise SMDError(
+            f"include_for_metrics={args.include_for_metrics} reaches compute_metrics in evaluate() and predict(), but children are "
+            f"scored from logits and labels alone, and {' and '.join(asking)} comes from compute_metrics. Leave "
+            "include_for_metrics out, or choose fitness='nll' or 'accuracy', which need no compute_metrics."
+        )

@@ -1,0 +1,1 @@
+"""Every architecture of transformers and timm through a whole run. Slow: `pytest -m slow tests/architectures`."""
