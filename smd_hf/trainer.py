@@ -30,6 +30,14 @@ from .parallel.processes import Spread
 from .parallel.stopping import Interrupted, Terminated
 from .reports.run_report import run_report, write_run_files
 from .run.batch_size import memory_is_told, settle_batch_size, tells_of_memory
+from .run.compatibility import (
+    called_model_init,
+    check_datasets,
+    check_no_optimizer,
+    check_overrides,
+    settle_arguments,
+)
+from .run.evaluation_metrics import metrics_of
 from .run.journal import CALIBRATION_SCOPE, PARENT_SCOPE, ResumeMixin, end_scope, generation_scope
 from .run.limits import Limits
 from .run.lock import locked
@@ -42,14 +50,6 @@ from .search.evolution import Evolution
 from .search.fitness import Fitness
 from .search.mutation import zero_share
 from .search.sigma import calibrated, scheduled_sigma
-from .trainer.trainer.trainer.trainer.compatibility import (
-    called_model_init,
-    check_datasets,
-    check_no_optimizer,
-    check_overrides,
-    settle_arguments,
-)
-from .trainer.trainer.trainer.trainer.evaluation_metrics import metrics_of
 from .trainer_objectives import ObjectivesMixin
 
 logger = logging.get_logger(__name__)
