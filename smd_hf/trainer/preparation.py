@@ -15,6 +15,7 @@ from ..data.labels import LabelAlignment, align_labels, check_same_labels, encod
 from ..data.own_collator import cheap_labels, check_collated, sees_all_columns
 from ..data.rows import ImageCollator, find_columns
 from ..errors import SMDError
+from ..models.adapters import check_no_adapter_layers
 from ..models.load import load_image_processor, load_model_for_new_head, num_channels
 from ..models.tasks import check_classifier
 
@@ -36,6 +37,7 @@ def resolve_model(
         `SMDError`: if there is no such model, or it is not an image classifier.
     """
     if not isinstance(model, str | Path):
+        check_no_adapter_layers(model)
         check_classifier(model)
         return model, processing_class, []
     loading = dict(args.model_init_kwargs or {})
