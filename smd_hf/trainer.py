@@ -138,8 +138,8 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
         check_problem_type(model, data.new_labels)
 
-        # 2. Rows keep their image column until the collator has seen it
-        args.remove_unused_columns = args.remove_unused_columns and data.image_column is None
+        # 2. Rows keep the columns that the collator needs, and that no model takes
+        args.remove_unused_columns = args.remove_unused_columns and not data.all_columns
 
         # 3. Trainer's own set-up
         with as_if_not_quantised(model):

@@ -12,9 +12,11 @@ from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
+from ..models.adapters import check_no_adapter_layers
 from ..models.load import load_image_processor, load_model_for_new_head, num_channels
 from ..models.tasks import check_classifier
 from .labels import LabelAlignment, align_labels, check_same_labels, encode_labels, label_names, label_values
+from .own_collator import cheap_labels, check_collated, sees_all_columns
 from .rows import ImageCollator, find_columns
 
 logger = logging.get_logger(__name__)
@@ -35,6 +37,7 @@ def resolve_model(
         `SMDError`: if there is no such model, or it is not an image classifier.
     """
     if not isinstance(model, str | Path):
+        check_no_adapter_layers(model)
         check_classifier(model)
         return model, processing_class, []
     loading = dict(args.model_init_kwargs or {})
@@ -57,6 +60,8 @@ class PreparedData:
         train_labels (`numpy.ndarray`, *optional*): of the train split, for stratification.
         eval_dataset: as given, with labels in the train split's order.
         new_labels (list of `str`, *optional*): the classes of the head that is to take the model's place, if one is.
+        all_columns (`bool`, *optional*, defaults to `True`): whether the collator is to see all columns of a row, in evaluation
+            too, or those alone that the model's `forward` takes.
     """
 
     collator: Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -64,6 +69,7 @@ class PreparedData:
     train_labels: np.ndarray | None
     eval_dataset: Any
     new_labels: list[str] | None
+    all_columns: bool = True
 
 
 def prepare_data(
@@ -78,7 +84,8 @@ def prepare_data(
     """
     Finds the columns and matches the labels; the head is not touched.
 
-    A collator of the user's own, or rows that hold `pixel_values` already, are taken as they are. A classifier that the
+    A collator of the user's own, or rows that hold `pixel_values` already, are taken as they are: what the collator returns
+    decides, and columns may have any names and hold anything. A classifier that the
     checkpoint lacks (`missing_head`) is replaced whatever the labels are.
 
     Raises:
@@ -94,8 +101,11 @@ def prepare_data(
     reference = next(iter(present.values()), None)
     if reference is None or data_collator is not None or "pixel_values" in reference[0]:
         collator = data_collator or default_data_collator
-        labels = _labels_if_cheap(train_dataset, args)
-        return PreparedData(collator, None, labels, eval_dataset, None)
+        for what, split in present.items():
+            check_collated(collator, split, model.config.num_labels, what)
+        own = sees_all_columns(data_collator)
+        labels = _labels_to_stratify_by(train_dataset, args, own)
+        return PreparedData(collator, None, labels, eval_dataset, None, all_columns=own)
     if processing_class is None:
         raise SMDError(
             "The data sets hold images, but there is no image processor to prepare them. Pass "
@@ -166,10 +176,13 @@ def _relabelled(dataset: Any, image_column: str, label_column: str, names: list[
     return dataset.remove_columns(label_column).add_column(label_column, values.tolist())
 
 
-def _labels_if_cheap(dataset: Any | None, args: EvolutionArguments) -> np.ndarray | None:
-    """Labels of rows that a collator of the user's own reads, for stratification; `None` where no label column shows."""
+def _labels_to_stratify_by(dataset: Any | None, args: EvolutionArguments, own_collator: bool) -> np.ndarray | None:
+    """Labels of rows that no processor of ours reads; `None` where a column of labels does not show, or is not cheap to read."""
     if dataset is None:
         return None
+    if own_collator:
+        found = cheap_labels(dataset, args.label_column_name)
+        return None if found is None else found[1]
     try:
         _, label_column = find_columns(dataset, args.image_column_name, args.label_column_name)
     except SMDError:

@@ -56,13 +56,14 @@ def merge_models(target: nn.Module, models: Sequence[nn.Module], weights: Sequen
 
 def _mean(tensor: torch.Tensor, changes: Sequence[Change | None], weights: Sequence[float]) -> torch.Tensor:
     """tensor + sum of weight x (member - tensor), where a change of `None` is no change."""
-    base = tensor.detach().to("cpu", torch.float64)
+    # Copied first: MPS would convert before it copies, and has no float64.
+    base = tensor.detach().cpu().double()
     mean = base.clone(memory_format=torch.contiguous_format)
     for change, weight in zip(changes, weights):
         if change is None:
             continue
         indices, values = change
-        values = values.to("cpu", torch.float64)
+        values = values.cpu().double()
         if indices is None:
             mean += weight * (values - base)
         else:

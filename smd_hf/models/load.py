@@ -38,6 +38,7 @@ from transformers.utils import (
 
 from ..errors import SMDError
 from ..messages import one_line
+from .adapters import check_no_adapter_file
 from .loading_errors import explain_loading_error
 from .tasks import PRETRAINING, REMEDY, check_task, checkpoint_tasks, foreign_weights
 
@@ -199,6 +200,7 @@ def _read_config(name: str, source: dict[str, Any]) -> dict[str, Any]:
             f"'{name}' is a file. Expected a model id of the Hub or the folder of a checkpoint (config.json and "
             "model.safetensors): give the folder that holds it."
         )
+    check_no_adapter_file(name, source)
     with _plain_errors(name, source):
         config_dict, _ = PreTrainedConfig.get_config_dict(name, **source)
     if not isinstance(config_dict, dict):

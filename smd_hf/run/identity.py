@@ -18,7 +18,8 @@ from transformers import TrainingArguments
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.labels import label_values
-from ..data.rows import find_label_column, stored_images
+from ..data.own_collator import cheap_labels, sees_all_columns
+from ..data.rows import ImageCollator, find_label_column, stored_images
 from ..errors import SMDError
 from ..messages import one_line
 
@@ -124,8 +125,11 @@ def _file_content(image: Mapping[str, Any] | None) -> bytes:
     return path.read_bytes() if path.is_file() else image["path"].encode()
 
 
-def label_column_of(dataset: Any, args: EvolutionArguments) -> str | None:
-    """The column of labels; `None` where rows show none, and only the collator knows."""
+def label_column_of(dataset: Any, args: EvolutionArguments, collator: Callable) -> str | None:
+    """The column of labels; `None` where rows show none that is cheap to read, and only the collator knows."""
+    if sees_all_columns(collator) and not isinstance(collator, ImageCollator):
+        found = cheap_labels(dataset, args.label_column_name)
+        return None if found is None else found[0]
     try:
         return find_label_column(dataset, args.label_column_name)
     except SMDError:

@@ -80,7 +80,7 @@ class ResumeMixin:
         data = {}
         for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.reported_dataset)):
             if dataset is not None:
-                column = label_column_of(dataset, self.args)
+                column = label_column_of(dataset, self.args, self.data_collator)
                 data[name] = data_fingerprint(dataset, self.data_collator, self.image_column, column)
         if self.outside is not None:
             images = self.outside.test

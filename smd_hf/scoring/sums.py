@@ -17,6 +17,11 @@ PART_SECONDS = 60.0
 """All variants are put in once for about so much work, or for a segment where that takes longer: it is lost when a run ends."""
 
 
+def device_of_sums(device: torch.device) -> torch.device:
+    """Where sums in float64 are taken of numbers on this device: there, but on the CPU for MPS, which has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class BatchSums(Protocol):
     """
     Something summed over batches: called with the logits of all variants and the labels of one batch.

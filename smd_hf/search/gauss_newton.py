@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 import numpy as np
 import torch
 
+from ..scoring.sums import device_of_sums
 from .fitness import ScoredChild, ranked
 from .losses import Loss
 from .mutation import Child
@@ -30,7 +31,8 @@ CHUNK_NUMBERS = 2**22
 
 class GaussNewtonSums:
     """
-    Gradient and curvature in the span of the children, batch by batch.
+    Gradient and curvature in the span of the children, batch by batch: on the logits' device, or on the CPU where that has no
+    float64 (MPS).
 
     Args:
         children (sequence of [`Child`]): in the order in which their logits come. Of a mirrored pair, half the difference
@@ -60,25 +62,26 @@ class GaussNewtonSums:
         """
         parent, *children = logits
         size = len(self.plus)
-        total = parent.new_zeros((size, size + 1), dtype=torch.float64)
+        device = device_of_sums(parent.device)
+        total = torch.zeros((size, size + 1), dtype=torch.float64, device=device)
         chunk = max(1, CHUNK_NUMBERS // (size * parent.shape[-1]))
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
-            base = parent[rows].double()
+            base = parent[rows].to(device).double()
             changes = torch.stack([self._change(children, place, rows, base) for place in range(size)])
             # What is not finite is a child that loses anyway: it is left out of the step.
             changes = torch.where(torch.isfinite(changes).all(-1, keepdim=True), changes, 0.0)
-            slope, curved = _derivatives(self.loss, base, labels[rows], changes)
+            slope, curved = _derivatives(self.loss, base, labels[rows].to(device), changes)
             flat = changes.flatten(1)
             total[:, :size] += flat @ curved.flatten(1).T
             total[:, size] += flat @ slope.flatten()
         return total.cpu().numpy()
 
     def _change(self, children: Sequence[torch.Tensor], place: int, rows: slice, base: torch.Tensor) -> torch.Tensor:
-        plus = children[self.plus[place]][rows].double()
+        plus = children[self.plus[place]][rows].to(base.device).double()
         if self.minus[place] is None:
             return plus - base
-        return (plus - children[self.minus[place]][rows].double()) / 2
+        return (plus - children[self.minus[place]][rows].to(base.device).double()) / 2
 
 
 def _derivatives(

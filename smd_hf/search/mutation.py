@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from ..keyed_random import keyed_generator, keyed_normal
 from ..scoring.changes import Change
 from .subspaces import Decomposition, ParameterSpace
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class Mutation:
             density are as far from the parent as a dense one.
         mirrored (`bool`, *optional*, defaults to `False`): children come in pairs, theta + delta and theta - delta.
         prune (`bool`, *optional*, defaults to `False`): a child's coordinates become zero instead: delta is -theta there.
+
+    Raises:
+        `SMDError`: if sigma is relative and all mutable tensors are zero. Where some are, a warning says that they stay so.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class Mutation:
         self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in self.space.names}
         self.scales: list[float] = []
         self.parent_changed()
+        self._check_zeros()
 
     @property
     def space(self) -> ParameterSpace:
@@ -92,6 +99,24 @@ class Mutation:
             self.scales = [1.0] * len(self.space.names)
         else:
             self.scales = [tensor_scale(self.parameters[name]) for name in self.space.names]
+
+    def _check_zeros(self) -> None:
+        """Tensors of zeros have no scale to be relative to, and noise times 0 is no noise: that must not pass unseen."""
+        names = [name for name, scale in zip(self.space.names, self.scales) if scale == 0]
+        if not names:
+            return
+        shown = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        if len(names) == len(self.scales):
+            raise SMDError(
+                f"All mutable tensors hold nothing but zeros ({shown}), and sigma is relative to each tensor's standard "
+                "deviation, so no child would differ from the parent. Choose sigma_units='absolute' with a sigma of your own, or "
+                "other mutable_parameters."
+            )
+        logger.warning(
+            f"{len(names)} of {len(self.scales)} mutable tensors hold nothing but zeros ({shown}). They stay zero, as sigma is "
+            "relative to each tensor's standard deviation. To change them too, choose sigma_units='absolute' with a sigma of "
+            "your own; to leave them out without this warning, name them in frozen_parameters."
+        )
 
     def children(self, generation: int, sigma: float) -> list[Child]:
         """The population of one generation, `directions` children or twice as many where they are mirrored."""
@@ -209,6 +234,7 @@ def zero_share(parameters: Mapping[str, torch.Tensor]) -> float:
 def tensor_scale(tensor: torch.Tensor) -> float:
     """The standard deviation of a tensor's values, in float64; their root mean square where they are all equal."""
     # In row-major order, whatever the memory layout: the order of a sum shows in its last bits.
-    values = tensor.detach().to("cpu", torch.float64).contiguous().numpy()
+    # Copied first: MPS would convert before it copies, and has no float64.
+    values = tensor.detach().cpu().double().contiguous().numpy()
     deviation = float(np.std(values))
     return deviation if deviation > 0 else float(np.sqrt(np.mean(values**2)))
