@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from ..errors import SMDError
 from ..keyed_random import keyed_generator, keyed_normal
 from ..scoring.changes import Change
 from .subspaces import Decomposition, ParameterSpace
