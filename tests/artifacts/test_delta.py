@@ -482,6 +482,15 @@ def test_json_that_is_not_strict(folder, pristine):
     assert_refused(folder, pristine[0], "cannot be read")
 
 
+def test_what_is_nested_too_deeply_to_be_shown_is_refused_by_name(pristine):
+    text = (pristine[1] / DELTA_CONFIG_NAME).read_text()
+    # At some depth JSON can still be parsed, and no longer be put into a message.
+    for depth in range(600, 1000):
+        nested = text.replace('"seed": null', f'"seed": {"[" * depth}{"]" * depth}')
+        with pytest.raises(SMDError, match=r"seed is|cannot be read"):
+            DeltaConfig.from_json(nested.encode())
+
+
 def test_files_that_are_not_whole(folder, pristine):
     path = folder / DELTA_WEIGHTS_NAME
     content = path.read_bytes()

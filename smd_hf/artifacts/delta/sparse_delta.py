@@ -132,7 +132,7 @@ class SparseDelta:
         with AppliedDelta(tensors, changes):
             child_hash = weights_hash(model)
         total = sum(parameter.numel() for parameter in model.parameters())
-        config = DeltaConfig(
+        config = DeltaConfig.checked(
             base_hash=base_hash,
             child_hash=child_hash,
             dtype=str(model.dtype).removeprefix("torch."),
