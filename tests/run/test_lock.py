@@ -11,7 +11,7 @@ import pytest
 
 from smd_hf import SMDError
 from smd_hf.parallel.processes import Spread
-from smd_hf.run.lock import LOCK_NAME, locked
+from smd_hf.run.lock import HOLDER_NAME, LOCK_NAME, locked
 from tests.distributed.worker import make_trainer
 
 
@@ -43,7 +43,7 @@ def take(folder):
 def test_a_second_run_is_refused_with_the_name_of_the_first_and_kill_9_frees_the_folder(tmp_path):
     trainer = make_trainer(tmp_path, "data", "resnet", population_size=2, num_generations=1)
     with another_process(partial(locked, tmp_path, Spread(), holds=True)) as holder:
-        since = json.loads((tmp_path / LOCK_NAME).read_text())["since"]
+        since = json.loads((tmp_path / HOLDER_NAME).read_text())["since"]
         with pytest.raises(SMDError) as error:
             trainer.train()
         assert f"(process {holder} on " in str(error.value) and f"since {since}" in str(error.value)
