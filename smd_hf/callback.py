@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .arguments import EvolutionArguments
+from .bars import ScoringBar
 from .calibration import calibrated
 from .data.fitness_data import FreshSamples, split_indices
 from .data.image_checks import ReadableRows, check_images
@@ -160,18 +161,25 @@ class EvolutionCallback(TrainerCallback):
             evolution = self._evolution()
             # The parent is another one than last time.
             self.mutation.parent_changed()
-            sigma = self._sigma(evolution)
+            with self._bar("Calibrating sigma") as evolution.evaluator.work:
+                sigma = self._sigma(evolution)
             for number in range(args.num_generations):
                 generation = len(self.generations)
                 if self.fresh_samples is not None:
                     evolution.score_on(self._batches(self.fresh_samples.indices(generation)))
-                step = evolution.step(
-                    generation, scheduled_sigma(sigma, args.sigma_schedule, number, args.num_generations)
-                )
+                sigma_now = scheduled_sigma(sigma, args.sigma_schedule, number, args.num_generations)
+                with self._bar(
+                    f"Evolving, generation {number + 1}/{args.num_generations}"
+                ) as evolution.evaluator.work:
+                    step = evolution.step(generation, sigma_now)
                 done.append(step)
                 self.generations.append(step.record())
                 self._log(step, control)
         return done
+
+    def _bar(self, description: str) -> ScoringBar:
+        run = self.trainer.args
+        return ScoringBar(description, shown=not run.disable_tqdm and run.process_index == 0)
 
     def _evolution(self) -> Evolution:
         args, run = self.args, self.trainer.args

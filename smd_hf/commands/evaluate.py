@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..bars import ScoringBar
 from ..data.image_checks import check_images
 from ..data.labels import align_labels, encode_labels, label_names, label_values
 from ..data.rows import ImageCollator, find_columns
@@ -146,7 +147,9 @@ def logits_in_data_order(
     use_cpu = args.use_cpu or not torch.accelerator.is_available()
     device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()
     batches = ImageBatches(images, collator, args.per_device_eval_batch_size, num_workers=args.dataloader_num_workers)
-    logits = Evaluator(model.to(device), device).logits(batches)
+    evaluator = Evaluator(model.to(device), device)
+    with ScoringBar(f"Scoring {name}") as evaluator.work:
+        logits = evaluator.logits(batches)
     if not np.isfinite(logits).all():
         raise SMDError(
             f"'{name}' gives logits that are not finite (NaN or infinity) on this data. Check that the checkpoint fits its "

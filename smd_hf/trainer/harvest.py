@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..arguments import EvolutionArguments
+from ..bars import TickingBar
 from ..delta.sparse_delta import SparseDelta
 from ..diversity import disagreement, mean_pairwise_kl, output_correlation
 from ..ensemble import SMDEnsembleForImageClassification, save_ensemble
@@ -88,13 +89,14 @@ def _choose(
     variants = [evolution.variant(scored.child) for scored in survivors]
     batches = evolution.selection_batches
     scores = evolution.evaluator.score(variants, batches, keep_logits=True)
-    chosen = choose_members(
-        np.stack([score.logits for score in scores]),
-        batches.labels,
-        args.ensemble_size,
-        args.ensemble_selection,
-        args.ensemble_combination,
-    )
+    with TickingBar("Choosing the ensemble", not args.disable_tqdm and args.process_index == 0):
+        chosen = choose_members(
+            np.stack([score.logits for score in scores]),
+            batches.labels,
+            args.ensemble_size,
+            args.ensemble_selection,
+            args.ensemble_combination,
+        )
     return [(survivors[place], votes) for place, votes in chosen]
 
 

@@ -11,6 +11,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
+from ..bars import TickingBar
 from ..cards.model_card import CARD_NAME, render_card
 from ..errors import SMDError
 from ..files import write_text
@@ -131,7 +132,8 @@ class HubMixin:
         if not self.args.push_to_hub or not self.is_world_process_zero():
             return
         try:
-            self._push_saved("End of training")
+            with TickingBar("Pushing to the Hub", not self.args.disable_tqdm):
+                self._push_saved("End of training")
         except SMDError as error:
             self.push_failure = str(error)
             logger.warning(self.push_failure)
