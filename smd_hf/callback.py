@@ -25,6 +25,7 @@ from .metrics.classification import with_named_metrics
 from .metrics.ood import OOD_METRICS
 from .parallel.processes import Spread
 from .run.batch_size import tells_of_memory
+from .scoring.bars import ScoringBar
 from .scoring.costs import suffix_costs
 from .scoring.evaluator import Evaluator
 from .search.build import make_mutation, make_recombination
@@ -159,18 +160,25 @@ class EvolutionCallback(TrainerCallback):
             evolution = self._evolution()
             # The parent is another one than last time.
             self.mutation.parent_changed()
-            sigma = self._sigma(evolution)
+            with self._bar("Calibrating sigma") as evolution.evaluator.work:
+                sigma = self._sigma(evolution)
             for number in range(args.num_generations):
                 generation = len(self.generations)
                 if self.fresh_samples is not None:
                     evolution.score_on(self._batches(self.fresh_samples.indices(generation)))
-                step = evolution.step(
-                    generation, scheduled_sigma(sigma, args.sigma_schedule, number, args.num_generations)
-                )
+                sigma_now = scheduled_sigma(sigma, args.sigma_schedule, number, args.num_generations)
+                with self._bar(
+                    f"Evolving, generation {number + 1}/{args.num_generations}"
+                ) as evolution.evaluator.work:
+                    step = evolution.step(generation, sigma_now)
                 done.append(step)
                 self.generations.append(step.record())
                 self._log(step, control)
         return done
+
+    def _bar(self, description: str) -> ScoringBar:
+        run = self.trainer.args
+        return ScoringBar(description, shown=not run.disable_tqdm and run.process_index == 0)
 
     def _evolution(self) -> Evolution:
         args, run = self.args, self.trainer.args

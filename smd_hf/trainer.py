@@ -30,20 +30,16 @@ from .parallel.processes import Spread
 from .parallel.stopping import Interrupted, Terminated
 from .reports.run_report import run_report, write_run_files
 from .run.batch_size import memory_is_told, settle_batch_size, tells_of_memory
-from .run.compatibility import (
-    called_model_init,
-    check_datasets,
-    check_no_optimizer,
-    check_overrides,
-    settle_arguments,
-)
+from .run.compatibility import called_model_init, check_datasets, check_no_optimizer, check_overrides, settle_arguments
 from .run.evaluation_metrics import metrics_of
 from .run.journal import CALIBRATION_SCOPE, PARENT_SCOPE, ResumeMixin, end_scope, generation_scope
 from .run.limits import Limits
 from .run.lock import locked
 from .run.progress import EvolutionProgressCallback, child_reporter
+from .run.run_work import run_work, scoring_shown, shows_bars
 from .run.state import RunState
 from .run.trainer_checkpoints import CheckpointMixin
+from .scoring.bars import TickingBar
 from .scoring.evaluator import Evaluator
 from .search.build import compiled, make_mutation, make_recombination
 from .search.evolution import Evolution
@@ -266,7 +262,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             # Read once for the parent now and once for the evolved model at the end: not worth keeping in memory.
             self.test_batches = self._batches(test, None, 0.0)
         checkpoint = self._open_ledger(resume_from_checkpoint)
-        with self.ledger.scope(PARENT_SCOPE):
+        with self.ledger.scope(PARENT_SCOPE), scoring_shown(self, "Testing the parent"):
             if test is not None:
                 start = time.monotonic()
                 self.parent_test_logits = self.evaluator.logits(self.test_batches)
@@ -314,9 +310,10 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         self.limits = limits = Limits(self, evolution)
         sigma = args.sigma
         if sigma is None:
-            with self.ledger.scope(CALIBRATION_SCOPE):
+            with self.ledger.scope(CALIBRATION_SCOPE), scoring_shown(self, "Calibrating sigma"):
                 sigma = 0.0 if self.mutation.prune else self._calibrated_sigma(evolution)
         limits.tell_ahead(self._test_seconds)
+        work = run_work(self, evolution, limits)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         self.control.should_training_stop |= self._point.stopped
         if args.eval_on_start and not self.state.global_step:
@@ -334,6 +331,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
                 rows = self.fresh_samples.indices(self.state.global_step)
                 evolution.score_on(self._batches(self.train_dataset, rows, self._fitness_cache_share))
             report = child_reporter(self.callback_handler.callbacks, args, self.state, self.fitness)
+            work.generation(self.state.global_step)
             with self.ledger.scope(generation_scope(self.state.global_step)):
                 generation = limits.in_time(partial(evolution.step, self.state.global_step, generation_sigma, report))
             if generation is None:
@@ -349,6 +347,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             self._finish(generation)
 
         cost = self.run.cost(self.fitness_batches.num_images)
+        work.harvest()
         with self.ledger.scope(end_scope(self.state.global_step)):
             self._find_front(evolution)
             found = self._harvest(evolution)
@@ -398,11 +397,13 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         self.save_model(_internal_call=True)
         self.save_state()
         self.save_metrics("train", metrics)
-        with self.ledger.scope(f"{end_scope(self.state.global_step)}-test"):
+        scope = self.ledger.scope(f"{end_scope(self.state.global_step)}-test")
+        with scope, scoring_shown(self, "Testing the evolved model"):
             evolved_logits = None if self.test_batches is None else self.evaluator.logits(self.test_batches)
             self._measure_outside(evolved_logits)
         # The report of the first process, on all of them, once the files are there.
-        [self.report, *_] = self.evaluator.spread.together(lambda: self._write_report(evolved_logits, cost, found))
+        with TickingBar("Writing the results", shows_bars(self)):
+            [self.report, *_] = self.evaluator.spread.together(lambda: self._write_report(evolved_logits, cost, found))
         # The cells of a generation that a limit has ended are good for a run that goes on with a higher one.
         self.ledger.end(keep=() if self.stopped is None else (PARENT_SCOPE, generation_scope(self.state.global_step)))
 

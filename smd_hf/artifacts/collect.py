@@ -16,6 +16,7 @@ from ..ensemble.combination import combine
 from ..metrics.comparison import measured
 from ..metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
 from ..metrics.statistics import Scores, accuracy
+from ..scoring.bars import TickingBar
 from ..scoring.changes import keep
 from ..search.evolution import Evolution
 from ..search.fitness import ScoredChild, ranked
@@ -89,13 +90,14 @@ def _choose(
     variants = [evolution.variant(scored.child) for scored in survivors]
     batches = evolution.selection_batches
     scores = evolution.evaluator.score(variants, batches, keep_logits=True)
-    chosen = choose_members(
-        np.stack([score.logits for score in scores]),
-        batches.labels,
-        args.ensemble_size,
-        args.ensemble_selection,
-        args.ensemble_combination,
-    )
+    with TickingBar("Choosing the ensemble", not args.disable_tqdm and args.process_index == 0):
+        chosen = choose_members(
+            np.stack([score.logits for score in scores]),
+            batches.labels,
+            args.ensemble_size,
+            args.ensemble_selection,
+            args.ensemble_combination,
+        )
     return [(survivors[place], votes) for place, votes in chosen]
 
 

@@ -19,6 +19,7 @@ from ..files import check_output_dir, write_json
 from ..metrics.statistics import Scores, compare
 from ..models.load import load_image_processor, load_model, num_channels
 from ..reports.gain_report import format_comparison
+from ..scoring.bars import ScoringBar
 from ..scoring.evaluator import Evaluator
 from .parsing import CommandParser, hub_token, required
 from .terminal import quiet_libraries
@@ -146,7 +147,9 @@ def logits_in_data_order(
     use_cpu = args.use_cpu or not torch.accelerator.is_available()
     device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()
     batches = ImageBatches(images, collator, args.per_device_eval_batch_size, num_workers=args.dataloader_num_workers)
-    logits = Evaluator(model.to(device), device).logits(batches)
+    evaluator = Evaluator(model.to(device), device)
+    with ScoringBar(f"Scoring {name}") as evaluator.work:
+        logits = evaluator.logits(batches)
     if not np.isfinite(logits).all():
         raise SMDError(
             f"'{name}' gives logits that are not finite (NaN or infinity) on this data. Check that the checkpoint fits its "

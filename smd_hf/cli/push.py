@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ..errors import SMDError
 from ..hub.push import push_folder
+from ..scoring.bars import TickingBar
 from .terminal import quiet_libraries
 
 
@@ -50,6 +51,7 @@ def run(argv: Sequence[str]) -> int:
     """
     arguments = vars(make_parser().parse_args(argv))
     quiet_libraries()
-    commit = push_folder(arguments.pop("path"), **arguments)
+    with TickingBar(f"Pushing to {arguments['repo_id']}"):
+        commit = push_folder(arguments.pop("path"), **arguments)
     print(commit.pr_url or commit.repo_url)
     return 0

@@ -95,6 +95,10 @@ class ImageBatches:
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
+    def size_of(self, number: int) -> int:
+        """How many images a batch holds."""
+        return min(self.batch_size, len(self.indices) - number * self.batch_size)
+
     @property
     def labels(self) -> np.ndarray:
         """The labels that the collator gives, int64, of shape `(num_images,)`; reads what nothing has read yet."""

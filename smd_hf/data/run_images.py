@@ -8,6 +8,7 @@ import numpy as np
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..models.heads import replace_head
+from ..scoring.bars import TickingBar
 from ..scoring.costs import suffix_costs
 from .batches import ImageBatches
 from .fitness_samples import FreshSamples, split_indices
@@ -111,11 +112,14 @@ class DataMixin:
                 "The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on."
             )
         source = self.fitness_batches or self._batches_to_shape()
-        batches = (
-            (batch.pixel_values(self.args.device, self.model.dtype), batch.labels.to(self.args.device))
-            for batch in source
-        )
-        replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
+        shown = not self.args.disable_tqdm and self.args.process_index == 0
+        # The fit that follows the last image counts nothing: only the time goes on.
+        with TickingBar(f"Fitting a head for {len(names)} labels", shown, source.num_images) as bar:
+            batches = (
+                (batch.pixel_values(self.args.device, self.model.dtype), batch.labels.to(self.args.device))
+                for batch in bar.counting(source)
+            )
+            replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
 
     def _suffix_costs(self) -> list[float]:
         if self.fitness_batches is None:

@@ -15,6 +15,7 @@ from ..errors import SMDError
 from ..files import write_text
 from ..messages import one_line
 from ..reports.cards.model_card import CARD_NAME, render_card
+from ..scoring.bars import TickingBar
 from .push import hub_api, make_branch, push_run, staging_folder
 from .requests import persistently, push_command, repository_error
 from .staging import stage_checkpoint, stage_model
@@ -131,7 +132,8 @@ class HubMixin:
         if not self.args.push_to_hub or not self.is_world_process_zero():
             return
         try:
-            self._push_saved("End of training")
+            with TickingBar("Pushing to the Hub", not self.args.disable_tqdm):
+                self._push_saved("End of training")
         except SMDError as error:
             self.push_failure = str(error)
             logger.warning(self.push_failure)

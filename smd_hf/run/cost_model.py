@@ -52,22 +52,25 @@ class Foresight:
 
     def ahead(self, generation: int) -> Cost:
         """A generation that is still to be run, at the most."""
-        args, children = self.trainer.args, self._children(generation)
+        children = self.children(generation)
         shares = self._shares(children)
         images = self.trainer.images_per_generation
         if self.evolution.survivors:
             # Who comes through is not known: the costliest, at the most.
             shares = sorted(shares, reverse=True)
-            seen = self._seen_in_race(len(children), images)
+            seen = self.seen_in_race(len(children), images)
         else:
             seen = [images] * len(children)
-        candidates = self.evolution.recombination.most_candidates(len(children))
-        candidates += args.elitism and self._scores_parent(generation)
-        return self._cost(images, seen, shares, candidates)
+        return self._cost(images, seen, shares, self.candidates(generation, len(children)))
+
+    def candidates(self, generation: int, num_children: int) -> int:
+        """How many candidates a generation scores on the selection split, at the most, its parent among them."""
+        children = self.evolution.recombination.most_candidates(num_children)
+        return children + (self.trainer.args.elitism and self._scores_parent(generation))
 
     def behind(self, record: dict[str, Any]) -> Cost:
         """A generation that was run, from its [`Generation.record`]."""
-        shares = self._shares(self._children(record["generation"]))
+        shares = self._shares(self.children(record["generation"]))
         seen = [child["num_images"] for child in record["children"]]
         candidates = len(record["selection"])
         if self.trainer.args.elitism and not self._scores_parent(record["generation"]):
@@ -106,7 +109,7 @@ class Foresight:
         trainer = self.trainer
         return generation == 0 or (trainer.fresh_samples is not None and trainer.selection_batches is None)
 
-    def _seen_in_race(self, num_children: int, images: int) -> list[int]:
+    def seen_in_race(self, num_children: int, images: int) -> list[int]:
         """How many images each child sees, those first that come furthest."""
         size, survivors = self.trainer.args.eval_batch_size, self.evolution.survivors
         running, start, seen = num_children, 0, [0] * num_children
@@ -116,7 +119,8 @@ class Foresight:
             start, running = min(end * size, images), max(survivors, (running + 1) // 2)
         return seen
 
-    def _children(self, generation: int) -> list[Child]:
+    def children(self, generation: int) -> list[Child]:
+        """Of a generation still to come, of any sigma."""
         return self.evolution.mutation.children(generation, 1.0)
 
     def _shares(self, children: list[Child]) -> list[float]:

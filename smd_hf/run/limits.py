@@ -1,5 +1,6 @@
 """What a run may cost: it stops at the best so far when a generation would take it beyond, and says so."""
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,24 @@ class Limits:
         trainer = self.trainer
         if trainer.is_world_process_zero() and trainer.state.global_step < trainer.args.num_generations:
             logger.warning(estimate(self.foresight, test_seconds))
+
+    def planned(self) -> range:
+        """The generations from the next one on, as far as `max_forward_passes` allows each at most."""
+        numbers = range(self.trainer.state.global_step, self.trainer.args.num_generations)
+        limit = self.trainer.args.max_forward_passes
+        if limit is None:
+            return numbers
+        spent = sum(map(self.foresight.behind, self.trainer.run.generations), self.foresight.calibration())
+        for number in numbers:
+            spent += self.foresight.ahead(number)
+            if spent.passes > limit + _ROUNDING:
+                return range(numbers.start, number)
+        return numbers
+
+    def deadline(self) -> float | None:
+        """When `max_hours` are over, by `time.monotonic()`."""
+        hours = self.trainer.args.max_hours
+        return None if hours is None else time.monotonic() + 3600 * hours - self.trainer.run.seconds
 
     def allow_another(self) -> bool:
         """Whether the next generation may begin: it fits into what is left of the passes, and there is time."""

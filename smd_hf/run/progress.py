@@ -1,4 +1,4 @@
-"""The progress bar: child k of N, best fitness so far, time left."""
+"""The progress bar of a run: images scored of those planned, time left, generation, best fitness so far."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,13 +11,22 @@ from ..search.fitness import Fitness
 
 
 class EvolutionProgressCallback(ProgressCallback):
-    """Trainer's progress bar, counted in children instead of steps."""
+    """Trainer's progress bar, counted in images that the model has seen, over all children, instead of steps."""
+
+    planned: float | None = None
+    """How many images a run will come to, as far as is known before it begins."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            children = args.population_size
             self.training_bar = tqdm(
-                total=(args.num_generations - state.global_step) * children, unit="child", dynamic_ncols=True
+                total=self.planned,
+                unit=" images",
+                unit_scale=True,
+                dynamic_ncols=True,
+                # The mean rate: generations repeat the same work, but not at the same rate throughout.
+                smoothing=0,
+                # tqdm would learn from one long step to look rarely.
+                miniters=0,
             )
         self.done = 0
 
@@ -32,7 +41,20 @@ class EvolutionProgressCallback(ProgressCallback):
             if best is not None:
                 self.training_bar.set_postfix_str(f"best {fitness_name} {best:.4f}", refresh=False)
             self._describe(args, state)
-            self.training_bar.update(1)
+
+    def on_work(self, done: float, known: float, planned: float) -> None:
+        """
+        Something is done, or planned.
+
+        Args:
+            done (`float`): images that the whole model has seen, over all children and processes.
+            known (`float`): how many of these were scored before, in the run that this one resumes.
+            planned (`float`): how many there will be in the end.
+        """
+        bar = self.training_bar
+        if bar is not None:
+            bar.initial, bar.total = known, planned
+            bar.update(done - bar.n)
 
     def on_step_end(self, args, state, control, **kwargs):
         pass
@@ -43,9 +65,10 @@ class EvolutionProgressCallback(ProgressCallback):
 
     def _describe(self, args, state) -> None:
         if self.training_bar is not None:
+            # Where sums over batches are made of all children's logits, all children are done at once.
+            child = f", child {self.done}/{args.population_size}" if self.done else ""
             self.training_bar.set_description(
-                f"generation {state.global_step + 1}/{args.num_generations}, child {self.done}/{args.population_size}",
-                refresh=False,
+                f"generation {state.global_step + 1}/{args.num_generations}{child}", refresh=False
             )
 
 

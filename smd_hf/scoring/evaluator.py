@@ -11,12 +11,13 @@ from torch import nn
 from ..data.batches import Batch, ImageBatches
 from ..ensemble.prefix_replay import PrefixReplay
 from ..models.blocks import find_blocks
-from ..parallel.processes import Spread
+from ..parallel.processes import Spread, segment
 from .changes import Change, MakeChanges, applied
 from .job import Job
 from .record import Call, Recorder
 from .scores import Score
 from .sums import TAPPED_BYTES, BatchSums, Tap
+from .work import CallWork, Work
 
 REPLAY_FROM = 0.25
 """Prefixes are replayed where at least this share of the variants leaves the first block alone."""
@@ -54,7 +55,8 @@ class Evaluator:
         memory_format (`torch.memory_format`, *optional*): of the pixel values.
 
     Attributes:
-        ledger ([`Recorder`], *optional*): what has been scored already, and where the rest is written.
+        ledger ([`Ledger`], *optional*): what has been scored already, and where the rest is written.
+        work ([`Work`], *optional*): told how far each scoring call has come, for progress bars.
         images_forwarded (`int`): images that variants were scored on so far, over all variants and processes.
         full_passes (`float`): the same, with images which a part of the model was enough for counted by that part.
     """
@@ -81,6 +83,8 @@ class Evaluator:
         self._replay = PrefixReplay(model) if prefix_replay and forward is None else None
         self._first_block = frozenset(find_blocks(model)[0].parameter_names)
         self.ledger: Recorder | None = None
+        self.work: Work | None = None
+        self._pass_shares: Mapping[str, float] | None = None
         self.images_forwarded = 0
         self.full_passes = 0.0
 
@@ -123,7 +127,11 @@ class Evaluator:
 
         def work() -> tuple[dict[int, Score], dict[int, np.ndarray], float, dict[int, np.ndarray]]:
             tap = None if sums is None else Tap(sums, numbers)
-            job = Job(variants, batches, wanted, keep_logits, call, tap, on_scored)
+            shown = None
+            if self.work is not None:
+                done = [cell for cell in call.cells if sums is None or segment(cell[1], numbers) in call.totals]
+                shown = CallWork(self.work, *self.weights(variants), batches, numbers, wanted, done)
+            job = Job(variants, batches, wanted, keep_logits, call, tap, on_scored, shown)
             self._run(job)
             return job.scores, job.labels(), job.passes, {} if tap is None else tap.totals
 
@@ -138,6 +146,8 @@ class Evaluator:
             batches.add_labels(labels)
             self.full_passes += passes
             totals.update(part_totals)
+        if self.work is not None:
+            self.work.end()
         if sums is not None:
             sums.total = np.sum([totals[place] for place in sorted(totals)], axis=0)
         self.images_forwarded += sum(score.num_images for score in scores)
@@ -200,12 +210,36 @@ class Evaluator:
         known = all(variant.changed is not None for variant in variants)
         return known and sum(late) >= max(2, REPLAY_FROM * len(late))
 
+    def time_passes(self, batch: Callable[[], Batch]) -> None:
+        """
+        Measures which share of a pass begins at each block, for [`Evaluator.weights`].
+
+        Args:
+            batch (`Callable`): gives the batch that is passed through the model, where passes can be replayed.
+        """
+        if self._replay is None or not self._replay.supported[0]:
+            return
+        self.model.eval()
+        pixel_values = self.pixel_values(batch())
+        for _ in range(3):
+            with self._replay.record([]):
+                self.forward(pixel_values)
+        self._pass_shares = {name: self._replay.suffix_share([name]) for name in self.parameters}
+        self._replay.clear()
+
+    def weights(self, variants: Sequence[Variant]) -> tuple[list[float], float]:
+        """What an image costs for each variant, and what recording costs that all replay, in passes of the whole model."""
+        if self._pass_shares is None or not self.replays(variants):
+            return [1.0] * len(variants), 0.0
+        shares = self._pass_shares
+        return [max((shares[name] for name in variant.changed), default=0.0) for variant in variants], 1.0
+
     def _record(self, job: Job, batch: Batch, pixel_values: torch.Tensor) -> None:
         """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
         wanted = job.on([batch])
         with self._replay.record([job.variants[number].changed for number in wanted]):
             logits = self.forward(pixel_values)
-        job.spend(len(batch))
+        job.recorded(batch)
         for number in wanted:
             if not job.variants[number].changed:
                 job.found(number, batch, logits, 0.0)

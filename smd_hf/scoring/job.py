@@ -12,6 +12,7 @@ from ..parallel.processes import segment
 from .record import Call, ScoredCell
 from .scores import Cell, Score
 from .sums import Tap
+from .work import CallWork
 
 
 class Job:
@@ -26,6 +27,7 @@ class Job:
         call ([`Call`]): what is known already, and where the rest is written.
         tap ([`Tap`], *optional*): makes sums of the logits.
         on_scored (`Callable`, *optional*): told of each variant that is done, with its score as far as this process knows it.
+        work ([`CallWork`], *optional*): told of each variant that is scored on a batch, for progress bars.
 
     Attributes:
         scores (dict of `int` to [`Score`]): what this process has scored.
@@ -41,6 +43,7 @@ class Job:
         call: Call,
         tap: Tap | None = None,
         on_scored: Callable[[int, Score], None] | None = None,
+        work: CallWork | None = None,
     ):
         self.variants = variants
         self.batches = batches
@@ -49,6 +52,7 @@ class Job:
         self.call = call
         self.tap = tap
         self.on_scored = on_scored
+        self.work = work
         self.numbers = sorted(set().union(*set(wanted.values())))
         self.scores = {number: Score() for number in self.numbers}
         self.passes = 0.0
@@ -63,18 +67,25 @@ class Job:
         """By batch, of those that this process has read."""
         return self.batches.labels_by_batch(list(self.wanted))
 
-    def spend(self, passes: float) -> None:
-        """Counts a pass that scores nothing by itself."""
+    def recorded(self, batch: Batch) -> None:
+        """A whole pass, which scores nothing by itself."""
+        self._spend(len(batch))
+        if self.work is not None:
+            self.work.recorded(batch)
+
+    def _spend(self, passes: float) -> None:
         self.passes += passes
         self._unwritten += passes
 
     def found(self, number: int, batch: Batch, logits: torch.Tensor, passes: float) -> None:
         """A variant's logits on a batch, and what they cost."""
-        self.spend(passes)
+        self._spend(passes)
         cell = Cell.from_logits(logits, batch.labels, self.keep_logits)
         self.scores[number].cells[batch.number] = cell
         if self.tap is None:
             self._write([self._scored(number, batch.number)])
+        if self.work is not None:
+            self.work.scored(number, batch)
 
     def close(self, batch: Batch) -> None:
         """All variants have been through a batch, of which sums are made."""
