@@ -16,6 +16,7 @@ from ..errors import SMDError
 from ..evaluation.engine import Evaluator
 from ..evaluation.images import ImageBatches
 from ..files import check_output_dir, write_json
+from ..models.inputs import input_names
 from ..models.load import load_image_processor, load_model, num_channels
 from ..report import format_comparison
 from ..script_arguments import DataArguments, ModelArguments
@@ -141,7 +142,13 @@ def logits_in_data_order(
     if alignment.how == "index":
         print(f"{name}: {alignment.message}")
     collator = ImageCollator(
-        processor, image_column, label_column, alignment.mapping, num_channels(model), alignment.names
+        processor,
+        image_column,
+        label_column,
+        alignment.mapping,
+        num_channels(model),
+        alignment.names,
+        input_names(model),
     )
     use_cpu = args.use_cpu or not torch.accelerator.is_available()
     device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()
