@@ -20,9 +20,11 @@ from .data.image_checks import ReadableRows, check_images
 from .data.map_style import check_map_style
 from .data.pixels import codec_for
 from .data.preparation import check_problem_type, prepare_data
+from .data.reading import spare_threads
 from .errors import SMDError
 from .metrics.classification import with_named_metrics
 from .metrics.ood import OOD_METRICS
+from .models.inputs import input_names
 from .parallel.processes import Spread
 from .run.batch_size import tells_of_memory
 from .scoring.bars import ScoringBar
@@ -212,7 +214,7 @@ class EvolutionCallback(TrainerCallback):
         model = self.trainer.model
         [batch] = self.fitness_batches.head(1)
         with modes_kept(model):
-            return suffix_costs(model, batch.pixel_values(model.device, model.dtype))
+            return suffix_costs(model, batch.inputs(model.device, model.dtype))
 
     def _log(self, generation: Generation, control: TrainerControl | None) -> None:
         # A log in the midst of an event would use up Trainer's wish to log the epoch.
@@ -234,6 +236,10 @@ class EvolutionCallback(TrainerCallback):
             num_workers=args.dataloader_num_workers,
             codec=codec_for(self.trainer.processing_class),
             device=run.device if args.image_cache_on_device else None,
+            input_names=input_names(self.trainer.model),
+            prefetch_factor=args.dataloader_prefetch_factor,
+            threads=args.reading_threads,
+            spare=spare_threads(run.device),
         )
 
 

@@ -28,6 +28,7 @@ from smd_hf.data.rows import ImageCollator, find_columns
 from smd_hf.data.splits import load_splits
 from smd_hf.errors import SMDError
 from smd_hf.files import check_output_dir, write_json, write_lines, write_text
+from smd_hf.models.inputs import input_names
 from smd_hf.models.load import num_channels
 from smd_hf.reports.plots import style_axes
 from smd_hf.scoring.evaluator import Variant
@@ -125,6 +126,7 @@ def image_batches(
         mapping=alignment.mapping,
         channels=num_channels(model),
         names=alignment.names,
+        input_names=input_names(model),
     )
     return ImageBatches(dataset, collator, batch_size, indices, cache_bytes=10**12, codec=codec_for(processor))
 

@@ -66,6 +66,7 @@ def check_evolution_arguments(args: Any) -> None:
         "push_children": (0 <= args.push_children <= args.population_size, "between 0 and population_size"),
         "image_cache_gb": (args.image_cache_gb >= 0, "0 or more"),
         "child_cache_gb": (args.child_cache_gb >= 0, "0 or more"),
+        "reading_threads": (args.reading_threads is None or args.reading_threads >= 0, "0 or more"),
         "fitness_samples_per_generation": (
             args.fitness_samples_per_generation is None or args.fitness_samples_per_generation >= 1,
             "1 or more",

@@ -69,8 +69,16 @@ class ScoringArguments:
     child_cache_gb: float = field(
         default=1.0,
         metadata={
-            "help": "Memory for the weights of children while prefixes are replayed, in GB. Beyond it they are made again for "
-            "each batch."
+            "help": "Memory for the weights of children while prefixes are replayed or images are still being read, in GB. "
+            "Beyond it they are made again for each batch."
+        },
+    )
+    reading_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads that decode and resize images ahead of scoring, if dataloader_num_workers is 0. By default one for "
+            "each core, at most 8; while the model runs, only as many as it leaves cores idle. 0: read each batch when it is "
+            "needed, in the thread that scores."
         },
     )
     channels_last: bool = field(

@@ -12,11 +12,14 @@ from ..arguments.script_arguments import DataArguments, ModelArguments
 from ..data.batches import ImageBatches
 from ..data.image_checks import check_images
 from ..data.labels import align_labels, encode_labels, label_names, label_values
+from ..data.pixels import codec_for
+from ..data.reading import spare_threads
 from ..data.rows import ImageCollator, find_columns
 from ..data.splits import load_splits
 from ..errors import SMDError
 from ..files import check_output_dir, write_json
 from ..metrics.statistics import Scores, compare
+from ..models.inputs import input_names
 from ..models.load import load_image_processor, load_model, num_channels
 from ..reports.gain_report import format_comparison
 from ..scoring.bars import ScoringBar
@@ -42,7 +45,9 @@ class EvaluationArguments:
         default=None, metadata={"help": "The column of labels. Found by its type or usual name by default."}
     )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images in a batch."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that decode images."})
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "Processes that decode images. With 0, threads do."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU although there is a GPU."})
     seed: int = field(
         default=42, metadata={"help": "Draws the subset that max_eval_samples or train_val_split asks for."}
@@ -142,11 +147,25 @@ def logits_in_data_order(
     if alignment.how == "index":
         print(f"{name}: {alignment.message}")
     collator = ImageCollator(
-        processor, image_column, label_column, alignment.mapping, num_channels(model), alignment.names
+        processor,
+        image_column,
+        label_column,
+        alignment.mapping,
+        num_channels(model),
+        alignment.names,
+        input_names(model),
     )
     use_cpu = args.use_cpu or not torch.accelerator.is_available()
     device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()
-    batches = ImageBatches(images, collator, args.per_device_eval_batch_size, num_workers=args.dataloader_num_workers)
+    batches = ImageBatches(
+        images,
+        collator,
+        args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        codec=codec_for(processor),
+        input_names=input_names(model),
+        spare=spare_threads(device),
+    )
     evaluator = Evaluator(model.to(device), device)
     with ScoringBar(f"Scoring {name}") as evaluator.work:
         logits = evaluator.logits(batches)

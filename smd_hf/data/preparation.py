@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..models.adapters import check_no_adapter_layers
+from ..models.inputs import input_names
 from ..models.load import load_image_processor, load_model_for_new_head, num_channels
 from ..models.tasks import check_classifier
 from .labels import LabelAlignment, align_labels, check_same_labels, encode_labels, label_names, label_values
@@ -55,8 +56,8 @@ class PreparedData:
     How rows become inputs of the model.
 
     Args:
-        collator (`Callable`): rows to `{"pixel_values", "labels"}`, labels in the model's numbering.
-        image_column (`str`, *optional*): where the images are; `None` where rows already hold `pixel_values`.
+        collator (`Callable`): rows to the model's inputs and `"labels"`, labels in the model's numbering.
+        image_column (`str`, *optional*): where the images are; `None` where rows already hold the model's inputs.
         train_labels (`numpy.ndarray`, *optional*): of the train split, for stratification.
         eval_dataset: as given, with labels in the train split's order.
         new_labels (list of `str`, *optional*): the classes of the head that is to take the model's place, if one is.
@@ -84,8 +85,8 @@ def prepare_data(
     """
     Finds the columns and matches the labels; the head is not touched.
 
-    A collator of the user's own, or rows that hold `pixel_values` already, are taken as they are: what the collator returns
-    decides, and columns may have any names and hold anything. A classifier that the
+    A collator of the user's own, or rows that hold `pixel_values` (or the model's main input) already, are taken as they
+    are: what the collator returns decides, and columns may have any names and hold anything. A classifier that the
     checkpoint lacks (`missing_head`) is replaced whatever the labels are.
 
     Raises:
@@ -99,7 +100,11 @@ def prepare_data(
         if len(split) == 0:
             raise SMDError(f"{what} is empty. Give at least one image, or check the split and the limits on its size.")
     reference = next(iter(present.values()), None)
-    if reference is None or data_collator is not None or "pixel_values" in reference[0]:
+    if (
+        reference is None
+        or data_collator is not None
+        or any(name in reference[0] for name in ("pixel_values", model.main_input_name))
+    ):
         collator = data_collator or default_data_collator
         for what, split in present.items():
             check_collated(collator, split, model.config.num_labels, what)
@@ -128,6 +133,7 @@ def prepare_data(
         mapping=alignment.mapping,
         channels=num_channels(model),
         names=alignment.names,
+        input_names=input_names(model),
     )
     if isinstance(eval_dataset, dict):
         eval_dataset = {

@@ -8,6 +8,7 @@ import numpy as np
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..models.heads import replace_head
+from ..models.inputs import input_names
 from ..scoring.bars import TickingBar
 from ..scoring.costs import suffix_costs
 from .batches import ImageBatches
@@ -15,6 +16,7 @@ from .fitness_samples import FreshSamples, split_indices
 from .image_checks import check_images
 from .ood_images import OutsideImages, outside_collator, outside_images
 from .pixels import codec_for
+from .reading import spare_threads
 
 
 class DataMixin:
@@ -50,6 +52,10 @@ class DataMixin:
             codec=codec_for(self.processing_class),
             device=self.args.device if self.args.image_cache_on_device else None,
             pin_memory=self.args.device.type == "cuda" and self.args.dataloader_pin_memory,
+            input_names=input_names(self.model),
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            threads=self.args.reading_threads,
+            spare=spare_threads(self.args.device),
         )
 
     def _split_train_dataset(self, labels: np.ndarray | None) -> None:
@@ -116,7 +122,7 @@ class DataMixin:
         # The fit that follows the last image counts nothing: only the time goes on.
         with TickingBar(f"Fitting a head for {len(names)} labels", shown, source.num_images) as bar:
             batches = (
-                (batch.pixel_values(self.args.device, self.model.dtype), batch.labels.to(self.args.device))
+                (batch.inputs(self.args.device, self.model.dtype), batch.labels.to(self.args.device))
                 for batch in bar.counting(source)
             )
             replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
@@ -127,7 +133,7 @@ class DataMixin:
                 "allocation='cost' needs a train_dataset, whose first image shows the size of the model's input."
             )
         [batch] = self.fitness_batches.head(1)
-        return suffix_costs(self.model, batch.pixel_values(self.args.device, self.model.dtype))
+        return suffix_costs(self.model, batch.inputs(self.args.device, self.model.dtype))
 
     def _batches_to_shape(self) -> ImageBatches:
         return self._batches(self.reported_dataset, np.arange(1), 0.0)

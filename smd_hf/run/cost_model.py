@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..data.batches import ImageBatches
+from ..data.reading import seconds_in_the_way
 from ..ensemble.prefix_replay import PrefixReplay
 from ..models.blocks import find_blocks
 from ..scoring.costs import suffix_costs
@@ -139,7 +140,7 @@ class Foresight:
         """The share of a pass that begins at each parameter's block."""
         trainer = self.trainer
         [batch] = trainer.fitness_batches.head(1)
-        costs = suffix_costs(trainer.model, trainer.evaluator.pixel_values(batch))
+        costs = suffix_costs(trainer.model, trainer.evaluator.inputs(batch))
         blocks = find_blocks(trainer.model)
         return {name: cost for block, cost in zip(blocks, costs) for name in block.parameter_names}
 
@@ -159,14 +160,11 @@ def estimate(foresight: Foresight, test_seconds: float) -> str:
     size, read, forward, make = measured(trainer, evolution)
     per_image = forward / size / args.world_size
     seconds = cost.passes * total * per_image + len(numbers) * args.population_size * make
-    # What fits into memory is read once.
-    seconds += (
-        read
-        / size
-        / args.world_size
-        * trainer.images_per_generation
-        * (len(numbers) if trainer.fresh_samples is not None or not args.image_cache_gb else 1)
-    )
+    # What fits into memory is read once; all is read while the batches before are scored.
+    laps = len(numbers) if trainer.fresh_samples is not None or not args.image_cache_gb else 1
+    reading = read / size / args.world_size * trainer.images_per_generation
+    threads = args.dataloader_num_workers or trainer.fitness_batches.threads
+    seconds += laps * seconds_in_the_way(reading, read, seconds / max(1, len(numbers)), threads, args.device)
     if args.ensemble_size:
         seconds += args.population_size * foresight.selection_images * per_image
     seconds += test_seconds * (1 + args.save_children + args.ensemble_size)
@@ -181,15 +179,23 @@ def measured(trainer: "EvolutionTrainer", evolution: Evolution) -> tuple[int, fl
     """The size of the first batch; seconds to read it, to score it, and to make one child."""
     batches, evaluator = trainer.fitness_batches, trainer.evaluator
     first = batches.indices[: batches.batch_size]
-    # Not one that is in memory already, and without processes that would take longer to start than to read.
-    sample = ImageBatches(batches.dataset, batches.collator, batches.batch_size, first, codec=batches.codec)
+    # Not one that is in memory already, and by this thread alone.
+    sample = ImageBatches(
+        batches.dataset,
+        batches.collator,
+        batches.batch_size,
+        first,
+        codec=batches.codec,
+        input_names=batches.input_names,
+        threads=0,
+    )
     start = time.perf_counter()
     [batch] = sample
-    read = (time.perf_counter() - start) / max(1, batches.num_workers)
+    read = time.perf_counter() - start
     trainer.model.eval()
     for _ in range(2):  # the first pass over a shape takes longer
         start = time.perf_counter()
-        evaluator.forward(evaluator.pixel_values(batch)).cpu()
+        evaluator.forward(evaluator.inputs(batch)).cpu()
     forward = time.perf_counter() - start
     children = evolution.mutation.children(trainer.state.global_step, 1.0)
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from .limits import Limits
 from .progress import EvolutionProgressCallback
 
 if TYPE_CHECKING:
-    from .trainer import EvolutionTrainer
+    from ..trainer import EvolutionTrainer
 
 
 class RunWork(Work):

@@ -44,7 +44,7 @@ class Evaluator:
     Scores variants of a model by forward passes; the model is the parent again whenever a call returns or raises.
 
     Args:
-        model (`torch.nn.Module`): takes `pixel_values` and returns an output with `logits`; put into eval mode.
+        model (`torch.nn.Module`): takes the inputs of a batch by name and returns an output with `logits`; put into eval mode.
         device (`torch.device`): where the model is.
         autocast (`Callable`, *optional*): makes the context of each forward pass, for mixed precision.
         spread ([`Spread`], *optional*): over which processes; over none by default.
@@ -52,7 +52,7 @@ class Evaluator:
         change_cache_bytes (`int`, *optional*, defaults to 1e9): memory for the weights of children while batches go by one at
             a time; beyond it they are made anew for each batch.
         forward (`Callable`, *optional*): what is called in place of the model: the same, compiled.
-        memory_format (`torch.memory_format`, *optional*): of the pixel values.
+        memory_format (`torch.memory_format`, *optional*): of inputs of shape `(batch, channels, height, width)`.
 
     Attributes:
         ledger ([`Ledger`], *optional*): what has been scored already, and where the rest is written.
@@ -158,14 +158,18 @@ class Evaluator:
         [score] = self.score([Variant("model")], batches, keep_logits=True)
         return score.logits
 
-    def pixel_values(self, batch: Batch) -> torch.Tensor:
-        """What the model takes for a batch, on its device and in its dtype and memory format."""
-        return batch.pixel_values(self.device, self.model.dtype).to(memory_format=self.memory_format)
+    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What the model takes for a batch, by name, on its device and in its dtype and memory format."""
+        inputs = batch.inputs(self.device, self.model.dtype)
+        return {
+            name: tensor.to(memory_format=self.memory_format) if tensor.ndim == 4 else tensor
+            for name, tensor in inputs.items()
+        }
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
         with torch.inference_mode(), self.autocast():
-            logits = self._call(pixel_values=pixel_values).logits
+            logits = self._call(**inputs).logits
         # A copy, as a compiled model may write its next output into the same memory.
         return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 
@@ -174,15 +178,19 @@ class Evaluator:
         changes = ChangeCache(job.variants, self.change_cache_bytes)
         replays = self.replays([job.variants[number] for number in job.numbers])
         job.report_known()
-        for group in job.batches.groups(list(job.wanted), on_read=self.spread.stop.check) if job.numbers else ():
+        numbers = list(job.wanted)
+        # Of one list of batches, changes are needed once.
+        once = job.batches.in_memory(numbers) and not replays and job.tap is None
+        eager = replays or all(job.variants[number].changes is tuple for number in job.numbers)
+        for group in job.batches.groups(numbers, self.spread.stop.check, eager) if job.numbers else ():
             for part in self._parts(group, job, replays):
                 recorded = None
                 if replays:
-                    recorded = self.pixel_values(part[0])
+                    recorded = self.inputs(part[0])
                     self._record(job, part[0], recorded)
                 for number in job.on(part):
                     if not replays or job.variants[number].changed:
-                        self._score_one(job, number, part, changes, recorded)
+                        self._score_one(job, number, part, changes(number, once), recorded)
                     self.spread.stop.check()
                     job.report(number, part)
                 for batch in part if job.tap is not None else ():
@@ -220,10 +228,10 @@ class Evaluator:
         if self._replay is None or not self._replay.supported[0]:
             return
         self.model.eval()
-        pixel_values = self.pixel_values(batch())
+        inputs = self.inputs(batch())
         for _ in range(3):
             with self._replay.record([]):
-                self.forward(pixel_values)
+                self.forward(inputs)
         self._pass_shares = {name: self._replay.suffix_share([name]) for name in self.parameters}
         self._replay.clear()
 
@@ -234,11 +242,11 @@ class Evaluator:
         shares = self._pass_shares
         return [max((shares[name] for name in variant.changed), default=0.0) for variant in variants], 1.0
 
-    def _record(self, job: Job, batch: Batch, pixel_values: torch.Tensor) -> None:
+    def _record(self, job: Job, batch: Batch, inputs: Mapping[str, torch.Tensor]) -> None:
         """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
         wanted = job.on([batch])
         with self._replay.record([job.variants[number].changed for number in wanted]):
-            logits = self.forward(pixel_values)
+            logits = self.forward(inputs)
         job.recorded(batch)
         for number in wanted:
             if not job.variants[number].changed:
@@ -247,17 +255,22 @@ class Evaluator:
                     job.tap.add(number, batch, logits)
 
     def _score_one(
-        self, job: Job, number: int, batches: list[Batch], changes: "ChangeCache", recorded: torch.Tensor | None
+        self,
+        job: Job,
+        number: int,
+        batches: list[Batch],
+        changes: Iterable[tuple[str, Change]],
+        recorded: Mapping[str, torch.Tensor] | None,
     ) -> None:
-        """Scores one variant on batches, or on the one whose pass over these pixel values was recorded."""
+        """Scores one variant on batches, or on the one whose pass over these inputs was recorded."""
         changed = job.variants[number].changed
         waiting: tuple[Batch, torch.Tensor, float] | None = None
-        with applied(self.parameters, changes(number, once=recorded is None and job.tap is None)):
+        with applied(self.parameters, changes):
             for batch in batches:
                 if number not in job.wanted[batch.number]:
                     continue
                 with nullcontext() if recorded is None else self._replay.replay(changed):
-                    logits = self.forward(self.pixel_values(batch) if recorded is None else recorded)
+                    logits = self.forward(self.inputs(batch) if recorded is None else recorded)
                 # A GPU is at work on this batch while the one before is looked at.
                 if waiting is not None:
                     job.found(number, *waiting)
