@@ -12,11 +12,13 @@ from ..data.image_checks import check_images
 from ..data.labels import align_labels, encode_labels, label_names, label_values
 from ..data.rows import ImageCollator, find_columns
 from ..data.splits import load_splits
+from ..ensemble import SMDEnsembleForImageClassification
 from ..errors import SMDError
 from ..evaluation.engine import Evaluator
 from ..evaluation.images import ImageBatches
 from ..files import check_output_dir, write_json
-from ..models.load import load_image_processor, load_model, num_channels
+from ..loading import load_with_processor
+from ..models.load import num_channels
 from ..report import format_comparison
 from ..script_arguments import DataArguments, ModelArguments
 from ..statistics import Scores, compare
@@ -32,7 +34,9 @@ class EvaluationArguments:
 
     against: str | None = field(
         default=None,
-        metadata={"help": "Another model (id or folder), to compare the first one with on the same images."},
+        metadata={
+            "help": "Another model, delta or ensemble (id or folder), to compare the first one with on the same images."
+        },
     )
     image_column_name: str | None = field(
         default=None, metadata={"help": "The column of images. Found by its type or usual name by default."}
@@ -116,18 +120,17 @@ def logits_in_data_order(
     that is; classes that the data set does not know come after them.
 
     Args:
-        name (`str`): the model.
+        name (`str`): the model: an image classifier, a sparse delta or an ensemble.
         images (`datasets.Dataset`): to score on.
         columns (`tuple[str, str]`): of images and of labels.
         args ([`EvaluationArguments`]): batch size, workers and device.
-        loading (`dict`): further arguments of [`~models.load_model`].
+        loading (`dict`): further arguments of [`~loading.load`].
 
     Raises:
         `SMDError`: if the model does not load, does not know all of the labels, or gives logits that are not finite.
     """
     image_column, label_column = columns
-    model = load_model(name, **loading)
-    processor = load_image_processor(name, model=model, **{key: loading[key] for key in loading if key != "dtype"})
+    model, processor = load_with_processor(name, **loading)
     names, observed = label_names(images, label_column), label_values(images, label_column)
     alignment = align_labels(names, observed, model.config.id2label, split="validation")
     if alignment.how == "replace":
@@ -140,8 +143,9 @@ def logits_in_data_order(
         )
     if alignment.how == "index":
         print(f"{name}: {alignment.message}")
+    member = model.models[0] if isinstance(model, SMDEnsembleForImageClassification) else model
     collator = ImageCollator(
-        processor, image_column, label_column, alignment.mapping, num_channels(model), alignment.names
+        processor, image_column, label_column, alignment.mapping, num_channels(member), alignment.names
     )
     use_cpu = args.use_cpu or not torch.accelerator.is_available()
     device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()

@@ -118,7 +118,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         check_no_optimizer(optimizers, optimizer_cls_and_kwargs)
         check_datasets(train_dataset, eval_dataset, ood_dataset)
         settle_arguments(args)
-        self._given_by_name = isinstance(model, str | Path)
+        self._given_name = str(model) if isinstance(model, str | Path) else None
         metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
         self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         self._take_objectives(args, metrics, ood_dataset)
@@ -198,7 +198,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         self._test_seconds = 0.0
         self.parent_test_logits: np.ndarray | None = None
         self.parent_zero_share = zero_share(self.mutation.parameters)
-        name = str(self.model.config._name_or_path) or type(self.model).__name__
+        name = str(self.model.config._name_or_path) or self._given_name or type(self.model).__name__
         # A relative path looks like the id of a model on the Hub, from any other folder than this one.
         self.parent_name = str(Path(name).absolute()) if Path(name).is_dir() else name
         self.first_parent: PreTrainedModel | None = None
@@ -273,7 +273,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
     def _copy_of_parent(self) -> PreTrainedModel:
         """The parent that deltas are relative to; saved beside them where its name alone does not give it again."""
         parent = copy.deepcopy(self.model).cpu()
-        if not self._given_by_name or self.new_head is not None:
+        if self._given_name is None or not parent.name_or_path or self.new_head is not None:
             folder = Path(self.args.output_dir) / "parent"
             if self.args.should_save:
                 save_checkpoint(parent, self.processing_class, folder)
