@@ -19,8 +19,9 @@ from transformers.utils import logging
 from .arguments.evolution_arguments import EvolutionArguments
 from .arguments.inherited_arguments import check_not_sharded
 from .artifacts.collect import Harvest, harvest, write_harvest
+from .artifacts.resolve_model import resolve_model
 from .data.image_checks import ReadableRows
-from .data.preparation import check_problem_type, prepare_data, resolve_model
+from .data.preparation import check_problem_type, prepare_data
 from .errors import SMDError
 from .files import full_disk_is_told
 from .hub.publisher import HubMixin
@@ -121,7 +122,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         check_no_optimizer(optimizers, optimizer_cls_and_kwargs)
         check_datasets(train_dataset, eval_dataset, ood_dataset)
         settle_arguments(args)
-        self._given_by_name = isinstance(model, str | Path)
+        self._given_name = str(model) if isinstance(model, str | Path) else None
         metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
         self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         self._take_objectives(args, metrics, ood_dataset)
@@ -168,13 +169,14 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         # 4. The three disjoint sets
         self.batch_size_search = settle_batch_size(self)
         self.image_column = data.image_column
+        self.train_classes = data.train_classes
         if train_dataset is not None:
             self._split_train_dataset(data.train_labels)
             if ood_dataset is not None:
                 self._deal_out(ood_dataset)
 
         # 5. A head for the data set's labels
-        self.new_head = None if data.new_labels is None else args.head_init
+        self.new_head = None if data.new_labels is None else args.head_init or "linear_probe"
         if data.new_labels is not None:
             with memory_is_told(args):
                 self._replace_head(data.new_labels)
@@ -201,7 +203,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         self._test_seconds = 0.0
         self.parent_test_logits: np.ndarray | None = None
         self.parent_zero_share = zero_share(self.mutation.parameters)
-        name = str(self.model.config._name_or_path) or type(self.model).__name__
+        name = str(self.model.config._name_or_path) or self._given_name or type(self.model).__name__
         # A relative path looks like the id of a model on the Hub, from any other folder than this one.
         self.parent_name = str(Path(name).absolute()) if Path(name).is_dir() else name
         self.first_parent: PreTrainedModel | None = None
@@ -277,7 +279,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
     def _copy_of_parent(self) -> PreTrainedModel:
         """The parent that deltas are relative to; saved beside them where its name alone does not give it again."""
         parent = copy.deepcopy(self.model).cpu()
-        if not self._given_by_name or self.new_head is not None:
+        if self._given_name is None or not parent.name_or_path or self.new_head is not None:
             folder = Path(self.args.output_dir) / "parent"
             if self.args.should_save:
                 save_checkpoint(parent, self.processing_class, folder)

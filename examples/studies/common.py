@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from smd_hf.arguments.evolution_arguments import EvolutionArguments
 from smd_hf.cli.digits import digit_splits
+from smd_hf.data.alignment import align_labels
 from smd_hf.data.batches import ImageBatches
-from smd_hf.data.labels import align_labels, label_names, label_values
+from smd_hf.data.labels import label_names, label_values
 from smd_hf.data.pixels import codec_for
 from smd_hf.data.rows import ImageCollator, find_columns
 from smd_hf.data.splits import load_splits

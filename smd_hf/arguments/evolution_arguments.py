@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from ..errors import SMDError
 from .checks import check_evolution_arguments, measured_names
 from .choices import Preset
+from .label_map import read_label_map
 from .method_arguments import FitnessArguments, MutationArguments, PopulationArguments, RecombinationArguments
 from .recipes import read_recipe
 from .run_arguments import ArtifactArguments, ImageArguments, ScoringArguments
@@ -80,6 +81,9 @@ class EvolutionArguments(
         for name in ("model_init_kwargs", "metric_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, _json_object(name, getattr(self, name)))
+        if self.label_map is not None:
+            # Its content, not its place, is what a run is resumed with and reported by.
+            self.label_map = read_label_map(self.label_map)
         # Trainer fills in many arguments below: what was chosen shows only here.
         self._chosen = {argument.name for argument in fields(self) if _differs(argument, getattr(self, argument.name))}
         if self.objective is not None:

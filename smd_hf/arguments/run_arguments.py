@@ -1,6 +1,7 @@
 """The arguments of a run: its images, how they are scored, and what it leaves."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from .choices import EnsembleCombination, EnsembleSelection, HeadInit, OnBadImages, Racing, Spread
 
@@ -22,11 +23,19 @@ class ImageArguments:
             "out before the data is split, with a warning, and counts them in the report."
         },
     )
-    head_init: HeadInit = field(
-        default="linear_probe",
+    label_map: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Which class of the model a label of the data set means: a JSON or CSV file (or a JSON object) from the data "
+            "set's label to the model's label or class index. Other labels are matched by name, synonym and WordNet id."
+        },
+    )
+    head_init: HeadInit | None = field(
+        default=None,
         metadata={
             "help": "If the labels of the data set are not the model's: linear_probe replaces the classifier by a logistic "
-            "regression on frozen features (no back-propagation), random by random weights, keep raises an error."
+            "regression on frozen features (no back-propagation), random by random weights, keep raises an error. Defaults to "
+            "linear_probe if no label is one of the model's, and to an error if some are and some are not."
         },
     )
 

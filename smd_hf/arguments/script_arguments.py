@@ -16,7 +16,10 @@ class ModelArguments:
     _argument_group_name = "the model"
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A model id on the Hub, or the folder of a checkpoint. Required."}
+        default=None,
+        metadata={
+            "help": "A model id on the Hub, or the folder of a checkpoint; a sparse delta is put on its base. Required."
+        },
     )
     model_revision: str | None = field(
         default=None, metadata={"help": "The branch, tag or commit of the model on the Hub."}

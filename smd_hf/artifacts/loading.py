@@ -3,14 +3,16 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 from ..errors import SMDError
 from ..files import check_entries
-from ..models.load import DTYPES, load_model
+from ..models.load import DTYPES, load_image_processor, load_model
 from ..models.loading_errors import explain_loading_error
 from .delta.config import DELTA_CONFIG_NAME, shown
 from .delta.sparse_delta import SparseDelta
@@ -53,35 +55,88 @@ def load(
     Raises:
         `SMDError`: if there is none of the three, it is damaged or tampered with, or needs code that is not trusted.
     """
+    source = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    return _load(os.fspath(repo_or_path), source, trust_remote_code, dtype, subfolder)[0]
+
+
+def load_with_processor(
+    repo_or_path: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | torch.dtype = "auto",
+    cache_dir: str | os.PathLike | None = None,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    As [`load`], and the image processor: of a delta without one of its own, that of its base.
+
+    Raises:
+        `SMDError`: as [`load`]; if there is no image processor.
+    """
+    source = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    name = expanded(os.fspath(repo_or_path))
+    model, delta = _load(name, source, trust_remote_code, dtype)
+    if delta is not None and find_file(name, IMAGE_PROCESSOR_NAME, source, unreachable_is_missing=True) is None:
+        name, source = delta.config.base_model, source | {"revision": delta.config.base_revision}
+    return model, load_image_processor(name, model=model, trust_remote_code=trust_remote_code, **source)
+
+
+def stored_form(name: str, source: dict[str, Any], subfolder: str = "") -> str | None:
+    """
+    `"delta"`, `"ensemble"` or `"model"`, by the configuration that a folder or repository holds; `None` where it holds none.
+
+    Args:
+        name (`str`): the folder or repository.
+        source (`dict`): `revision`, `token` and `cache_dir`.
+        subfolder (`str`, *optional*, defaults to `""`): where in it; there can be nothing but a delta in one.
+    """
+    if subfolder:
+        return "delta"
+    # A checkpoint in the cache loads without a network, although nothing there says that it is no delta.
+    config = find_file(name, CONFIG_NAME, source, unreachable_is_missing=True)
+    if find_file(name, DELTA_CONFIG_NAME, source, unreachable_is_missing=config is not None) is not None:
+        return "delta"
+    if config is None:
+        return None
+    return "ensemble" if _model_type(config, name) == SMDEnsembleConfig.model_type else "model"
+
+
+def _load(
+    name: str, source: dict[str, Any], trust_remote_code: bool, dtype: str | torch.dtype, subfolder: str = ""
+) -> tuple[PreTrainedModel, SparseDelta | None]:
+    """The model, and the delta that it was made of, if any."""
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise SMDError(f"dtype is '{dtype}'; expected one of {', '.join(DTYPES)}.")
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
-    name = os.fspath(repo_or_path)
-    name = expanded if os.path.exists(expanded := os.path.expanduser(name)) else name
-    source = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    # A checkpoint in the cache loads without a network, although nothing there says that it is no delta.
-    config = None if subfolder else find_file(name, "config.json", source, unreachable_is_missing=True)
-    delta = find_file(name, DELTA_CONFIG_NAME, source, subfolder, unreachable_is_missing=config is not None)
-    if delta is not None or subfolder:
-        child = SparseDelta.from_pretrained(name, **source, subfolder=subfolder).merge(
-            trust_remote_code=trust_remote_code, token=token, cache_dir=cache_dir
-        )
-        return child if dtype == "auto" else child.to(dtype)
-    if config is None:
+    name = expanded(name)
+    form = stored_form(name, source, subfolder)
+    if form == "delta":
+        delta = SparseDelta.from_pretrained(name, **source, subfolder=subfolder)
+        child = delta.merge(trust_remote_code=trust_remote_code, token=source["token"], cache_dir=source["cache_dir"])
+        return child if dtype == "auto" else child.to(dtype), delta
+    if form is None:
         raise SMDError(
             f"'{name}' holds none of what can be loaded: no config.json of an image classifier or an ensemble, and no "
             f"{DELTA_CONFIG_NAME} of a sparse delta. Check the name and the revision; of a repository with several deltas, "
-            "name one with subfolder=..."
+            "name one with subfolder=..., of a folder with several, give the folder of one."
         )
-    if _model_type(config, name) == SMDEnsembleConfig.model_type:
+    if form == "ensemble":
         check_entries(name)
         try:
-            return SMDEnsembleForImageClassification.from_pretrained(
+            ensemble = SMDEnsembleForImageClassification.from_pretrained(
                 name, **source, trust_remote_code=trust_remote_code, dtype=dtype
-            ).eval()
+            )
         except Exception as error:  # a configuration may make transformers stumble anywhere
             raise SMDError(explain_loading_error(name, error, "ensemble", source)) from error
-    return load_model(name, **source, trust_remote_code=trust_remote_code, dtype=dtype)
+        return ensemble.eval(), None
+    return load_model(name, **source, trust_remote_code=trust_remote_code, dtype=dtype), None
+
+
+def expanded(name: str) -> str:
+    """The folder where `~` stands for the home folder, otherwise the name as it is."""
+    path = os.path.expanduser(name)
+    return path if os.path.exists(path) else name
 
 
 def _model_type(config: Path, name: str) -> str | None:

@@ -1,26 +1,32 @@
 """`smd-hf evaluate`: score a model, or compare two on the same images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 
+from ..arguments.label_map import LabelMap, read_label_map
 from ..arguments.script_arguments import DataArguments, ModelArguments
+from ..artifacts.loading import load_with_processor
+from ..data.alignment import align_labels
 from ..data.batches import ImageBatches
 from ..data.image_checks import check_images
-from ..data.labels import align_labels, encode_labels, label_names, label_values
+from ..data.labels import encode_labels, label_names, label_values
 from ..data.pixels import codec_for
 from ..data.reading import spare_threads
 from ..data.rows import ImageCollator, find_columns
 from ..data.splits import load_splits
+from ..ensemble import SMDEnsembleForImageClassification
 from ..errors import SMDError
 from ..files import check_output_dir, write_json
+from ..metrics.absent_classes import classes_at_hand, compare_restricted, predicted_elsewhere, restricted
 from ..metrics.statistics import Scores, compare
 from ..models.inputs import input_names
-from ..models.load import load_image_processor, load_model, num_channels
+from ..models.load import num_channels
 from ..reports.gain_report import format_comparison
 from ..scoring.bars import ScoringBar
 from ..scoring.evaluator import Evaluator
@@ -36,13 +42,23 @@ class EvaluationArguments:
 
     against: str | None = field(
         default=None,
-        metadata={"help": "Another model (id or folder), to compare the first one with on the same images."},
+        metadata={
+            "help": "Another model, delta or ensemble (id or folder), to compare the first one with on the same images."
+        },
     )
     image_column_name: str | None = field(
         default=None, metadata={"help": "The column of images. Found by its type or usual name by default."}
     )
     label_column_name: str | None = field(
         default=None, metadata={"help": "The column of labels. Found by its type or usual name by default."}
+    )
+    label_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which of the model's classes a label of the data set means: a JSON or CSV file (or a JSON object) from the "
+            "data set's label to the model's label or class index, the same for both models. Other labels are matched by name, "
+            "synonym and WordNet id."
+        },
     )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images in a batch."})
     dataloader_num_workers: int = field(
@@ -57,6 +73,7 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size < 1:
             raise SMDError(f"per_device_eval_batch_size is {self.per_device_eval_batch_size}; expected 1 or more.")
+        self.labels_given: LabelMap | None = None if self.label_map is None else read_label_map(self.label_map)
         if self.dataloader_num_workers < 0:
             raise SMDError(f"dataloader_num_workers is {self.dataloader_num_workers}; expected 0 or more.")
 
@@ -95,20 +112,32 @@ def run(argv: Sequence[str]) -> int:
         check_images(images, image_column, what="validation")
         # The revision belongs to the first model: another repository has commits of its own.
         loading = [model_args.loading(), {**model_args.loading(), "revision": None}]
-        logits = [
+        scored = [
             logits_in_data_order(name, images, (image_column, label_column), args, kwargs)
             for name, kwargs in zip(models, loading)
         ]
-    labels = encode_labels(label_values(images, label_column), label_names(images, label_column), split="validation")
+    logits, (labels, *others) = [each for each, _ in scored], [each for _, each in scored]
+    if not all(np.array_equal(labels, each) for each in others):
+        raise SMDError(
+            "label_map gives two labels one class of one model, but two classes of the other, so that the two cannot be compared. Give "
+            "the same labels one class of both."
+        )
 
     if args.against is None:
         scores = Scores.from_logits(logits[0], labels)
         result = {"model": models[0], **asdict(scores)}
         print(format_scores(models[0], scores))
+        names = models
     else:
-        comparison = compare(logits[1], logits[0], labels, names=short_names(models[1], models[0]), seed=args.seed)
+        comparison = compare(
+            logits[1], logits[0], labels, names=(names := short_names(models[1], models[0])), seed=args.seed
+        )
         result = {"model": models[0], "against": models[1], **asdict(comparison)}
         print(format_comparison(comparison))
+    absent = absent_classes(list(zip(names, reversed(logits))), labels, args.seed)
+    if absent is not None:
+        result["absent_classes"] = absent
+        print(format_absent(absent))
     if args.output_file is not None:
         write_json(Path(args.output_file), result)
     return 0
@@ -116,44 +145,47 @@ def run(argv: Sequence[str]) -> int:
 
 def logits_in_data_order(
     name: str, images: Dataset, columns: tuple[str, str], args: EvaluationArguments, loading: dict
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    A model's logits, float32, of shape `(images, classes)`: column k is the data set's label k, whatever class of the model
-    that is; classes that the data set does not know come after them.
+    A model's logits, float32, of shape `(images, classes)`, whose columns are in the order of the data set's labels, whatever
+    classes of the model they are, with the classes that the data set does not know after them; and the column of each image's
+    label, int64 of shape `(images,)`. Labels that a label map gives one class have one column.
 
     Args:
-        name (`str`): the model.
+        name (`str`): the model: an image classifier, a sparse delta or an ensemble.
         images (`datasets.Dataset`): to score on.
         columns (`tuple[str, str]`): of images and of labels.
         args ([`EvaluationArguments`]): batch size, workers and device.
-        loading (`dict`): further arguments of [`~models.load_model`].
+        loading (`dict`): further arguments of [`~loading.load`].
 
     Raises:
         `SMDError`: if the model does not load, does not know all of the labels, or gives logits that are not finite.
     """
     image_column, label_column = columns
-    model = load_model(name, **loading)
-    processor = load_image_processor(name, model=model, **{key: loading[key] for key in loading if key != "dtype"})
+    model, processor = load_with_processor(name, **loading)
     names, observed = label_names(images, label_column), label_values(images, label_column)
-    alignment = align_labels(names, observed, model.config.id2label, split="validation")
-    if alignment.how == "replace":
-        known = ", ".join(list(model.config.id2label.values())[:5])
-        raise SMDError(
-            f"'{name}' cannot be scored on this data: it does not know all of its labels. The labels are "
-            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}; the model's classes are {known}"
-            f"{', ...' if model.config.num_labels > 5 else ''}. Choose a model with these classes, or rename the labels; "
-            "`smd-hf evolve` gives a model a head for them."
+    try:
+        alignment = align_labels(
+            names,
+            observed,
+            model.config.id2label,
+            split="validation",
+            label_map=args.labels_given,
+            otherwise="Or choose a model with these classes; `smd-hf evolve` gives a model a head for them.",
         )
-    if alignment.how == "index":
+    except SMDError as error:
+        raise SMDError(f"'{name}' cannot be scored on this data. {error}") from error
+    if not alignment.is_sure:
         print(f"{name}: {alignment.message}")
+    member = model.models[0] if isinstance(model, SMDEnsembleForImageClassification) else model
     collator = ImageCollator(
         processor,
         image_column,
         label_column,
         alignment.mapping,
-        num_channels(model),
+        num_channels(member),
         alignment.names,
-        input_names(model),
+        input_names(member),
     )
     use_cpu = args.use_cpu or not torch.accelerator.is_available()
     device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()
@@ -174,8 +206,55 @@ def logits_in_data_order(
             f"'{name}' gives logits that are not finite (NaN or infinity) on this data. Check that the checkpoint fits its "
             "image processor, and load it with --dtype float32 if it is in float16."
         )
-    others = np.setdiff1d(np.arange(logits.shape[1]), alignment.mapping)
-    return logits[:, np.concatenate([alignment.mapping, others])]
+    columns, places = alignment.columns(logits.shape[1])
+    return logits[:, columns], places[encode_labels(observed, alignment.names, split="validation")]
+
+
+def absent_classes(models: Sequence[tuple[str, np.ndarray]], labels: np.ndarray, seed: int) -> dict[str, Any] | None:
+    """
+    What models predict of classes that have no image here, and how good they are without these.
+
+    Args:
+        models (sequence of `(str, np.ndarray)`): names and logits of one model, or of two to compare.
+        labels (`np.ndarray`): columns of the images' labels.
+        seed (`int`): of the bootstrap.
+
+    Returns:
+        `dict` or `None`: how many classes are `with_images`; by model (`models`) its `classes`, those `without_images`, the share of
+        images on which it `predicted` one of them, and its `restricted` scores; for two models the `comparison` of these. `None`
+        where there are no such classes.
+    """
+    at_hand = classes_at_hand(labels)
+    if len(at_hand) < 2 or all(logits.shape[1] <= len(at_hand) for _, logits in models):
+        return None
+    entry: dict[str, Any] = {"with_images": len(at_hand), "models": {}}
+    for name, logits in models:
+        entry["models"][name] = {
+            "classes": logits.shape[1],
+            "without_images": logits.shape[1] - len(at_hand),
+            "predicted": predicted_elsewhere(logits, at_hand),
+            "restricted": asdict(Scores.from_logits(*restricted(logits, labels, at_hand))),
+        }
+    if len(models) == 2:
+        (first, baseline), (second, candidate) = models
+        comparison = compare_restricted(baseline, candidate, labels, at_hand, names=(first, second), seed=seed)
+        entry["comparison"] = asdict(comparison)
+    return entry
+
+
+def format_absent(absent: Mapping[str, Any]) -> str:
+    """The same for the terminal."""
+    lines = [""]
+    for name, each in absent["models"].items():
+        scores = each["restricted"]
+        lines.append(
+            f"{name}: {each['without_images']:,} of {each['classes']:,} classes have no image here; one of them is predicted on "
+            f"{100 * each['predicted']:.2f} % of the images. Restricted to the {absent['with_images']:,} others: accuracy "
+            f"{100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.4f}."
+        )
+    if "comparison" in absent:
+        lines.append(f"Restricted to these, {absent['comparison']['verdict']}")
+    return "\n".join(lines)
 
 
 def format_scores(name: str, scores: Scores) -> str:

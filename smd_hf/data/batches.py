@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..data.rows import ImageCollator
 from ..errors import SMDError
 from ..models.inputs import moved, select_inputs
 from .pixels import PixelCodec
 from .reading import ReadAhead, WorkerProcesses, default_threads, spare_threads
+from .rows import ImageCollator
 
 logger = logging.get_logger(__name__)
 

@@ -22,14 +22,14 @@ def measured(
         `tuple[dict, dict]`: its scores, and the paired difference with `significant` and `verdict`.
     """
     comparison = compare(parent_logits, logits, labels, names=("parent", name), seed=seed)
-    difference = _difference_entry(comparison)
-    return _scores_entry(comparison.candidate), difference | {
+    difference = difference_entry(comparison)
+    return scores_entry(comparison.candidate), difference | {
         "significant": comparison.significant,
         "verdict": comparison.verdict,
     }
 
 
-def _scores_entry(scores: Scores) -> dict[str, Any]:
+def scores_entry(scores: Scores) -> dict[str, Any]:
     return {
         "n_test": scores.n,
         "accuracy": scores.accuracy,
@@ -38,7 +38,7 @@ def _scores_entry(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _difference_entry(comparison: Comparison) -> dict[str, Any]:
+def difference_entry(comparison: Comparison) -> dict[str, Any]:
     def entry(difference: Difference) -> dict[str, Any]:
         return {"estimate": difference.estimate, "interval": list(difference.interval)}
 
