@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..ensemble.outputs import logits_of
 from ..errors import SMDError
 from .load import is_timm_model, num_channels
 
@@ -145,7 +146,7 @@ def _trace(
         layer.register_forward_hook(record(name)) for name, layer in model.named_modules() if _may_be_head(layer)
     ]
     try:
-        logits = model(pixel_values=pixel_values.to(model.device, model.dtype)).logits
+        logits = logits_of(model(pixel_values=pixel_values.to(model.device, model.dtype)))
     finally:
         for handle in handles:
             handle.remove()

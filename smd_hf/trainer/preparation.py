@@ -16,6 +16,7 @@ from ..data.own_collator import cheap_labels, check_collated, sees_all_columns
 from ..data.rows import ImageCollator, find_columns
 from ..errors import SMDError
 from ..models.adapters import check_no_adapter_layers
+from ..models.class_names import name_classes
 from ..models.load import load_image_processor, load_model_for_new_head, num_channels
 from ..models.tasks import check_classifier
 
@@ -39,6 +40,7 @@ def resolve_model(
     if not isinstance(model, str | Path):
         check_no_adapter_layers(model)
         check_classifier(model)
+        name_classes(model.config, type(model).__name__)
         return model, processing_class, []
     loading = dict(args.model_init_kwargs or {})
     name = str(model)
