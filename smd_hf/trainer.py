@@ -21,7 +21,7 @@ from .arguments.inherited_arguments import check_not_sharded
 from .artifacts.collect import Harvest, harvest, write_harvest
 from .artifacts.resolve_model import resolve_model
 from .data.image_checks import ReadableRows
-from .data.preparation import check_problem_type, prepare_data
+from .data.preparation import check_problem_type, prepare_data, resolve_model
 from .errors import SMDError
 from .files import full_disk_is_told
 from .hub.publisher import HubMixin
@@ -33,7 +33,7 @@ from .parallel.stopping import Interrupted, Terminated
 from .reports.run_report import run_report, write_run_files
 from .run.batch_size import memory_is_told, settle_batch_size, tells_of_memory
 from .run.compatibility import called_model_init, check_datasets, check_no_optimizer, check_overrides, settle_arguments
-from .run.evaluation_metrics import metrics_of
+from .run.evaluation_metrics import evaluate_with_labels, metrics_of
 from .run.journal import CALIBRATION_SCOPE, PARENT_SCOPE, ResumeMixin, end_scope, generation_scope
 from .run.limits import Limits
 from .run.lock import locked
@@ -157,6 +157,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             check_not_sharded(args, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
         # Trainer's first evaluation would wrap the model's forward for mixed precision and compile it a second time.
         self.accelerator._models.append(self.model)
+        evaluate_with_labels(self)
         # Its loss would be multiplied by the number of processes, as that of a model that is told the number of all tokens.
         self.model_accepts_loss_kwargs = False
         if not args.disable_tqdm:

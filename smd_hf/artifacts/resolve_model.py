@@ -9,6 +9,7 @@ from ..arguments.evolution_arguments import EvolutionArguments
 from ..ensemble import SMDEnsembleConfig
 from ..errors import SMDError
 from ..models.adapters import check_no_adapter_layers
+from ..models.class_names import name_classes
 from ..models.load import load_image_processor, load_model_for_new_head
 from ..models.tasks import check_classifier
 from .loading import expanded, load_with_processor, stored_form
@@ -31,6 +32,7 @@ def resolve_model(
     if not isinstance(model, str | Path):
         check_no_adapter_layers(model)
         check_classifier(model)
+        name_classes(model.config, type(model).__name__)
         if getattr(getattr(model, "config", None), "model_type", None) == SMDEnsembleConfig.model_type:
             raise SMDError(
                 "The model is an ensemble, and only single models are evolved. Expected an image classifier: pass model.merge(), "
