@@ -21,7 +21,7 @@ from .arguments.inherited_arguments import check_not_sharded
 from .artifacts.collect import Harvest, harvest, write_harvest
 from .artifacts.resolve_model import resolve_model
 from .data.image_checks import ReadableRows
-from .data.preparation import check_problem_type, prepare_data, resolve_model
+from .data.preparation import check_problem_type, prepare_data
 from .errors import SMDError
 from .files import full_disk_is_told
 from .hub.publisher import HubMixin

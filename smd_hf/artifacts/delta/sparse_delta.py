@@ -18,7 +18,6 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ... import __version__
 from ...ensemble.derived_weights import keepers
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names, weights_hash
