@@ -3,7 +3,6 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from .ensemble.configuration_smd_ensemble import COMBINATIONS
 from .ensemble_choice import SELECTIONS
 from .errors import SMDError
 from .evaluation.spread import MODES
@@ -12,6 +11,7 @@ from .mutation import scheduled_sigma
 from .objectives import OBJECTIVES
 from .out_of_distribution import OOD_METRICS
 from .pareto.objectives import check_pymoo, measured_names
+from .remote_code.configuration_smd_ensemble import COMBINATIONS
 from .strategies import RECOMBINATIONS
 from .subspaces import DECOMPOSITIONS
 

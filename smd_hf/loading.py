@@ -9,10 +9,10 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from .artifacts.ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 from .delta.config import DELTA_CONFIG_NAME, shown
 from .delta.files import check_entries, find_file
 from .delta.sparse_delta import SparseDelta
-from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 from .errors import SMDError
 from .hub.loading_errors import explain_loading_error
 from .models.load import DTYPES, load_image_processor, load_model

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .ensemble.sparse_changes import exchange
 from .errors import SMDError
 from .keys import keyed_generator, keyed_normal
+from .remote_code.members_smd_ensemble import exchange
 from .subspaces import Decomposition, ParameterSpace
 
 logger = logging.get_logger(__name__)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from smd_hf.blocks import find_blocks
-from smd_hf.ensemble.prefix_replay import PrefixReplay
 from smd_hf.evaluation.costs import suffix_costs
+from smd_hf.evaluation.prefix_replay import PrefixReplay
 from smd_hf.parameters import parameter_space
 from smd_hf.subspaces import MIN_COST, make_decomposition
 from tests.tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels

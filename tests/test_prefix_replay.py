@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from smd_hf.blocks import find_blocks
-from smd_hf.ensemble.prefix_replay import PrefixReplay
+from smd_hf.evaluation.prefix_replay import PrefixReplay
 
 from .tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels
 

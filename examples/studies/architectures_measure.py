@@ -13,7 +13,6 @@ from smd_hf.data.fitness_data import split_indices
 from smd_hf.data.labels import encode_labels, label_names, label_values
 from smd_hf.data.rows import find_columns
 from smd_hf.diversity import disagreement, mean_pairwise_kl, output_correlation
-from smd_hf.ensemble.combination import combine
 from smd_hf.ensemble_choice import choose_members
 from smd_hf.evaluation.engine import Evaluator
 from smd_hf.evaluation.images import ImageBatches
@@ -22,6 +21,7 @@ from smd_hf.gauss_newton import GaussNewton
 from smd_hf.mutation import Mutation
 from smd_hf.objectives import cross_entropy
 from smd_hf.parameters import parameter_space
+from smd_hf.remote_code.members_smd_ensemble import combine
 from smd_hf.report import measured
 from smd_hf.selection import Fitness, ranked
 from smd_hf.statistics import accuracy, correct

@@ -8,11 +8,11 @@ from types import TracebackType
 import torch
 from transformers import PreTrainedModel
 
-from ..ensemble.sparse_changes import exchange
 from ..errors import SMDError
 from ..models.checkpoints import checkpoint_names
 from ..models.quantized import stored_parts
 from ..mutation import Change
+from ..remote_code.members_smd_ensemble import exchange
 from .config import shown
 from .files import VALUE_DTYPES, check
 

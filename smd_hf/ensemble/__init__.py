@@ -1,15 +1,10 @@
-"""Ensembles of image classifiers. Once this is imported, transformers' auto classes load them without remote code."""
+"""Importing this is enough for transformers to load ensembles without remote code. The code is in `smd_hf.artifacts`."""
 
-from transformers import AutoConfig, AutoModelForImageClassification
-
-from .configuration_smd_ensemble import SMDEnsembleConfig
-from .modeling_smd_ensemble import SMDEnsembleForImageClassification, SMDEnsembleOutput
-from .saving import save_ensemble
+from ..artifacts.ensemble import (
+    SMDEnsembleConfig,
+    SMDEnsembleForImageClassification,
+    SMDEnsembleOutput,
+    save_ensemble,
+)
 
 __all__ = ["SMDEnsembleConfig", "SMDEnsembleForImageClassification", "SMDEnsembleOutput", "save_ensemble"]
-
-AutoConfig.register(SMDEnsembleConfig.model_type, SMDEnsembleConfig, exist_ok=True)
-AutoModelForImageClassification.register(SMDEnsembleConfig, SMDEnsembleForImageClassification, exist_ok=True)
-# These make `save_pretrained` write the code beside the weights.
-SMDEnsembleConfig.register_for_auto_class()
-SMDEnsembleForImageClassification.register_for_auto_class("AutoModelForImageClassification")

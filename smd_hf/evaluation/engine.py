@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ..blocks import find_blocks
-from ..ensemble.prefix_replay import PrefixReplay
 from ..ledger.ledger import Call, Ledger
 from ..mutation import Change, MakeChanges, applied
 from .images import Batch, ImageBatches
 from .job import Job
+from .prefix_replay import PrefixReplay
 from .scores import Score
 from .spread import Spread
 from .sums import TAPPED_BYTES, BatchSums, Tap

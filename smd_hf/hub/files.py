@@ -16,10 +16,10 @@ from typing import Any
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..artifacts.ensemble import SMDEnsembleConfig
 from ..cards.model_card import CARD_NAME, EXAMPLE_NAME, PLOTS, render_card, write_card
 from ..delta.config import DELTA_CONFIG_NAME, DeltaConfig
 from ..delta.files import DELTA_WEIGHTS_NAME
-from ..ensemble import SMDEnsembleConfig
 from ..errors import SMDError
 from ..files import write_json, write_text
 from ..ledger.run_state import STATE_NAME

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..ensemble import SMDEnsembleForImageClassification
+from ..artifacts.ensemble import SMDEnsembleForImageClassification
 from ..evaluation.images import ImageBatches
 from ..files import write_json, write_text
 from ..mutation import Change, Child

@@ -17,9 +17,9 @@ from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers.utils import logging
 
-from ..ensemble.prefix_replay import PrefixReplay
 from ..errors import SMDError
 from ..evaluation.engine import Evaluator
+from ..evaluation.prefix_replay import PrefixReplay
 from ..evaluation.spread import Spread
 from ..messages import one_line
 from ..mutation import applied

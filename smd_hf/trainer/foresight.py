@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..blocks import find_blocks
-from ..ensemble.prefix_replay import PrefixReplay
 from ..evaluation.costs import suffix_costs
 from ..evaluation.images import ImageBatches
+from ..evaluation.prefix_replay import PrefixReplay
 from ..evaluation.racing import rounds
 from ..evolution import PARENT, PROBES, Evolution
 from ..mutation import Child

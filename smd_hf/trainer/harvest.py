@@ -10,15 +10,15 @@ import torch
 from transformers import PreTrainedModel
 
 from ..arguments import EvolutionArguments
+from ..artifacts.ensemble import SMDEnsembleForImageClassification, save_ensemble
 from ..delta.sparse_delta import SparseDelta
 from ..diversity import disagreement, mean_pairwise_kl, output_correlation
-from ..ensemble import SMDEnsembleForImageClassification, save_ensemble
-from ..ensemble.combination import combine
 from ..ensemble_choice import choose_members
 from ..evaluation.images import ImageBatches
 from ..evolution import Evolution
 from ..mutation import keep
 from ..pareto.front import RunFront, front_ensemble
+from ..remote_code.members_smd_ensemble import combine
 from ..report import measured
 from ..selection import ScoredChild, ranked
 from ..statistics import Scores, accuracy

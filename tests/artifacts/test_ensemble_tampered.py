@@ -10,8 +10,8 @@ from transformers import AutoModelForImageClassification
 
 from smd_hf.ensemble import SMDEnsembleForImageClassification
 
+from ..tiny import tiny_model
 from .test_ensemble import make_child
-from .tiny import tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from smd_hf.ensemble import SMDEnsembleForImageClassification
 
-from .tiny import tiny_model, tiny_pixels
+from ..tiny import tiny_model, tiny_pixels
 
 PIXELS = tiny_pixels(3)
 
