@@ -29,24 +29,26 @@ NAMES = ("vit", "resnet", "timm", "own")
 # Loads each folder as a stranger would, where smd_hf cannot be imported and some of transformers is missing.
 STRANGER = textwrap.dedent(
     """
-    import json, sys
+    import importlib, json, sys, types
 
     sys.modules["smd_hf"] = None
     missing, *names = sys.argv[1:]
     import torch
-    import transformers.dynamic_module_utils, transformers.core_model_loading
     from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification, PreTrainedModel, ResNetForImageClassification, ViTModel
 
-    if missing == "module":
-        sys.modules["transformers.conversion_mapping"] = None
-    elif missing == "name":
-        del transformers.core_model_loading.PrefixChange
-    elif missing == "arguments":
-        transformers.conversion_mapping.get_model_conversion_mapping = lambda model: []
-    elif missing == "loader":
-        # transformers itself goes on by a name of its own.
-        del transformers.dynamic_module_utils.get_class_from_dynamic_module
+    # What transformers itself has imported by now goes on working: only who asks from here on finds less.
+    PARTS = {
+        "name": ("core_model_loading", {"PrefixChange": None}),
+        "arguments": ("conversion_mapping", {"get_model_conversion_mapping": lambda model: []}),
+        "loader": ("dynamic_module_utils", {"get_class_from_dynamic_module": None}),
+    }
+    if missing in PARTS:
+        module, changed = PARTS[missing]
+        whole = importlib.import_module(f"transformers.{module}")
+        part = types.ModuleType(whole.__name__)
+        vars(part).update({name: value for name, value in {**vars(whole), **changed}.items() if value is not None})
+        sys.modules[whole.__name__] = part
     torch.set_num_threads(1)
     pixels, found, facts = load_file("pixels.safetensors")["pixels"], {}, {}
     for name in names:
