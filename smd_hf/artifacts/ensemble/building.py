@@ -1,6 +1,6 @@
 """A new ensemble's configuration and members, from the models and children that it is made of, and the checks of these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,9 +38,14 @@ def config_of_children(
     config = _common_config([parent], len(children), member_weights, combination)
     config.parent_config = _config_dict(parent)
     config.changes = {name: row for name, row in counts.items() if any(count != 0 for count in row)}
-    in_memory = {stored[name]: name for name in tensors if stored[name] != name}
-    config.names_in_memory = {name: in_memory[name] for name in config.changes if name in in_memory}
+    config.names_in_memory = names_in_memory(parent, config.changes)
     return config
+
+
+def names_in_memory(parent: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """The names in memory of a parent's tensors, by their names in a checkpoint, where these differ."""
+    names = {saved: name for name, saved in checkpoint_names(parent).items() if saved != name}
+    return {saved: names[saved] for saved in stored if saved in names}
 
 
 def config_of_models(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ...remote_code import modeling_smd_ensemble
 from ...remote_code.configuration_smd_ensemble import SMDEnsembleConfig
 from ...remote_code.members_smd_ensemble import Change, SparseMember, segments_from_counts
-from .building import config_of_children, config_of_models, packed
+from .building import config_of_children, config_of_models, names_in_memory, packed
 from .child_passes import ChildPasses
 from .code_files import AUTO_CONFIG, AUTO_MODEL, add_code, travelling_code
 from .merging import merge_children, merge_models
@@ -129,6 +129,8 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
             add_code(model, config, code)
         for name, content in code.items():
             (folder / name).write_bytes(content)
+        if self.shares_parent:  # one that was saved before has none
+            self.config.names_in_memory = names_in_memory(self.parent, self.config.changes)
         self.config.auto_map = {
             AUTO_CONFIG: f"configuration_smd_ensemble.{SMDEnsembleConfig.__name__}",
             AUTO_MODEL: f"modeling_smd_ensemble.{modeling_smd_ensemble.SMDEnsembleForImageClassification.__name__}",
