@@ -61,8 +61,8 @@ def check_change(
         fault = f"indices of {indices.dtype}; expected int32 or int64"
     elif indices.ndim != 1 or values.shape != indices.shape:
         fault = f"indices of {[*indices.shape]}, values of {[*values.shape]}; expected the same one-dimensional shape"
-    # Compared, not subtracted: a difference can overflow.
-    elif indices.numel() and (indices[0] < 0 or indices[-1] >= shape.numel() or (indices[1:] <= indices[:-1]).any()):
+    # Compared, not subtracted, and as Python's integers: int32 can overflow.
+    elif len(indices) and (indices[0] < 0 or int(indices[-1]) >= shape.numel() or (indices[1:] <= indices[:-1]).any()):
         fault = f"indices outside the tensor's {shape.numel()} coordinates, repeated or not in increasing order"
     if fault is not None:
         raise ValueError(f"The change of {name} has {fault}.")
