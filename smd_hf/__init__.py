@@ -10,17 +10,17 @@ from .version import __version__
 # Registers the ensemble with transformers' auto classes. Where torchao is installed, transformers imports it, which torch has
 # two notes on for torchao's developers, in every process.
 with dropped("torch.utils._pytree"):
-    from . import ensemble as ensemble
+    from .artifacts import ensemble as ensemble
 
 if TYPE_CHECKING:
     from .arguments.evolution_arguments import EvolutionArguments
     from .arguments.script_arguments import DataArguments, ModelArguments, OODArguments
     from .artifacts.delta.sparse_delta import SparseDelta
+    from .artifacts.ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
     from .artifacts.loading import load
     from .callback import EvolutionCallback
     from .data.rows import ImageCollator
     from .data.splits import load_ood_images, load_splits
-    from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
     from .models.load import load_image_processor, load_model
     from .trainer import EvolutionTrainer
 
@@ -33,8 +33,8 @@ _HOMES = {
     "ImageCollator": "data.rows",
     "ModelArguments": "arguments.script_arguments",
     "OODArguments": "arguments.script_arguments",
-    "SMDEnsembleConfig": "ensemble",
-    "SMDEnsembleForImageClassification": "ensemble",
+    "SMDEnsembleConfig": "artifacts.ensemble",
+    "SMDEnsembleForImageClassification": "artifacts.ensemble",
     "SparseDelta": "artifacts.delta.sparse_delta",
     "load": "artifacts.loading",
     "load_image_processor": "models.load",

@@ -13,10 +13,10 @@ from smd_hf.data.batches import ImageBatches
 from smd_hf.data.fitness_samples import split_indices
 from smd_hf.data.labels import encode_labels, label_names, label_values
 from smd_hf.data.rows import find_columns
-from smd_hf.ensemble.combination import combine
 from smd_hf.metrics.comparison import measured
 from smd_hf.metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
 from smd_hf.metrics.statistics import accuracy, correct
+from smd_hf.remote_code.members_smd_ensemble import combine
 from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.search.evolution import PARENT, Evolution
 from smd_hf.search.fitness import Fitness, ranked

@@ -54,7 +54,7 @@ from transformers import (
 import smd_hf
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.artifacts.delta.sparse_delta import SparseDelta
-from smd_hf.ensemble import SMDEnsembleForImageClassification
+from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 from smd_hf.models.checkpoints import load_weights, weights_hash
 from smd_hf.parallel.processes import Spread, segment
 from smd_hf.run.journal import generation_scope

@@ -1,0 +1,1 @@
+"""What a run leaves: files that it writes, and what they load as."""

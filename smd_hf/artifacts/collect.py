@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
-from ..ensemble import SMDEnsembleForImageClassification, save_ensemble
-from ..ensemble.combination import combine
 from ..metrics.comparison import measured
 from ..metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
 from ..metrics.statistics import Scores, accuracy
+from ..remote_code.members_smd_ensemble import combine
 from ..scoring.bars import TickingBar
 from ..scoring.changes import keep
 from ..search.evolution import Evolution
@@ -24,6 +23,7 @@ from ..search.pareto.pareto_evolution import ParetoEvolution
 from ..search.pareto.run_front import RunFront, named
 from .choose_members import choose_members
 from .delta.sparse_delta import SparseDelta
+from .ensemble import SMDEnsembleForImageClassification, save_ensemble
 
 
 @dataclass

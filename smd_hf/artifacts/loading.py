@@ -9,7 +9,6 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from ..ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 from ..errors import SMDError
 from ..files import check_entries
 from ..models.load import DTYPES, load_image_processor, load_model
@@ -17,6 +16,7 @@ from ..models.loading_errors import explain_loading_error
 from .delta.config import DELTA_CONFIG_NAME, shown
 from .delta.sparse_delta import SparseDelta
 from .delta.storage import find_file
+from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
 
 _MAX_CONFIG_BYTES = 64 * 2**20
 

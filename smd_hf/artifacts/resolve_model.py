@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..arguments.evolution_arguments import EvolutionArguments
-from ..ensemble import SMDEnsembleConfig
+from ..artifacts.ensemble import SMDEnsembleConfig
 from ..errors import SMDError
 from ..models.adapters import check_no_adapter_layers
 from ..models.class_names import name_classes

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from ..arguments.label_map import LabelMap, read_label_map
 from ..arguments.script_arguments import DataArguments, ModelArguments
+from ..artifacts.ensemble import SMDEnsembleForImageClassification
 from ..artifacts.loading import load_with_processor
 from ..data.alignment import align_labels
 from ..data.batches import ImageBatches
@@ -20,7 +21,6 @@ from ..data.pixels import codec_for
 from ..data.reading import spare_threads
 from ..data.rows import ImageCollator, find_columns
 from ..data.splits import load_splits
-from ..ensemble import SMDEnsembleForImageClassification
 from ..errors import SMDError
 from ..files import check_output_dir, write_json
 from ..metrics.absent_classes import classes_at_hand, compare_restricted, predicted_elsewhere, restricted

@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..artifacts.delta.config import DELTA_CONFIG_NAME, DeltaConfig
 from ..artifacts.delta.storage import DELTA_WEIGHTS_NAME
-from ..ensemble import SMDEnsembleConfig
+from ..artifacts.ensemble import SMDEnsembleConfig
 from ..errors import SMDError
 from ..files import write_json, write_text
 from ..reports.cards.model_card import CARD_NAME, EXAMPLE_NAME, PLOTS, render_card, write_card

@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 from torch import nn
 
-from ..ensemble.block_calls import LISTS, holds_blocks
 from ..errors import SMDError
+from .block_calls import LISTS, holds_blocks
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, TimmWrapperImageProcessor
 from transformers.core_model_loading import revert_weight_conversion
 
-from ..ensemble.derived_weights import forget_derived, keepers
-from ..ensemble.shared_tensors import separated
 from ..errors import SMDError
 from ..messages import one_line
+from .derived_weights import forget_derived, keepers
 from .load import is_timm_model
 from .quantized import drop_one_way_conversions, is_plain, stored_parts
+from .shared_tensors import separated
 
 _TIMM_PREFIX = "timm_model."
 _REMOTE_SEPARATOR = "--"

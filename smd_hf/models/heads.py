@@ -19,10 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..ensemble.outputs import logits_of
 from ..errors import SMDError
 from .inputs import as_inputs, noise_inputs
 from .load import is_timm_model
+from .outputs import logits_of
 
 logger = logging.get_logger(__name__)
 

@@ -17,12 +17,12 @@ from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers.utils import logging
 
-from ..ensemble.prefix_replay import PrefixReplay
 from ..errors import SMDError
 from ..messages import one_line
 from ..parallel.processes import Spread
 from ..scoring.changes import applied
 from ..scoring.evaluator import Evaluator
+from ..scoring.prefix_replay import PrefixReplay
 
 if TYPE_CHECKING:
     from ..arguments.evolution_arguments import EvolutionArguments

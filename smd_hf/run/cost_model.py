@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.batches import ImageBatches
 from ..data.reading import seconds_in_the_way
-from ..ensemble.prefix_replay import PrefixReplay
 from ..models.blocks import find_blocks
 from ..scoring.costs import suffix_costs
+from ..scoring.prefix_replay import PrefixReplay
 from ..scoring.racing import rounds
 from ..search.evolution import PARENT, PROBES, Evolution
 from ..search.mutation import Child

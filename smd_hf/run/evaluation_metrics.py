@@ -10,11 +10,11 @@ from transformers.trainer_pt_utils import nested_numpify
 from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
-from ..ensemble.outputs import logits_of
 from ..errors import SMDError
 from ..metrics.classification import ComputeMetrics, merged, with_named_metrics
 from ..metrics.ood import OOD_METRICS
 from ..metrics.statistics import Scores
+from ..models.outputs import logits_of
 from ..search.pareto.objectives import COORDINATE_OBJECTIVES
 
 logger = logging.get_logger(__name__)

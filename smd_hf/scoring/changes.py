@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..ensemble.sparse_changes import exchange
+from ..remote_code.members_smd_ensemble import exchange
 
 Change = tuple[torch.Tensor | None, torch.Tensor]
 """Flat indices (`None` for the whole tensor) and the new values there, as [`exchange`] takes them."""

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from ..data.batches import Batch, ImageBatches
-from ..ensemble.derived_weights import forget_derived, keepers
-from ..ensemble.outputs import logits_of
-from ..ensemble.prefix_replay import PrefixReplay
 from ..errors import SMDError
 from ..models.blocks import find_blocks
+from ..models.derived_weights import forget_derived, keepers
+from ..models.outputs import logits_of
 from ..parallel.processes import Spread, segment
 from .changes import Change, MakeChanges, applied
 from .job import Job
+from .prefix_replay import PrefixReplay
 from .record import Call, Recorder
 from .scores import Score
 from .sums import TAPPED_BYTES, BatchSums, Tap

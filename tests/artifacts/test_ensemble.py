@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from smd_hf.ensemble import SMDEnsembleForImageClassification
+from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 
 from ..tiny import tiny_model, tiny_pixels
 

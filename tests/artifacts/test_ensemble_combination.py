@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smd_hf.ensemble.combination import combine
-from smd_hf.ensemble.configuration_smd_ensemble import COMBINATIONS
+from smd_hf.remote_code.configuration_smd_ensemble import COMBINATIONS
+from smd_hf.remote_code.members_smd_ensemble import combine
 
 arrays = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(2, 7), st.integers(0, 10**6))
 

@@ -14,9 +14,9 @@ from datasets import Dataset, Features, Value
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TimmWrapperImageProcessor, pipeline
 
-from smd_hf.ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification, save_ensemble
+from smd_hf.artifacts.ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification, save_ensemble
 
-from ..tiny import save_tiny_checkpoint, tiny_images, tiny_model, tiny_pixels, tiny_processor
+from ..tiny import aligned, save_tiny_checkpoint, tiny_images, tiny_model, tiny_pixels, tiny_processor
 from .test_ensemble import make_child, whole_child
 
 PIXELS = tiny_pixels(3)
@@ -35,7 +35,7 @@ def make_ensemble(model) -> SMDEnsembleForImageClassification:
 
 
 def assert_equal_outputs(ensemble, output) -> None:
-    found = ensemble(PIXELS, labels=LABELS, output_members=True)
+    found = aligned(ensemble)(PIXELS, labels=LABELS, output_members=True)
     assert torch.equal(found.member_logits, output.member_logits)
     assert torch.equal(found.logits, output.logits) and torch.equal(found.loss, output.loss)
 
@@ -161,6 +161,13 @@ FRESH_PROCESS = textwrap.dedent(
     torch.set_num_threads(1)
 
 
+    def aligned(model):
+        """As in tests/tiny.py."""
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.data.clone()
+        return model
+
+
     class Accuracy(evaluate.Metric):
         def _info(self):
             features = Features({"predictions": ClassLabel(num_classes=4), "references": ClassLabel(num_classes=4)})
@@ -179,7 +186,7 @@ FRESH_PROCESS = textwrap.dedent(
             facts[f"{name} untrusted"] = "loaded"
         except ValueError as error:
             facts[f"{name} untrusted"] = "trust_remote_code" in str(error)
-        model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True)
+        model = aligned(AutoModelForImageClassification.from_pretrained(name, trust_remote_code=True))
         facts[f"{name} module"] = type(model).__module__
         with torch.no_grad():
             found[f"{name} logits"] = model(inputs["pixel_values"]).logits
@@ -198,7 +205,7 @@ FRESH_PROCESS = textwrap.dedent(
             facts[f"{name} accuracy"] = result["accuracy"]
             model.save_pretrained(f"{name}_again")
             again = AutoModelForImageClassification.from_pretrained(f"{name}_again", trust_remote_code=True)
-            found[f"{name} again"] = again(inputs["pixel_values"]).logits
+            found[f"{name} again"] = aligned(again)(inputs["pixel_values"]).logits
     save_file(found, "found.safetensors")
     print(json.dumps(facts))
     '''

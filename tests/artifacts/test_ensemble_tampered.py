@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
-from smd_hf.ensemble import SMDEnsembleForImageClassification
+from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 
 from ..tiny import tiny_model
 from .test_ensemble import make_child

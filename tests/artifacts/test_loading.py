@@ -7,8 +7,8 @@ import torch
 
 from smd_hf import SMDError
 from smd_hf.artifacts.delta.sparse_delta import SparseDelta
+from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification, save_ensemble
 from smd_hf.artifacts.loading import load
-from smd_hf.ensemble import SMDEnsembleForImageClassification, save_ensemble
 from smd_hf.models.checkpoints import save_checkpoint, weights_hash
 from smd_hf.models.load import load_model
 from smd_hf.search.mutation import Mutation
@@ -125,7 +125,7 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
     push = """
         import torch
         from smd_hf import SparseDelta
-        from smd_hf.ensemble import SMDEnsembleForImageClassification
+        from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
         from smd_hf.errors import SMDError
         from smd_hf.models.load import load_model
         from tests.test_loading import logits, make_children

@@ -11,14 +11,14 @@ import transformers
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
 from smd_hf.artifacts.delta.sparse_delta import SparseDelta
+from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 from smd_hf.data.labels import label_maps
-from smd_hf.ensemble import SMDEnsembleForImageClassification
-from smd_hf.ensemble.outputs import logits_of
 from smd_hf.errors import SMDError
 from smd_hf.models.checkpoints import save_checkpoint, weights_hash
 from smd_hf.models.class_names import name_classes
 from smd_hf.models.heads import head_parameter_names
 from smd_hf.models.load import load_model
+from smd_hf.models.outputs import logits_of
 from smd_hf.models.quantized import check_can_be_saved
 from smd_hf.scoring.costs import suffix_costs
 from smd_hf.scoring.evaluator import Evaluator

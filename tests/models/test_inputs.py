@@ -13,13 +13,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDEnsembleForImageClassification
 from smd_hf.data.batches import ImageBatches
 from smd_hf.data.rows import ImageCollator
-from smd_hf.ensemble.prefix_replay import PrefixReplay
 from smd_hf.errors import SMDError
 from smd_hf.models.heads import find_heads, head_parameter_names
 from smd_hf.models.inputs import input_names, noise_inputs
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.costs import suffix_costs
 from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.scoring.prefix_replay import PrefixReplay
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition

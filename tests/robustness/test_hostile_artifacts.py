@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification
 import smd_hf
 from smd_hf import SMDError
 from smd_hf.artifacts.delta.sparse_delta import SparseDelta
-from smd_hf.ensemble import SMDEnsembleForImageClassification
+from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 from smd_hf.messages import one_line
 from smd_hf.run.identity import FORMAT, check_same
 from smd_hf.run.resume import read_checkpoint

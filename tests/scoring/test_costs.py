@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from smd_hf.ensemble.prefix_replay import PrefixReplay
 from smd_hf.models.blocks import find_blocks
 from smd_hf.scoring.costs import suffix_costs
+from smd_hf.scoring.prefix_replay import PrefixReplay
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import MIN_COST, make_decomposition
 from tests.tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels

@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from smd_hf.ensemble.prefix_replay import PrefixReplay
 from smd_hf.models.blocks import find_blocks
+from smd_hf.scoring.prefix_replay import PrefixReplay
 
 from ..tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels
 

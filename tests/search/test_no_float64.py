@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from smd_hf.ensemble.merging import merge_models
+from smd_hf.artifacts.ensemble.merging import merge_models
 from smd_hf.scoring.scores import Cell
 from smd_hf.scoring.sums import device_of_sums
 from smd_hf.search.gauss_newton import GaussNewtonSums

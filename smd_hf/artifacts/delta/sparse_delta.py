@@ -18,9 +18,9 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ...ensemble.derived_weights import keepers
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names, weights_hash
+from ...models.derived_weights import keepers
 from ...models.load import load_model
 from ...scoring.changes import Change
 from ...version import __version__

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import extract_commit_hash
 
-from ...ensemble.sparse_changes import check_change
 from ...errors import SMDError
 from ...files import followed
 from ...models.loading_errors import explain_loading_error
+from ...remote_code.members_smd_ensemble import check_change
 from ...scoring.changes import Change
 from .config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig, is_repo_id, shown
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...ensemble.derived_weights import forget_derived
-from ...ensemble.sparse_changes import exchange
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names
+from ...models.derived_weights import forget_derived
 from ...models.quantized import stored_parts
+from ...remote_code.members_smd_ensemble import exchange
 from ...scoring.changes import Change
 from .config import shown
 from .storage import VALUE_DTYPES, check

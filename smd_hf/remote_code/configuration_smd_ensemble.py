@@ -1,10 +1,9 @@
 """
 Configuration of an ensemble of image classifiers, and the checks of it that need no weights.
 
-A configuration comes from the Hub, so it is taken for hostile until it is checked: nothing in it may name a file
-outside its folder, and every number in it is compared with the model that it describes before anything is allocated.
+A configuration comes from the Hub and counts as hostile: nothing in it may name a file outside its folder.
 
-This file travels with an ensemble's checkpoint: it imports transformers alone.
+This file travels with an ensemble's checkpoint.
 """
 
 import re
@@ -27,24 +26,22 @@ _TIMM_FILE_ARGUMENTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pret
 
 class SMDEnsembleConfig(PreTrainedConfig):
     """
-    Configuration of an [`SMDEnsembleForImageClassification`].
-
-    Its members are either children of one parent (`parent_config` and `changes`) or models of their own
-    (`member_configs`).
+    Configuration of an [`SMDEnsembleForImageClassification`]: of children of one parent (`parent_config` and `changes`),
+    or of models of their own (`member_configs`).
 
     Args:
         member_weights (`list[float]`, *optional*, defaults to `[]`): what each member counts for, at least 0 and not
             all 0; they need not sum to 1. There are as many members as weights.
-        combination (`str`, *optional*, defaults to `"mean_probabilities"`): `"mean_probabilities"`, `"mean_logits"` or
-            `"majority_vote"`.
-        parent_config (`dict`, *optional*): the configuration of the parent, with its `auto_map` where it has code of
-            its own.
+        combination (`str`, *optional*, defaults to `"mean_probabilities"`): or `"mean_logits"` or `"majority_vote"`.
+        parent_config (`dict`, *optional*): of the parent, with its `auto_map` where it has code of its own.
         changes (`dict[str, list[int | None]]`, *optional*, defaults to `{}`): for each of the parent's tensors that
             some member changes, by its name in a checkpoint of the parent, the number of coordinates that each member
             changes: 0 for none, `None` where the whole tensor is stored, without indices.
+        names_in_memory (`dict[str, str]`, *optional*, defaults to `{}`): the names that tensors of `changes` had in
+            memory, where others than in a checkpoint. Used where transformers does not tell.
         member_configs (`list[dict]`, *optional*): the configurations of members which are stored whole.
         format_version (`int`, *optional*, defaults to 1): of the layout of configuration and weights.
-        kwargs: those of [`~transformers.PreTrainedConfig`], `id2label` and `label2id` among them.
+        kwargs: those of [`~transformers.PreTrainedConfig`].
 
     Raises:
         `ValueError`: for a configuration that contradicts itself, is of an unknown format or names files elsewhere.
@@ -60,12 +57,14 @@ class SMDEnsembleConfig(PreTrainedConfig):
         changes: dict[str, list[int | None]] | None = None,
         member_configs: list[dict[str, Any]] | None = None,
         format_version: int = FORMAT_VERSION,
+        names_in_memory: dict[str, str] | None = None,
         **kwargs,
     ):
         self.member_weights = [] if member_weights is None else member_weights
         self.combination = combination
         self.parent_config = parent_config
         self.changes = {} if changes is None else changes
+        self.names_in_memory = {} if names_in_memory is None else names_in_memory
         self.member_configs = member_configs
         self.format_version = format_version
         super().__init__(**kwargs)
@@ -73,36 +72,11 @@ class SMDEnsembleConfig(PreTrainedConfig):
 
     @property
     def model_configs(self) -> list[dict[str, Any]]:
-        """The configurations of all models that are stored: the parent's, or each member's."""
+        """Of all models that are stored: the parent, or each member."""
         return [self.parent_config] if self.parent_config is not None else list(self.member_configs or [])
 
-    def set_timm_processor(self, pretrained_cfg: dict[str, Any] | None, architecture: str | None = None) -> None:
-        """
-        Tell `AutoImageProcessor` how timm prepares images; transformers reads that from a model's `config.json`.
-
-        Args:
-            pretrained_cfg (`dict` or `None`): timm's settings (input size, mean, standard deviation, interpolation,
-                ...); `None` takes them out, for an image processor which has a file of its own.
-            architecture (`str`, *optional*): timm's name of the model.
-        """
-        entries = {
-            "image_processor_type": "TimmWrapperImageProcessor",
-            "pretrained_cfg": pretrained_cfg,
-            "architecture": architecture,
-        }
-        for name, value in entries.items():
-            if pretrained_cfg is not None:
-                setattr(self, name, value)
-            elif name in self.__dict__:
-                delattr(self, name)
-
     def check(self) -> None:
-        """
-        Refuse a configuration that cannot be an ensemble's.
-
-        Raises:
-            `ValueError`: see [`SMDEnsembleConfig`].
-        """
+        """Refuse a configuration that cannot be an ensemble's: a `ValueError`, see [`SMDEnsembleConfig`]."""
         # Not `!=` alone: True and 1.0 equal 1.
         if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
             raise ValueError(
@@ -129,31 +103,23 @@ class SMDEnsembleConfig(PreTrainedConfig):
                 "An ensemble's config.json holds either parent_config, for children of one parent, or member_configs, "
                 "for members stored whole; this one has both or neither."
             )
-        if self.member_configs is not None and (
-            not isinstance(self.member_configs, list) or len(self.member_configs) != count
-        ):
+        configs, names = self.member_configs, self.names_in_memory
+        if configs is not None and (not isinstance(configs, list) or len(configs) != count):
             raise ValueError(f"config.json has {count} member_weights, but another number of member_configs.")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError("names_in_memory in config.json must map names of tensors to names of tensors.")
         if not isinstance(self.changes, dict):
             raise ValueError("changes in config.json must map names of tensors to lists of counts.")
         for name, counts in self.changes.items():
             if not isinstance(counts, list) or len(counts) != count:
-                raise ValueError(
-                    f"config.json has {count} member_weights, but changes of {name} has not {count} counts."
-                )
+                raise ValueError(f"changes of {name} in config.json has not {count} counts, one for each member.")
             if not all(n is None or (type(n) is int and n >= 0) for n in counts):
-                raise ValueError(
-                    f"changes of {name} in config.json holds {counts}; expected integers of at least 0, or null for a "
-                    "whole tensor."
-                )
+                expected = "integers of at least 0, or null for a whole tensor"
+                raise ValueError(f"changes of {name} in config.json holds {counts}; expected {expected}.")
 
 
 def check_weights(weights: list[float]) -> None:
-    """
-    Refuse weights of members that no mean can be taken with.
-
-    Raises:
-        `ValueError`: for anything but a list of finite numbers of at least 0 which are not all 0.
-    """
+    """Refuse, by a `ValueError`, all but a list of finite numbers of at least 0 which are not all 0."""
     # Compared, not converted: an integer in JSON may be too large for a float.
     numbers = isinstance(weights, list) and all(type(w) in (int, float) and 0 <= w <= MAX_WEIGHT for w in weights)
     if not numbers or (weights and not sum(weights) > 0):
@@ -163,20 +129,8 @@ def check_weights(weights: list[float]) -> None:
 
 
 def check_code_references(where: str, auto_map: Any) -> None:
-    """
-    Refuse an `auto_map` that names code outside the checkpoint's folder.
-
-    Args:
-        where (`str`): what holds the `auto_map`, for the message.
-        auto_map (any): a mapping of names of auto classes to `"module.Class"`, or `None`.
-
-    Raises:
-        `ValueError`: for a path, another repository, or anything else but `"module.Class"`.
-    """
-    if auto_map is None:
-        return
-    references = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
-    for reference in references:
+    """Refuse, by a `ValueError`, an `auto_map` that names anything else than `"module.Class"` in the own folder."""
+    for reference in auto_map.values() if isinstance(auto_map, dict) else [] if auto_map is None else [auto_map]:
         if not isinstance(reference, str) or not _CODE_REFERENCE.fullmatch(reference):
             raise ValueError(
                 f"auto_map in {where} names {reference!r}. Code must lie in the ensemble's own folder and be named as "
@@ -187,9 +141,7 @@ def check_code_references(where: str, auto_map: Any) -> None:
 def _check_model_config(config: Any) -> None:
     """Refuse a model's configuration if it has no type, is an ensemble's, or names files elsewhere."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ValueError(
-            "A model's configuration within an ensemble's config.json must be an object with a model_type."
-        )
+        raise ValueError("A model's configuration in an ensemble's config.json must be an object with a model_type.")
     if config["model_type"] == SMDEnsembleConfig.model_type:
         raise ValueError("A member of an ensemble cannot be an ensemble itself: give its members instead.")
     check_code_references(f"the configuration of {config['model_type']}", config.get("auto_map"))
@@ -199,8 +151,7 @@ def _check_model_config(config: Any) -> None:
                 f"The timm architecture {config['architecture']!r} names another folder or repository; expected the "
                 "plain name of an architecture."
             )
-        arguments = config.get("model_args") or {}
-        refused = [name for name in _TIMM_FILE_ARGUMENTS if name in arguments]
+        refused = [name for name in _TIMM_FILE_ARGUMENTS if name in (config.get("model_args") or {})]
         if refused:
             raise ValueError(f"model_args of a timm model within an ensemble must not hold {', '.join(refused)}.")
     _check_paths(config["model_type"], config)

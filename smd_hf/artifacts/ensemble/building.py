@@ -1,18 +1,21 @@
-"""
-The configuration of a new ensemble, from the models and children that it is made of, and the checks of these.
+"""A new ensemble's configuration and members, from the models and children that it is made of, and the checks of these."""
 
-This file travels with an ensemble's checkpoint: it imports torch and transformers alone, and files that travel with
-it.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
-from .configuration_smd_ensemble import SMDEnsembleConfig, check_weights
-from .sparse_changes import check_change
-from .sparse_member import Change, changeable_tensors, checkpoint_names
+from ...remote_code.configuration_smd_ensemble import SMDEnsembleConfig, check_weights
+from ...remote_code.members_smd_ensemble import (
+    Change,
+    Segment,
+    SparseMember,
+    changeable_tensors,
+    check_change,
+    checkpoint_names,
+    index_dtype,
+)
 
 
 def config_of_children(
@@ -35,7 +38,14 @@ def config_of_children(
     config = _common_config([parent], len(children), member_weights, combination)
     config.parent_config = _config_dict(parent)
     config.changes = {name: row for name, row in counts.items() if any(count != 0 for count in row)}
+    config.names_in_memory = names_in_memory(parent, config.changes)
     return config
+
+
+def names_in_memory(parent: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """The names in memory of a parent's tensors, by their names in a checkpoint, where these differ."""
+    names = {saved: name for name, saved in checkpoint_names(parent).items() if saved != name}
+    return {saved: names[saved] for saved in stored if saved in names}
 
 
 def config_of_models(
@@ -53,6 +63,39 @@ def config_of_models(
     config = _common_config(models, len(models), member_weights, combination)
     config.member_configs = [_config_dict(model) for model in models]
     return config
+
+
+def packed(segments: list[Segment], changes: Mapping[str, Change], device: torch.device) -> SparseMember:
+    """A member from the changes of tensors by their names in memory; those of `segments` and no others."""
+    parts = [changes[segment.name] for segment in segments]
+    indices = [indices.to(device, index_dtype(segments)) for indices, _ in parts if indices is not None]
+    # Tensors of several dtypes share the widest: every value is exact in it, and cast back when it is applied.
+    values = [values.detach().to(device).reshape(-1) for _, values in parts]
+    return SparseMember(segments, torch.cat(indices) if indices else None, torch.cat(values) if values else None)
+
+
+def set_timm_processor(
+    config: SMDEnsembleConfig, pretrained_cfg: dict[str, Any] | None, architecture: str | None = None
+) -> None:
+    """
+    Tell `AutoImageProcessor` how timm prepares images; transformers reads that from a model's `config.json`.
+
+    Args:
+        config ([`SMDEnsembleConfig`]): of the ensemble, changed in place.
+        pretrained_cfg (`dict` or `None`): timm's settings (input size, mean, standard deviation, interpolation, ...);
+            `None` takes them out, for an image processor which has a file of its own.
+        architecture (`str`, *optional*): timm's name of the model.
+    """
+    entries = {
+        "image_processor_type": "TimmWrapperImageProcessor",
+        "pretrained_cfg": pretrained_cfg,
+        "architecture": architecture,
+    }
+    for name, value in entries.items():
+        if pretrained_cfg is not None:
+            setattr(config, name, value)
+        elif name in config.__dict__:
+            delattr(config, name)
 
 
 def _common_config(
@@ -73,7 +116,7 @@ def _common_config(
     )
     config.member_weights = weights
     if first.model_type == "timm_wrapper" and getattr(first, "pretrained_cfg", None) is not None:
-        config.set_timm_processor(first.pretrained_cfg, first.architecture)
+        set_timm_processor(config, first.pretrained_cfg, first.architecture)
     return config
 
 

@@ -1,7 +1,7 @@
 """
 The logits in what a model returns.
 
-This file travels with an ensemble's checkpoint: it imports torch alone.
+
 """
 
 from typing import Any

@@ -9,8 +9,6 @@ Nothing is assumed of the architecture. The first recording is preceded by a pas
 call, and so learns when each parameter is first used (by whichever module, tied or not), which outputs are modified in place
 later on (these are kept as clones) and which calls modify their own inputs (these always run). What cannot be replayed
 exactly runs in full, with one line in the log that says why.
-
-This file travels with an ensemble's checkpoint: it imports torch alone.
 """
 
 import logging
@@ -23,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .block_calls import (
+from ..models.block_calls import (
     CONSTANTS,
     Probe,
     Recording,

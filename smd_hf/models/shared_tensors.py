@@ -1,7 +1,7 @@
 """
 Tensors that a model holds under several names, for a file that holds each name once.
 
-This file travels with an ensemble's checkpoint: it imports torch alone.
+
 """
 
 from collections.abc import Collection, Mapping

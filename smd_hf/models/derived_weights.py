@@ -4,7 +4,7 @@ What modules derive from their weights and keep: stale as soon as the weights ch
 LeViT and its kin (EfficientFormer, TinyViT) gather their attention biases once in evaluation mode and drop them when they are
 put into training mode, which is when weights change otherwise.
 
-This file travels with an ensemble's checkpoint: it imports torch and transformers alone.
+
 """
 
 from collections.abc import Iterable

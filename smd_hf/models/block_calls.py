@@ -3,8 +3,6 @@ Watching the calls of a model's blocks: their order, their effects and their out
 
 A *unit* is a module whose calls are watched: an element of a `Sequential` or `ModuleList` or of what is built alike, or what
 lies above or beside. Time is counted in events, the calls of units begun and ended so far.
-
-This file travels with an ensemble's checkpoint: it imports torch alone.
 """
 
 import dataclasses

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from transformers import BaseImageProcessor, TimmWrapperImageProcessor
 
-from .modeling_smd_ensemble import SMDEnsembleForImageClassification
+from .building import set_timm_processor
+from .model import SMDEnsembleForImageClassification
 
 
 def save_ensemble(
@@ -26,8 +27,8 @@ def save_ensemble(
         kwargs: passed to [`~SMDEnsembleForImageClassification.save_pretrained`].
     """
     if isinstance(processor, TimmWrapperImageProcessor):
-        model.config.set_timm_processor(dict(processor.data_config), getattr(model.config, "architecture", None))
+        set_timm_processor(model.config, dict(processor.data_config), getattr(model.config, "architecture", None))
     elif processor is not None:
-        model.config.set_timm_processor(None)
+        set_timm_processor(model.config, None)
         processor.save_pretrained(folder)
     model.save_pretrained(folder, **kwargs)

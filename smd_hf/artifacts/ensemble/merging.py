@@ -3,8 +3,6 @@ Merging an ensemble into one model: the weighted mean of its members' weights.
 
 Means are taken in float64 on the CPU and rounded to the weights' dtype once. Coordinates that no member changes keep
 their bytes.
-
-This file travels with an ensemble's checkpoint: it imports torch alone, and files that travel with it.
 """
 
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .sparse_member import Change, SparseMember, changeable_tensors
+from ...remote_code.members_smd_ensemble import Change, SparseMember, changeable_tensors
 
 
 @torch.no_grad()

@@ -2,14 +2,14 @@
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from .configuration_smd_ensemble import SMDEnsembleConfig
-from .modeling_smd_ensemble import SMDEnsembleForImageClassification, SMDEnsembleOutput
+from ...remote_code.configuration_smd_ensemble import SMDEnsembleConfig
+from ...remote_code.modeling_smd_ensemble import SMDEnsembleOutput
+from .model import SMDEnsembleForImageClassification
 from .saving import save_ensemble
 
 __all__ = ["SMDEnsembleConfig", "SMDEnsembleForImageClassification", "SMDEnsembleOutput", "save_ensemble"]
 
 AutoConfig.register(SMDEnsembleConfig.model_type, SMDEnsembleConfig, exist_ok=True)
 AutoModelForImageClassification.register(SMDEnsembleConfig, SMDEnsembleForImageClassification, exist_ok=True)
-# These make `save_pretrained` write the code beside the weights.
+# This makes `save_pretrained` of a configuration alone write its code beside it.
 SMDEnsembleConfig.register_for_auto_class()
-SMDEnsembleForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -1,0 +1,231 @@
+"""
+Members of an ensemble as sparse changes of their parent, and how the members' logits are combined.
+
+A change is a pair of flat indices into a tensor, in its logical (row-major) order, and *new values*, not differences:
+putting values in and putting back what stood there are both copies, so nothing is ever rounded.
+
+This file travels with an ensemble's checkpoint.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .configuration_smd_ensemble import SMDEnsembleConfig
+
+Change = tuple[torch.Tensor | None, torch.Tensor]
+"""Flat indices (`None` for the whole tensor) and the new values, as [`exchange`] takes them."""
+
+
+@torch.no_grad()
+def exchange(tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    """
+    Put values in place, and return those that stood there before, ready for the call that brings them back.
+
+    Args:
+        tensor (`torch.Tensor`): the tensor to change, of any shape and memory layout.
+        indices (`torch.Tensor` or `None`): flat, int32 or int64, of shape `(k,)`; `None` for the whole tensor.
+        values (`torch.Tensor`): in the tensor's dtype, of shape `(k,)`, or the tensor's where `indices` is `None`.
+    """
+    if indices is None:
+        before = tensor.detach().clone()
+        tensor.copy_(values)
+        return before
+    indices = indices.long()
+    before = tensor.take(indices)
+    tensor.put_(indices, values)
+    return before
+
+
+def check_change(
+    name: str, indices: torch.Tensor | None, values: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+) -> None:
+    """
+    Refuse a change that does not fit the tensor `name` of this shape and dtype, before anything is written: a
+    `ValueError` for values of another dtype or shape or that are not finite, and for indices that are not integers, not
+    strictly increasing (so also for duplicates), negative or beyond the tensor's end.
+    """
+    fault = None
+    if values.dtype != dtype:
+        fault = f"values of {values.dtype}, but the tensor is of {dtype}"
+    elif not torch.isfinite(values).all():
+        fault = "values that are NaN or infinite"
+    elif indices is None:
+        if values.shape != shape:
+            fault = f"values of shape {tuple(values.shape)}, but the tensor's is {tuple(shape)}"
+    elif indices.dtype not in (torch.int32, torch.int64):
+        fault = f"indices of {indices.dtype}; expected int32 or int64"
+    elif indices.ndim != 1 or values.shape != indices.shape:
+        fault = f"indices of {[*indices.shape]}, values of {[*values.shape]}; expected the same one-dimensional shape"
+    # Compared, not subtracted, and as Python's integers: int32 can overflow.
+    elif len(indices) and (indices[0] < 0 or int(indices[-1]) >= shape.numel() or (indices[1:] <= indices[:-1]).any()):
+        fault = f"indices outside the tensor's {shape.numel()} coordinates, repeated or not in increasing order"
+    if fault is not None:
+        raise ValueError(f"The change of {name} has {fault}.")
+
+
+class Segment(NamedTuple):
+    """What a member changes in one tensor: its name in memory, its shape, the number of indices (0: the whole tensor)."""
+
+    name: str
+    shape: torch.Size
+    indices: int
+
+    @property
+    def values(self) -> int:
+        return self.indices or self.shape.numel()
+
+
+class SparseMember(nn.Module):
+    """
+    The changes that make a member out of the parent. It is a store, not a layer: it has no forward.
+
+    The changes of all `segments` follow one another in the buffers, ordered by the tensors' names in a checkpoint.
+    `indices` (of [`index_dtype`]) or `values` are `None` where there are none: an empty tensor cannot be saved.
+    """
+
+    def __init__(self, segments: list[Segment], indices: torch.Tensor | None, values: torch.Tensor | None):
+        super().__init__()
+        self.segments = segments
+        self.register_buffer("indices", indices)
+        self.register_buffer("values", values)
+
+    @classmethod
+    def blank(cls, segments: list[Segment]) -> "SparseMember":
+        """A member with room for its changes, which are loaded later; in the default dtype, on the default device."""
+        sizes = sum(segment.indices for segment in segments), sum(segment.values for segment in segments)
+        indices = torch.zeros(sizes[0], dtype=index_dtype(segments)) if sizes[0] else None
+        return cls(segments, indices, torch.zeros(sizes[1]) if sizes[1] else None)
+
+    def changes(self) -> Iterator[tuple[str, Change]]:
+        """(name in memory, [`Change`]) by tensor: views of the buffers."""
+        index, value = 0, 0
+        for segment in self.segments:
+            values = self.values[value : value + segment.values]
+            if segment.indices:
+                yield segment.name, (self.indices[index : index + segment.indices], values)
+            else:
+                yield segment.name, (None, values.view(segment.shape))
+            index, value = index + segment.indices, value + segment.values
+
+    @contextmanager
+    def within(self, parent: nn.Module) -> Iterator[None]:
+        """Within the block, the parent is this member; its bytes come back, also where the block raises."""
+        undo = []
+        try:
+            for name, (indices, values) in self.changes():
+                tensor = attrgetter(name)(parent)
+                indices = None if indices is None else indices.to(tensor.device)
+                undo.append((tensor, indices, exchange(tensor, indices, values.to(tensor.device, tensor.dtype))))
+            # Autocast keeps casts by tensor, and a change in place goes unnoticed.
+            torch.clear_autocast_cache()
+            forget_derived(parent)
+            yield
+        finally:
+            for tensor, indices, before in undo:
+                exchange(tensor, indices, before)
+            torch.clear_autocast_cache()
+            forget_derived(parent)
+
+
+def forget_derived(model: nn.Module) -> None:
+    """Make modules drop what they derived from their weights (LeViT's attention biases), as a change of mode does."""
+    for module in model.modules():
+        if type(module).train not in (nn.Module.train, PreTrainedModel.train) and not module.training:
+            module.train()
+            module.eval()
+
+
+def index_dtype(segments: Iterable[Segment]) -> torch.dtype:
+    """The dtype of a member's indices: int32 where every changed tensor has fewer than 2^31 coordinates."""
+    largest = max((segment.shape.numel() for segment in segments if segment.indices), default=0)
+    return torch.int32 if largest < 2**31 else torch.int64
+
+
+def changeable_tensors(parent: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model that a member may change, by name in memory: its floating-point parameters."""
+    return {name: tensor for name, tensor in parent.named_parameters() if tensor.is_floating_point()}
+
+
+def checkpoint_names(model: nn.Module) -> dict[str, str]:
+    """
+    The name of each parameter in a checkpoint, by its name in memory; no two are equal. One which is not stored one to one
+    keeps its name, and so do all where this version of transformers does not tell.
+    """
+    names = unchanged = {name: name for name, _ in model.named_parameters()}
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import PrefixChange, WeightRenaming
+
+        for conversion in reversed(get_model_conversion_mapping(model, add_legacy=False)):
+            # A prefix depends on who wrote the checkpoint: timm's own have none, those of transformers do.
+            if isinstance(conversion, WeightRenaming) and not isinstance(conversion, PrefixChange):
+                renaming = conversion.reverse_transform()
+                names = {name: renaming.rename_source_key(saved)[0] for name, saved in names.items()}
+    # All of it is private to transformers, and may be renamed or take other arguments.
+    except (ImportError, AttributeError, TypeError, ValueError, LookupError):
+        return unchanged
+    return names if len(set(names.values())) == len(names) else unchanged
+
+
+def segments_from_counts(parent: nn.Module, config: SMDEnsembleConfig) -> list[list[Segment]]:
+    """Each member's segments by an ensemble's configuration, or a `ValueError`; nothing is allocated."""
+    tensors = changeable_tensors(parent)
+    in_memory = {stored: name for name, stored in checkpoint_names(parent).items()}
+    members: list[list[Segment]] = [[] for _ in config.member_weights]
+    for stored, counts in sorted(config.changes.items()):
+        # Each tensor once. What transformers says comes first, for its names in memory differ between versions.
+        found = (in_memory.get(stored), config.names_in_memory.get(stored), stored)
+        name = next((name for name in found if name in tensors), None)
+        if name is None:
+            raise ValueError(
+                f"The ensemble's config.json lists changes of {stored}, but its parent ({type(parent).__name__}) has "
+                "no floating-point parameter of this name: parent_config and changes do not belong together, or this "
+                "transformers gives it another name. Then install the version named there as transformers_version."
+            )
+        shape = tensors.pop(name).shape
+        for segments, count in zip(members, counts):
+            if count is not None and count > shape.numel():
+                size = f"{stored}, which has {shape.numel()} coordinates"
+                raise ValueError(f"The ensemble's config.json lists {count} changes of {size}.")
+            if count != 0:
+                segments.append(Segment(name, shape, count or 0))
+    return members
+
+
+def combine(member_logits: torch.Tensor, member_weights: torch.Tensor, combination: str) -> torch.Tensor:
+    """
+    The log-probabilities of an ensemble, by log-sum-exp throughout, so that nothing overflows or becomes log 0.
+
+    Args:
+        member_logits (`torch.Tensor`): of shape `(batch, members, classes)`, float32 or float64.
+        member_weights (`torch.Tensor`): of shape `(members,)`, at least 0 and not all 0.
+        combination (`str`): `"mean_probabilities"`; `"mean_logits"`; or `"majority_vote"`, where each member votes with
+            its weight for its most probable class. A class's probability is then (1 - e) share + e p, with the share of
+            the votes, the mean of the members' probabilities p, and e = 1 / (members + 1), or smaller where p would
+            reverse the order of shares. So it is never 0, classes rank by votes, equal votes by p.
+
+    Returns:
+        `torch.Tensor`: of shape `(batch, classes)` and the logits' dtype; the exponentials of a row sum to 1.
+    """
+    weights = (member_weights / member_weights.sum()).to(member_logits.dtype)
+    if combination == "mean_logits":
+        return torch.einsum("bmc,m->bc", member_logits, weights).log_softmax(dim=-1)
+    log_probabilities = member_logits.log_softmax(dim=-1)
+    mean = (log_probabilities + weights.log()[:, None]).logsumexp(dim=1)
+    if combination == "mean_probabilities":
+        return mean
+    votes = torch.nn.functional.one_hot(log_probabilities.argmax(dim=-1), member_logits.shape[-1])
+    # Rounded, so that 0.1 + 0.2 and 0.3 are the same number of votes.
+    shares = torch.einsum("bmc,m->bc", votes.to(weights.dtype), weights).round(decimals=5)
+    ranked = shares.sort(dim=-1, descending=True).values
+    gaps = ranked[:, :-1] - ranked[:, 1:]
+    gap = gaps.masked_fill(gaps <= 0, 1).amin(dim=-1, keepdim=True)
+    smoothing = (gap / (1 + gap)).clamp(max=1 / (len(weights) + 1))
+    voted = shares.log() + (1 - smoothing).log()
+    return torch.logaddexp(voted, mean + smoothing.log()).log_softmax(dim=-1)

@@ -1,0 +1,307 @@
+"""
+An ensemble of image classifiers as one model: one parent with its children as sparse changes, or models stored whole.
+
+A child predicts by putting its changes into the parent, in place, and then what stood there before, byte for byte: memory
+is that of the parent and the changes, however many members there are.
+
+This file travels with an ensemble's checkpoint, with those it imports relatively. smd_hf loads the same checkpoint by a
+class of its own, which also makes ensembles, checks more and predicts faster.
+"""
+
+import copy
+import inspect
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .configuration_smd_ensemble import SMDEnsembleConfig
+from .members_smd_ensemble import SparseMember, changeable_tensors, check_change, combine, segments_from_counts
+
+AUTO_CONFIG, AUTO_MODEL = "AutoConfig", "AutoModelForImageClassification"
+# What `from_pretrained` takes to find files on the Hub.
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# What `push_to_hub` takes of what `save_pretrained` is given.
+_PUSH_ARGUMENTS = ("commit_message", "create_pr", "private", "revision", "token")
+
+ModelClasses = tuple[type[PreTrainedConfig], type[PreTrainedModel]]
+
+
+@dataclass
+class SMDEnsembleOutput(ImageClassifierOutput):
+    """
+    `logits` are log-probabilities of the combination, `(batch, classes)`; `loss` is the labels' mean negative one;
+    `member_logits` are each member's logits, `(batch, members, classes)`, with `output_members=True`.
+    """
+
+    member_logits: torch.FloatTensor | None = None
+
+
+class SMDEnsembleForImageClassification(PreTrainedModel):
+    """
+    An ensemble of image classifiers, as it loads with `from_pretrained`.
+
+    Predictions carry no gradient. Members run in the ensemble's own mode (`train()` or `eval()`). One instance may be
+    called by several threads: they take turns. Do not call `parent` itself while another thread calls the ensemble.
+
+    Args:
+        config ([`SMDEnsembleConfig`]): with at least one member; a `ValueError` where it describes no ensemble.
+        models (list of [`PreTrainedModel`], *optional*): the parent, or each member; built from `config` by default.
+        members (list of [`SparseMember`], *optional*): the children of `models[0]`.
+        model_classes (list, *optional*): for each of the config's models its classes, see [`remote_classes`].
+    """
+
+    config_class = SMDEnsembleConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False
+    _tied_weights_keys: dict[str, str] = {}  # noqa: RUF012 (transformers reads it from the class)
+    # What one of the members supports is decided by the member.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, config: SMDEnsembleConfig, models=None, members=None, model_classes=None):
+        config.check()
+        if not config.member_weights:
+            raise ValueError("An ensemble needs at least one member: its config.json has no member_weights.")
+        # As the user asked for it: transformers puts a choice for the ensemble, not its models, in place of `None`.
+        attention = getattr(config, "_attn_implementation", None)
+        super().__init__(config)
+        config._attn_implementation = attention
+        if models is None:
+            classes = model_classes or [None] * len(config.model_configs)
+            models = [build_model(*pair, attention) for pair in zip(config.model_configs, classes)]
+        for model in models:
+            if model.config.num_labels != config.num_labels:
+                raise ValueError(
+                    f"The ensemble has {config.num_labels} labels, but a model of it has {model.config.num_labels}."
+                )
+        self.main_input_name = models[0].main_input_name
+        self.shares_parent = config.parent_config is not None
+        # Members are named one by one, not in a ModuleList, for transformers looks for what a model needs (tied
+        # weights, tensors to keep in float32) in its own children.
+        if self.shares_parent:
+            self.parent = models[0]
+            if members is None:
+                members = [SparseMember.blank(segments) for segments in segments_from_counts(self.parent, config)]
+        for i, member in enumerate(members if self.shares_parent else models):
+            self.add_module(f"member_{i}", member)
+        self._lock = threading.RLock()
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Nothing to do: every model in it has initialised itself."""
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """The members: [`SparseMember`]s, or models."""
+        return [getattr(self, f"member_{i}") for i in range(len(self.config.member_weights))]
+
+    @property
+    def models(self) -> list[PreTrainedModel]:
+        """The models that are stored: the parent alone, or every member."""
+        return [self.parent] if self.shares_parent else self.members
+
+    def forward(
+        self, pixel_values=None, labels=None, output_members=False, return_dict=None, **kwargs
+    ) -> SMDEnsembleOutput | tuple[torch.Tensor, ...]:
+        """
+        Args:
+            pixel_values (`torch.Tensor`, *optional*): as the members take it, `(batch, channels, height, width)` as a
+                rule; cast to their dtype, like all floating-point inputs.
+            labels (`torch.Tensor`, *optional*): classes, int64 of shape `(batch,)`.
+            output_members (`bool`, *optional*, defaults to `False`): also return each member's logits.
+            return_dict (`bool`, *optional*): `False` for a tuple; defaults to the configuration's `return_dict`.
+            kwargs: other inputs of the members, and arguments such as `interpolate_pos_encoding`.
+
+        Returns:
+            [`SMDEnsembleOutput`]: computed in float32 or float64, without gradients.
+        """
+        inputs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
+        member_logits = self._member_logits(inputs)
+        weights = torch.tensor(self.config.member_weights, device=member_logits.device)
+        logits = combine(member_logits, weights, self.config.combination)
+        loss = None if labels is None else nn.functional.nll_loss(logits, labels.to(logits.device))
+        output = SMDEnsembleOutput(loss=loss, logits=logits, member_logits=member_logits if output_members else None)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    # A compiler cannot make in-place changes of weights faster; under torch.compile they run as they are.
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _member_logits(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Each member's logits, of shape `(batch, members, classes)`."""
+        if not self.shares_parent:
+            return torch.stack([model_logits(model, cast_inputs(inputs, model)) for model in self.members], dim=1)
+        with self._lock:
+            return torch.stack(self._children_logits(cast_inputs(inputs, self.parent)), dim=1)
+
+    def _children_logits(self, inputs: dict[str, Any]) -> list[torch.Tensor]:
+        """The logits of each child of the parent, for inputs in the parent's dtype."""
+        found = []
+        for member in self.members:
+            with member.within(self.parent):
+                found.append(model_logits(self.parent, inputs))
+        return found
+
+    def member(self, index: int) -> PreTrainedModel:
+        """A copy of one member as a model of its own, by an index from 0; negative ones count from the end."""
+        member = self.members[index]
+        if not self.shares_parent:
+            return copy.deepcopy(member)
+        with self._lock, torch.no_grad(), member.within(self.parent):
+            return copy.deepcopy(self.parent)
+
+    def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, **kwargs) -> None:
+        """Save weights, configuration and all code that loading needs; arguments as for `PreTrainedModel`."""
+        if is_main_process:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            self._save_code(Path(save_directory))
+        with self._lock:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if push_to_hub and is_main_process:
+            # Saved once more: above, transformers would leave out the files that it did not write itself.
+            hub = {key: kwargs[key] for key in _PUSH_ARGUMENTS if key in kwargs}
+            self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **hub)
+
+    def _save_code(self, folder: Path) -> None:
+        """Save the code that models were loaded with; transformers saves that of the ensemble."""
+        for part in (part for model in self.models for part in (type(model), type(model.config))):
+            if part.__module__.startswith("transformers_modules."):
+                for file in Path(inspect.getfile(part)).parent.glob("[!_]*.py"):
+                    (folder / file.name).write_bytes(file.read_bytes())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, trust_remote_code=None, **kwargs):
+        """
+        Load an ensemble from a folder or the Hub, from safetensors files alone, and check it before it can predict.
+
+        Arguments are those of [`~PreTrainedModel.from_pretrained`], and `combination` and `member_weights` in place of
+        what is stored. `trust_remote_code=True` allows the code of a parent or member that lies in the folder to run.
+
+        Raises:
+            `ValueError`: for an ensemble that is not whole, contradicts itself, or needs code that is not trusted.
+        """
+        name = str(pretrained_model_name_or_path)
+        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+        with_info = kwargs.pop("output_loading_info", False)
+        config = cls.config_class.from_pretrained(name, **hub) if config is None else copy.deepcopy(config)
+        config.update({key: kwargs.pop(key) for key in ("combination", "member_weights") if key in kwargs})
+        config.check()
+        model, info = super().from_pretrained(
+            name,
+            *args,
+            config=config,
+            model_classes=[remote_classes(part, name, trust_remote_code, **hub) for part in config.model_configs],
+            output_loading_info=True,
+            **cls._further_arguments(name, kwargs.get("variant"), hub),
+            **{**kwargs, "use_safetensors": True, "ignore_mismatched_sizes": True},
+        )
+        faults = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}
+        faults["of another shape"] = [entry[0] for entry in info["mismatched_keys"]]
+        found = [f"{kind}: {', '.join(sorted(names)[:5])}" for kind, names in faults.items() if names]
+        if found:
+            raise ValueError(
+                f"The weights of {name} are not those its config.json describes. Tensors {'; '.join(found)}."
+            )
+        model._check_weights()
+        return (model, info) if with_info else model
+
+    @classmethod
+    def _further_arguments(cls, name: str, variant: str | None, hub: dict[str, Any]) -> dict[str, Any]:
+        """What else a subclass is made with, from where its files are."""
+        return {}
+
+    def _check_weights(self) -> None:
+        """Refuse values that are NaN, and changes that do not fit the parent."""
+        for name, tensor in self.state_dict().items():  # statistics of BatchNorm included
+            if tensor.is_floating_point() and tensor.isnan().any():
+                raise ValueError(f"{name} of the ensemble has values that are NaN.")
+        tensors = changeable_tensors(self.parent) if self.shares_parent else {}
+        for i, member in enumerate(self.members if self.shares_parent else []):
+            for name, (indices, values) in member.changes():
+                what, tensor = f"{name} in member {i} of the ensemble", tensors[name]
+                check_change(what, indices, values.to(tensor.dtype), tensor.shape, tensor.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A lock can neither be pickled nor copied.
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = threading.RLock()
+
+
+def cast_inputs(inputs: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """The inputs with floating-point tensors in the model's dtype."""
+    floating = {key for key, value in inputs.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
+    return {key: value.to(model.dtype) if key in floating else value for key, value in inputs.items()}
+
+
+def model_logits(model: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """A model's logits, `(batch, classes)`, in float32 at least."""
+    output = model(**inputs)
+    logits = output[0] if isinstance(output, tuple) else output.get("logits")
+    logits = output.last_hidden_state if logits is None else logits  # where PPLCNet has them
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def remote_classes(
+    config: dict[str, Any], name_or_path: str, trust_remote_code: bool | None, **hub_kwargs
+) -> ModelClasses | None:
+    """
+    The classes of a model with code of its own, imported from the ensemble's folder; `None` for a model that this
+    process knows by itself; a `ValueError` for code that is not trusted. `config` is checked: it names no other place.
+    """
+    auto_map = config.get("auto_map") or {}
+    if AUTO_MODEL not in auto_map or AUTO_CONFIG not in auto_map:
+        return None
+    if trust_remote_code:
+        try:
+            from transformers.dynamic_module_utils import get_class_from_dynamic_module as load
+        except ImportError as error:
+            raise ValueError(
+                "The installed transformers has no dynamic_module_utils.get_class_from_dynamic_module, by which a model "
+                "with code of its own is loaded. Install the version that config.json names as transformers_version."
+            ) from error
+        config_class = load(auto_map[AUTO_CONFIG], name_or_path, **hub_kwargs)
+        model_class = load(auto_map[AUTO_MODEL], name_or_path, **hub_kwargs)
+        config_class.register_for_auto_class()
+        model_class.register_for_auto_class(AUTO_MODEL)
+        return config_class, model_class
+    if config["model_type"] in CONFIG_MAPPING:
+        return None
+    raise ValueError(
+        f"The ensemble {name_or_path} is built on a model with code of its own ({auto_map[AUTO_MODEL]}), which lies "
+        "in the ensemble's folder and was not run. Read it, and pass trust_remote_code=True to from_pretrained if you "
+        "trust it."
+    )
+
+
+def build_model(config: dict[str, Any], classes: ModelClasses | None, attention: str | None) -> PreTrainedModel:
+    """A model from its configuration and [`remote_classes`], or a `ValueError`; its weights are loaded later."""
+    # `from_dict` of some configurations takes entries out of what it is given.
+    config = copy.deepcopy(config)
+    model_type = config["model_type"]
+    if classes is None and model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"The ensemble is built on a model of type {model_type!r}, which this version of transformers does not know. "
+            "Where the ensemble's folder carries its code, load it with from_pretrained and trust_remote_code=True."
+        )
+    dtype = torch.get_default_dtype()
+    try:
+        model_config = (CONFIG_MAPPING[model_type] if classes is None else classes[0]).from_dict(config)
+        if attention is not None:
+            model_config._attn_implementation = attention
+        if classes is not None:
+            return classes[1](model_config)
+        return AutoModelForImageClassification.from_config(model_config, dtype=dtype, trust_remote_code=False)
+    # Whatever a hostile or broken configuration makes of the model's own constructor.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        message = f"No {model_type} model can be built from its configuration in the ensemble's config.json: {error}"
+        raise ValueError(message) from error
