@@ -34,7 +34,7 @@ def train(batches: ImageBatches, epochs: int) -> ViTForImageClassification:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(epochs):
         for batch in batches:
-            model(pixel_values=batch.pixels, labels=batch.labels).loss.backward()
+            model(**batch.stored, labels=batch.labels).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
     return model.eval().requires_grad_(False)

@@ -26,6 +26,7 @@ from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
 from .inherited_arguments import warn_of_ignored_arguments
 from .metrics import with_named_metrics
+from .models.inputs import input_names
 from .mutation import scheduled_sigma
 from .out_of_distribution import OOD_METRICS
 from .selection import Fitness
@@ -205,7 +206,7 @@ class EvolutionCallback(TrainerCallback):
         model = self.trainer.model
         [batch] = self.fitness_batches.head(1)
         with modes_kept(model):
-            return suffix_costs(model, batch.pixel_values(model.device, model.dtype))
+            return suffix_costs(model, batch.inputs(model.device, model.dtype))
 
     def _log(self, generation: Generation, control: TrainerControl | None) -> None:
         # A log in the midst of an event would use up Trainer's wish to log the epoch.
@@ -227,6 +228,7 @@ class EvolutionCallback(TrainerCallback):
             num_workers=args.dataloader_num_workers,
             codec=codec_for(self.trainer.processing_class),
             device=run.device if args.image_cache_on_device else None,
+            input_names=input_names(self.trainer.model),
         )
 
 

@@ -200,19 +200,14 @@ class Unlabelled:
     Batches whose labels, 0 for all, are of no meaning.
 
     Args:
-        collator (`Callable`): rows to `{"pixel_values"}`.
+        collator (`Callable`): rows to the model's inputs.
 
     Raises:
-        `SMDError`: if it makes no pixel values of the rows.
+        `SMDError`: if it makes no tensors of the rows.
     """
 
     collator: Callable
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        pixel_values = self.collator(rows).get("pixel_values")
-        if pixel_values is None:
-            raise SMDError(
-                f"The rows of ood_dataset ({', '.join(rows[0])}) become no pixel_values. Give rows of the same form as those of "
-                "train_dataset."
-            )
-        return {"pixel_values": pixel_values, "labels": torch.zeros(len(pixel_values), dtype=torch.int64)}
+        columns = {name: value for name, value in self.collator(rows).items() if name != "labels"}
+        return columns | {"labels": torch.zeros(len(rows), dtype=torch.int64)}

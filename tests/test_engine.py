@@ -62,7 +62,7 @@ def plain_logits(model, variant, batches):
     """By passes of the model, with nothing of the engine's."""
     parameters = dict(model.named_parameters())
     with torch.inference_mode(), applied(parameters, variant.changes()):
-        return np.concatenate([model(pixel_values=batch.pixels).logits.numpy() for batch in batches])
+        return np.concatenate([model(**batch.stored).logits.numpy() for batch in batches])
 
 
 @pytest.mark.parametrize("kind", ["vit", "swin", "convnext", "resnet", "mobilenet_v2", "efficientnet", "timm_vit"])
@@ -226,7 +226,7 @@ def test_precision_and_layout(kind, how):
     parameters = dict(model.named_parameters())
     for variant, score in zip(variants, results[0]):
         with torch.inference_mode(), applied(parameters, variant.changes()), autocast():
-            pixels = next(iter(batches)).pixels.to(model.dtype).to(memory_format=layout)
+            pixels = next(iter(batches)).stored["pixel_values"].to(model.dtype).to(memory_format=layout)
             assert np.array_equal(score.logits[:4], model(pixel_values=pixels).logits.float().numpy())
     assert weights_hash(model) == before
 

@@ -102,7 +102,7 @@ def test_batches_hold_the_images_in_their_order():
     assert [len(batch) for batch in batches] == [4, 3]
     [[second]] = batches.groups([1])
     assert second.number == 1 and second.labels.tolist() == [2, 0, 0]
-    assert second.pixel_values(CPU, torch.bfloat16).dtype == torch.bfloat16
+    assert second.inputs(CPU, torch.bfloat16)["pixel_values"].dtype == torch.bfloat16
 
 
 def test_a_sample_takes_what_is_kept_and_no_more_than_is_left():
@@ -129,11 +129,13 @@ def test_labels_of_another_process_need_no_reading():
 def test_worker_processes_decode_the_same():
     alone, with_workers = make_batches(Images()), make_batches(Images(), num_workers=2)
     for one, other in zip(alone, with_workers, strict=True):
-        assert torch.equal(one.pixels, other.pixels) and torch.equal(one.labels, other.labels)
+        assert torch.equal(one.stored["pixel_values"], other.stored["pixel_values"]) and torch.equal(
+            one.labels, other.labels
+        )
 
 
 def test_batches_kept_on_a_device_are_put_there_once():
     batches = make_batches(Images(), 10**9, device=torch.device("cpu"))
     first, again = list(batches), list(batches)
     assert all(one is other for one, other in zip(first, again, strict=True))
-    assert first[0].pixels.dtype == torch.uint8
+    assert first[0].stored["pixel_values"].dtype == torch.uint8

@@ -153,7 +153,7 @@ def test_what_cannot_be_is_refused(kwargs, others, expected, rows, tmp_path):
 
 def test_rows_of_another_form_are_refused(rows, tmp_path):
     trainer = make_trainer(tmp_path, rows, [{"picture": 1}] * 6, fitness="ood_auroc")
-    with pytest.raises(SMDError, match="become no pixel_values"):
+    with pytest.raises(SMDError, match="gives nothing that the model takes: it gives picture, labels"):
         trainer.train()
 
 

@@ -253,7 +253,7 @@ def test_the_ensemble_holds_the_models_of_the_front_that_are_nearest_to_the_idea
     batches = trainer.test_batches
     with torch.inference_mode():
         member_logits = torch.cat(
-            [ensemble(batch.pixels, output_members=True).member_logits for batch in batches]
+            [ensemble(**batch.stored, output_members=True).member_logits for batch in batches]
         ).numpy()
     for number, place in enumerate(chosen):
         nll = Scores.from_logits(member_logits[:, number], batches.labels).nll

@@ -102,7 +102,7 @@ def test_children_of_a_quantised_model_are_scored_and_the_parent_comes_back(pack
     assert weights_hash(model) == before
     for child, score in zip(children, replayed):
         with applied(mutation.parameters, mutation.changes(child)), torch.inference_mode():
-            expected = torch.cat([model(pixel_values=batch.pixels).logits for batch in batches])
+            expected = torch.cat([model(**batch.stored).logits for batch in batches])
         assert torch.equal(torch.from_numpy(score.logits), expected)
 
 

@@ -104,7 +104,7 @@ def test_window_counts_what_single_passes_give(study, images, tmp_path):
     _, test = common.load_data(images, max_test=24)
     batches = common.image_batches(model, load_image_processor(folder), test)
     [batch] = batches
-    pixels, labels = batch.pixel_values(torch.device("cpu"), torch.float32), batch.labels
+    pixels, labels = batch.inputs(torch.device("cpu"), torch.float32)["pixel_values"], batch.labels
     assert document["settings"]["images"] == len(labels) == 18
     with torch.inference_mode():
         parent = model(pixels).logits.argmax(-1)

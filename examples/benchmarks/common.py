@@ -169,7 +169,7 @@ class Task:
         costs = None
         if by_cost:
             [batch] = self.batches(1)
-            costs = suffix_costs(self.model, batch.pixel_values(self.model.device, self.model.dtype))
+            costs = suffix_costs(self.model, batch.inputs(self.model.device, self.model.dtype))
         space = parameter_space(self.model)
         return Mutation(self.model, make_decomposition(decomposition, space, children, density, suffix_costs=costs))
 

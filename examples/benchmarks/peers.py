@@ -88,7 +88,7 @@ class Population:
     @cached_property
     def images(self) -> TensorDataset:
         """Pixel values and labels, on the device."""
-        pixel_values = torch.cat([self.evaluator.pixel_values(batch) for batch in self.batches])
+        pixel_values = torch.cat([self.evaluator.inputs(batch)["pixel_values"] for batch in self.batches])
         return TensorDataset(pixel_values, torch.from_numpy(self.batches.labels).to(self.task.device))
 
     @cached_property

@@ -88,7 +88,7 @@ def speed(args: argparse.Namespace, task: Task) -> dict[str, Any]:
     clock, batches = Clock(args), task.batches()
     evaluator = task.evaluator(prefix_replay=False)
     mutation = task.mutation("random", args.children, args.density)
-    pixel_values = [evaluator.pixel_values(batch) for batch in batches]
+    inputs = [evaluator.inputs(batch) for batch in batches]
 
     def child(number: int) -> None:
         generation, place = divmod(number, args.children)
@@ -99,8 +99,8 @@ def speed(args: argparse.Namespace, task: Task) -> dict[str, Any]:
 
     def bare(number: int) -> None:
         with torch.inference_mode():
-            for pixels in pixel_values:
-                task.model(pixel_values=pixels).logits.argmax(-1).cpu()
+            for each in inputs:
+                task.model(**each).logits.argmax(-1).cpu()
 
     with same_parent(task.model):
         for warm_up in (child, parent, bare):

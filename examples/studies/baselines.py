@@ -42,7 +42,7 @@ class Images:
 
     @classmethod
     def read(cls, batches: ImageBatches, device: torch.device) -> "Images":
-        parts = [(batch.pixel_values(device, torch.float32), batch.labels.to(device)) for batch in batches]
+        parts = [(batch.inputs(device, torch.float32)["pixel_values"], batch.labels.to(device)) for batch in batches]
         return cls(*(torch.cat(columns) for columns in zip(*parts)))
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -29,6 +29,7 @@ from smd_hf.evaluation.engine import Variant
 from smd_hf.evaluation.images import ImageBatches
 from smd_hf.evaluation.pixels import codec_for
 from smd_hf.files import check_output_dir, write_json, write_lines, write_text
+from smd_hf.models.inputs import input_names
 from smd_hf.models.load import num_channels
 from smd_hf.mutation import Child, Mutation
 from smd_hf.plots import style_axes
@@ -125,6 +126,7 @@ def image_batches(
         mapping=alignment.mapping,
         channels=num_channels(model),
         names=alignment.names,
+        input_names=input_names(model),
     )
     return ImageBatches(dataset, collator, batch_size, indices, cache_bytes=10**12, codec=codec_for(processor))
 

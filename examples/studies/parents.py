@@ -185,7 +185,7 @@ def train(model: PreTrainedModel, batches: ImageBatches, epochs: int, seed: int,
         device (`torch.device`): where.
     """
     loaded = list(batches)
-    pixel_values = torch.cat([batch.pixel_values(device, torch.float32) for batch in loaded])
+    pixel_values = torch.cat([batch.inputs(device, torch.float32)["pixel_values"] for batch in loaded])
     labels = torch.cat([batch.labels for batch in loaded]).to(device)
     size = min(RECIPE["batch_size"], len(labels))
     steps = len(labels) // size

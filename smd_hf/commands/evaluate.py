@@ -18,6 +18,7 @@ from ..evaluation.engine import Evaluator
 from ..evaluation.images import ImageBatches
 from ..files import check_output_dir, write_json
 from ..loading import load_with_processor
+from ..models.inputs import input_names
 from ..models.load import num_channels
 from ..report import format_comparison
 from ..script_arguments import DataArguments, ModelArguments
@@ -145,7 +146,13 @@ def logits_in_data_order(
         print(f"{name}: {alignment.message}")
     member = model.models[0] if isinstance(model, SMDEnsembleForImageClassification) else model
     collator = ImageCollator(
-        processor, image_column, label_column, alignment.mapping, num_channels(member), alignment.names
+        processor,
+        image_column,
+        label_column,
+        alignment.mapping,
+        num_channels(member),
+        alignment.names,
+        input_names(model),
     )
     use_cpu = args.use_cpu or not torch.accelerator.is_available()
     device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()

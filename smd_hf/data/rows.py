@@ -1,10 +1,10 @@
 """
-Data: from the rows of a data set to batches of pixel values.
+Data: from the rows of a data set to batches of inputs of the model.
 
 An image goes through the checkpoint's own processor exactly as in a `pipeline`, and its label is matched to the model's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,14 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from ..errors import SMDError
 from ..messages import did_you_mean, one_line
+from ..models.inputs import select_inputs
 from .images import PIL_MODES, as_tensor, is_processed, to_image
+
+logger = logging.get_logger(__name__)
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 
@@ -65,10 +69,11 @@ def stored_images(dataset: datasets.Dataset, image_column: str) -> datasets.Data
 @dataclass(eq=False)
 class ImageCollator:
     """
-    Rows of a data set as a batch: `{"pixel_values": float (B, C, H, W), "labels": int64 (B,)}`.
+    Rows of a data set as a batch: all inputs that the image processor makes, and `"labels"`, int64 of shape `(B,)`.
 
-    Rows that hold floating-point `pixel_values` (from a transform of the user's) pass as they are. An image's pixel
-    values do not depend on the others in its batch.
+    Most processors make `pixel_values`, float of shape `(B, C, H, W)`; others make token ids, or patches with a mask and their
+    shapes. Rows that hold floating-point `pixel_values` (from a transform of the user's) pass as they are. An image's
+    inputs do not depend on the others in its batch.
 
     Args:
         processor (image processor of transformers): the checkpoint's own.
@@ -77,6 +82,8 @@ class ImageCollator:
         mapping (`np.ndarray`, *optional*): from the data set's label to the model's class ([`~labels.LabelAlignment`]).
         channels (`int`, *optional*, defaults to 3): what the model takes: 1, 3 or 4; any number for `pixel_values`.
         names (`Sequence[str]`, *optional*): the label names, for rows whose labels are strings.
+        input_names (`Collection[str]`, *optional*): what the model takes ([`~models.inputs.input_names`]). What else the processor
+            makes is left out, with a warning.
     """
 
     processor: Any
@@ -85,17 +92,18 @@ class ImageCollator:
     mapping: np.ndarray | None = None
     channels: int = 3
     names: Sequence[str] | None = None
+    input_names: Collection[str] | None = None
 
     def __post_init__(self) -> None:
         self._index = {name: label for label, name in enumerate(self.names or ())}
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {"pixel_values": self._pixel_values(rows)}
+        batch = self._inputs(rows)
         if self.label_column is not None:
             batch["labels"] = torch.tensor([self._label(row[self.label_column]) for row in rows], dtype=torch.int64)
         return batch
 
-    def _pixel_values(self, rows: list[Mapping[str, Any]]) -> torch.Tensor:
+    def _inputs(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         if is_processed(rows[0].get("pixel_values")):
             values = [as_tensor(row["pixel_values"]) for row in rows]
             if len({value.shape for value in values}) > 1:
@@ -103,7 +111,7 @@ class ImageCollator:
                     f"The rows' pixel_values differ in shape ({sorted({tuple(value.shape) for value in values})}); "
                     "expected one shape (C, H, W). Resize the images in the data set's transform."
                 )
-            pixel_values = torch.stack(values)
+            inputs = {"pixel_values": torch.stack(values)}
         elif self.channels not in PIL_MODES:
             raise SMDError(
                 f"The model takes images of {self.channels} channels, and image files hold 1, 3 or 4. Give rows with "
@@ -112,19 +120,39 @@ class ImageCollator:
         else:
             images = [to_image(row[self.image_column], self.channels) for row in rows]
             try:
-                pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
+                made = self.processor(images=images, return_tensors="pt")
             except (ValueError, RuntimeError, TypeError) as error:
                 raise SMDError(
                     f"The checkpoint's image processor ({type(self.processor).__name__}) fails on images of mode "
                     f"{images[0].mode} and sizes {sorted({image.size for image in images})[:3]}: {one_line(str(error))} "
                     "It must bring all images to one size and normalise as many channels as the model takes."
                 ) from error
+            inputs = self._taken(made)
+        pixel_values = inputs.get("pixel_values")
+        # What a processor makes beside them says how other shapes are to be read: patches, for example.
+        if pixel_values is None or (len(inputs) > 1 and pixel_values.ndim != 4):
+            return inputs
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.channels:
             raise SMDError(
                 f"A batch of pixel values has the shape {tuple(pixel_values.shape)}; the model takes (images, "
                 f"{self.channels}, height, width). Use the image processor that belongs to the model."
             )
-        return pixel_values
+        return inputs
+
+    def _taken(self, made: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        inputs = select_inputs(made, self.input_names)
+        others = sorted(made.keys() - inputs.keys())
+        if not inputs:
+            raise SMDError(
+                f"The image processor ({type(self.processor).__name__}) makes {', '.join(others) or 'nothing'}, and the model takes "
+                f"{', '.join(sorted(self.input_names or ()))}. Use the image processor that belongs to the model."
+            )
+        if others:
+            logger.warning_once(
+                f"The image processor ({type(self.processor).__name__}) also makes {', '.join(others)}, which the model does not "
+                "take: it goes without. Check that the image processor belongs to the model."
+            )
+        return inputs
 
     def _label(self, value: Any) -> int:
         label = self._index.get(value, -1) if isinstance(value, str) else int(value)

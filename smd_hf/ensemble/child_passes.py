@@ -22,11 +22,16 @@ from .sparse_changes import exchange
 from .sparse_member import SparseMember, changeable_tensors
 
 
-def model_logits(model: PreTrainedModel, pixel_values: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
-    """A model's logits, `(batch, classes)`, in float32 at least; `pixel_values` are cast to the model's dtype."""
-    output = model(pixel_values.to(model.dtype), **kwargs)
+def model_logits(model: PreTrainedModel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """A model's logits, `(batch, classes)`, in float32 at least; floating-point inputs are cast to the model's dtype."""
+    output = model(*[_cast(value, model) for value in args], **{name: _cast(kwargs[name], model) for name in kwargs})
     logits = output[0] if isinstance(output, tuple) else output.logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _cast(value: Any, model: PreTrainedModel) -> Any:
+    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(model.dtype) if floats else value
 
 
 @contextmanager
@@ -68,18 +73,19 @@ class ChildPasses:
         self,
         parent: PreTrainedModel,
         members: Sequence[SparseMember],
-        pixel_values: torch.Tensor,
+        args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> list[torch.Tensor]:
         """Each member's logits, see [`model_logits`]."""
         # Once, so that a replay finds every pass to have the very same input.
-        pixel_values = pixel_values.to(parent.dtype)
+        args = [_cast(value, parent) for value in args]
+        kwargs = {name: _cast(value, parent) for name, value in kwargs.items()}
         found: dict[int, torch.Tensor] = {}
         with self.lock:
             try:
                 for i in sorted(range(len(members)), key=lambda i: i != self.recorded):
                     with _put_in_place(parent, members[i]), self._shared_prefix(parent, members, i):
-                        found[i] = model_logits(parent, pixel_values, kwargs)
+                        found[i] = model_logits(parent, args, kwargs)
             finally:
                 self.replay.clear()
         return [found[i] for i in range(len(members))]

@@ -198,7 +198,7 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_members: bool = False,
         return_dict: bool | None = None,
@@ -206,17 +206,19 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
     ) -> SMDEnsembleOutput | tuple[torch.Tensor, ...]:
         """
         Args:
-            pixel_values (`torch.Tensor`): of shape `(batch, channels, height, width)`; cast to the members' dtype.
+            pixel_values (`torch.Tensor`, *optional*): of shape `(batch, channels, height, width)`, or what the members take by
+                this name; cast to their dtype. Left out where the members take something else.
             labels (`torch.Tensor`, *optional*): classes, int64 of shape `(batch,)`.
             output_members (`bool`, *optional*, defaults to `False`): also return each member's logits.
             return_dict (`bool`, *optional*): `False` for a tuple; defaults to the configuration's `return_dict`.
-            kwargs: passed to each member's forward (`interpolate_pos_encoding`, for example).
+            kwargs: passed to each member's forward: its other inputs (`input_ids`, `pixel_attention_mask`), cast alike where
+                they are floating-point, and options (`interpolate_pos_encoding`).
 
         Returns:
             [`SMDEnsembleOutput`]: computed in float32 at least, whatever the dtype of the weights, and without
             gradients.
         """
-        member_logits = self._member_logits(pixel_values, kwargs)
+        member_logits = self._member_logits([] if pixel_values is None else [pixel_values], kwargs)
         weights = torch.tensor(self.config.member_weights, device=member_logits.device)
         logits = combine(member_logits, weights, self.config.combination)
         loss = None if labels is None else nn.functional.nll_loss(logits, labels.to(logits.device))
@@ -227,12 +229,12 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
     # are.
     @torch.compiler.disable
     @torch.no_grad()
-    def _member_logits(self, pixel_values: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
+    def _member_logits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
         """Each member's logits, of shape `(batch, members, classes)`."""
         if self._passes is not None:
-            logits = self._passes.logits(self.parent, self.members, pixel_values, kwargs)
+            logits = self._passes.logits(self.parent, self.members, args, kwargs)
         else:
-            logits = [model_logits(model, pixel_values, kwargs) for model in self.members]
+            logits = [model_logits(model, args, kwargs) for model in self.members]
         return torch.stack(logits, dim=1)
 
     def member(self, index: int) -> PreTrainedModel:

@@ -43,7 +43,7 @@ class Evaluator:
     Scores variants of a model by forward passes; the model is the parent again whenever a call returns or raises.
 
     Args:
-        model (`torch.nn.Module`): takes `pixel_values` and returns an output with `logits`; put into eval mode.
+        model (`torch.nn.Module`): takes the inputs of a batch by name and returns an output with `logits`; put into eval mode.
         device (`torch.device`): where the model is.
         autocast (`Callable`, *optional*): makes the context of each forward pass, for mixed precision.
         spread ([`Spread`], *optional*): over which processes; over none by default.
@@ -51,7 +51,7 @@ class Evaluator:
         change_cache_bytes (`int`, *optional*, defaults to 1e9): memory for the weights of children while batches go by one at
             a time; beyond it they are made anew for each batch.
         forward (`Callable`, *optional*): what is called in place of the model: the same, compiled.
-        memory_format (`torch.memory_format`, *optional*): of the pixel values.
+        memory_format (`torch.memory_format`, *optional*): of inputs of shape `(batch, channels, height, width)`.
 
     Attributes:
         ledger ([`Ledger`], *optional*): what has been scored already, and where the rest is written.
@@ -148,14 +148,18 @@ class Evaluator:
         [score] = self.score([Variant("model")], batches, keep_logits=True)
         return score.logits
 
-    def pixel_values(self, batch: Batch) -> torch.Tensor:
-        """What the model takes for a batch, on its device and in its dtype and memory format."""
-        return batch.pixel_values(self.device, self.model.dtype).to(memory_format=self.memory_format)
+    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What the model takes for a batch, by name, on its device and in its dtype and memory format."""
+        inputs = batch.inputs(self.device, self.model.dtype)
+        return {
+            name: tensor.to(memory_format=self.memory_format) if tensor.ndim == 4 else tensor
+            for name, tensor in inputs.items()
+        }
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
         with torch.inference_mode(), self.autocast():
-            logits = self._call(pixel_values=pixel_values).logits
+            logits = self._call(**inputs).logits
         # A copy, as a compiled model may write its next output into the same memory.
         return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 
@@ -168,7 +172,7 @@ class Evaluator:
             for part in self._parts(group, job, replays):
                 recorded = None
                 if replays:
-                    recorded = self.pixel_values(part[0])
+                    recorded = self.inputs(part[0])
                     self._record(job, part[0], recorded)
                 for number in job.on(part):
                     if not replays or job.variants[number].changed:
@@ -200,11 +204,11 @@ class Evaluator:
         known = all(variant.changed is not None for variant in variants)
         return known and sum(late) >= max(2, REPLAY_FROM * len(late))
 
-    def _record(self, job: Job, batch: Batch, pixel_values: torch.Tensor) -> None:
+    def _record(self, job: Job, batch: Batch, inputs: Mapping[str, torch.Tensor]) -> None:
         """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
         wanted = job.on([batch])
         with self._replay.record([job.variants[number].changed for number in wanted]):
-            logits = self.forward(pixel_values)
+            logits = self.forward(inputs)
         job.spend(len(batch))
         for number in wanted:
             if not job.variants[number].changed:
@@ -213,9 +217,14 @@ class Evaluator:
                     job.tap.add(number, batch, logits)
 
     def _score_one(
-        self, job: Job, number: int, batches: list[Batch], changes: "ChangeCache", recorded: torch.Tensor | None
+        self,
+        job: Job,
+        number: int,
+        batches: list[Batch],
+        changes: "ChangeCache",
+        recorded: Mapping[str, torch.Tensor] | None,
     ) -> None:
-        """Scores one variant on batches, or on the one whose pass over these pixel values was recorded."""
+        """Scores one variant on batches, or on the one whose pass over these inputs was recorded."""
         changed = job.variants[number].changed
         waiting: tuple[Batch, torch.Tensor, float] | None = None
         with applied(self.parameters, changes(number, once=recorded is None and job.tap is None)):
@@ -223,7 +232,7 @@ class Evaluator:
                 if number not in job.wanted[batch.number]:
                     continue
                 with nullcontext() if recorded is None else self._replay.replay(changed):
-                    logits = self.forward(self.pixel_values(batch) if recorded is None else recorded)
+                    logits = self.forward(self.inputs(batch) if recorded is None else recorded)
                 # A GPU is at work on this batch while the one before is looked at.
                 if waiting is not None:
                     job.found(number, *waiting)

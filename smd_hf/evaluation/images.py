@@ -1,6 +1,6 @@
 """Images to score on: read, decoded and transformed once, in batches whose content depends on nothing but the data."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from ..errors import SMDError
+from ..models.inputs import moved, select_inputs
 from .pixels import PixelCodec
 
 STREAMED_SHARE = 0.25
@@ -21,13 +23,14 @@ class Batch:
 
     Args:
         number (`int`): its place among the batches.
-        pixels (`torch.Tensor`): pixel values, or the uint8 they come from, of shape `(batch, channels, height, width)`.
-        labels (`torch.Tensor`): int64, of shape `(batch,)`.
-        codec ([`PixelCodec`], *optional*): makes pixel values of uint8.
+        stored (dict of `str` to `torch.Tensor`): the model's inputs, each of shape `(batch, ...)`; `pixel_values` as the uint8
+            that they come from, where there is a codec.
+        labels (`torch.Tensor`): of shape `(batch, ...)`; int64 of shape `(batch,)` for classes.
+        codec ([`PixelCodec`], *optional*): makes `pixel_values` of uint8.
     """
 
     number: int
-    pixels: torch.Tensor
+    stored: dict[str, torch.Tensor]
     labels: torch.Tensor
     codec: PixelCodec | None = None
 
@@ -36,12 +39,19 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        return self.pixels.nbytes + self.labels.nbytes
+        return sum(tensor.nbytes for tensor in self.stored.values()) + self.labels.nbytes
 
-    def pixel_values(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """What the model takes: floating-point, of shape `(batch, channels, height, width)`, on the device."""
-        pixels = self.pixels.to(device, non_blocking=True)
-        return (pixels if self.codec is None else self.codec.decode(pixels)).to(dtype)
+    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What the model takes, by name, on the device: floats in this dtype, masks, shapes and ids in their own."""
+        inputs = {name: moved(tensor, device, dtype) for name, tensor in self.stored.items()}
+        if self.codec is not None:
+            inputs["pixel_values"] = self.codec.decode(inputs["pixel_values"]).to(dtype)
+        return inputs
+
+    def change(self, put: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Puts all tensors somewhere else, in place."""
+        self.stored = {name: put(tensor) for name, tensor in self.stored.items()}
+        self.labels = put(self.labels)
 
 
 class ImageBatches:
@@ -52,7 +62,7 @@ class ImageBatches:
 
     Args:
         dataset: anything with `len()` and rows by index.
-        collator (`Callable`): rows to `{"pixel_values", "labels"}`.
+        collator (`Callable`): rows to the model's inputs and `"labels"`, tensors of shape `(batch, ...)`.
         batch_size (`int`): images a batch; the last may hold fewer.
         indices (sequence of `int`, *optional*): the rows that count, in order; all by default.
         cache_bytes (`int`, *optional*, defaults to 0): how much decoded data may be in memory. What fits is decoded once in a
@@ -61,6 +71,8 @@ class ImageBatches:
         codec ([`PixelCodec`], *optional*): keeps pixel values as uint8 where that is exact.
         device (`torch.device`, *optional*): where batches that are kept are put; in memory, pinned for a GPU, by default.
         pin_memory (`bool`, *optional*, defaults to `False`): page-locked memory, from which copies to a GPU overlap.
+        input_names (collection of `str`, *optional*): which of the collator's columns go into the model
+            ([`~models.inputs.input_names`]); all tensors but the labels by default.
     """
 
     def __init__(
@@ -74,6 +86,7 @@ class ImageBatches:
         codec: PixelCodec | None = None,
         device: torch.device | None = None,
         pin_memory: bool = False,
+        input_names: Collection[str] | None = None,
     ):
         self.dataset = dataset
         self.collator = collator
@@ -84,6 +97,7 @@ class ImageBatches:
         self.codec = codec
         self.device = device
         self.pin_memory = pin_memory
+        self.input_names = input_names
         self._kept: dict[int, Batch] = {}
         self._kept_bytes = 0
         self._labels: dict[int, np.ndarray] = {}
@@ -123,6 +137,7 @@ class ImageBatches:
             self.codec,
             self.device,
             self.pin_memory,
+            self.input_names,
         )
         same = range(len(self) if sample.num_images == self.num_images else sample.num_images // self.batch_size)
         sample._kept = {number: batch for number, batch in self._kept.items() if number in same}
@@ -171,7 +186,7 @@ class ImageBatches:
 
     def _keep(self, batch: Batch) -> None:
         if self.device is not None:
-            batch.pixels, batch.labels = batch.pixels.to(self.device), batch.labels.to(self.device)
+            batch.change(lambda tensor: tensor.to(self.device))
         self._kept[batch.number] = batch
         self._kept_bytes += batch.nbytes
 
@@ -179,10 +194,21 @@ class ImageBatches:
         rows = [self.indices[number * self.batch_size : (number + 1) * self.batch_size] for number in numbers]
         loader = DataLoader(self.dataset, batch_sampler=rows, collate_fn=self.collator, num_workers=self.num_workers)
         for number, columns in zip(numbers, loader):
-            labels, pixels = columns["labels"], columns["pixel_values"]
-            self._labels[number] = labels.numpy()
-            compact = None if self.codec is None else self.codec.encode(pixels)
-            batch = Batch(number, pixels, labels) if compact is None else Batch(number, compact, labels, self.codec)
-            if self.pin_memory:
-                batch.pixels = batch.pixels.pin_memory()
-            yield batch
+            yield self._batch(number, columns)
+
+    def _batch(self, number: int, columns: dict[str, Any]) -> Batch:
+        batch = Batch(number, select_inputs(columns, self.input_names), columns["labels"])
+        if not batch.stored:
+            raise SMDError(
+                f"The data collator gives nothing that the model takes: it gives {', '.join(columns)}, and the model takes "
+                f"{', '.join(sorted(self.input_names or ('tensors',)))}. Give a data_collator that returns a tensor by such a name."
+            )
+        self._labels[number] = batch.labels.numpy()
+        compact = None
+        if self.codec is not None and "pixel_values" in batch.stored:
+            compact = self.codec.encode(batch.stored["pixel_values"])
+        if compact is not None:
+            batch.stored["pixel_values"], batch.codec = compact, self.codec
+        if self.pin_memory:
+            batch.stored = {name: tensor.pin_memory() for name, tensor in batch.stored.items()}
+        return batch

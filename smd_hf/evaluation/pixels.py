@@ -37,7 +37,11 @@ class PixelCodec:
         Args:
             pixel_values (`torch.Tensor`): float32, of shape `(batch, channels, height, width)`, on the CPU.
         """
-        if pixel_values.dtype != torch.float32 or len(self.mean) not in (1, pixel_values.shape[1]):
+        if (
+            pixel_values.ndim != 4
+            or pixel_values.dtype != torch.float32
+            or len(self.mean) not in (1, pixel_values.shape[1])
+        ):
             return None
         pixels = ((pixel_values * self.std + self.mean) / self.rescale).round_().clamp_(0, 255).to(torch.uint8)
         for formula in FORMULAS if self._formula is None else (self._formula,):

@@ -6,7 +6,7 @@ It is kept with the ledger and with every checkpoint, so that a run is not resum
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..data.own_collator import cheap_labels, sees_all_columns
 from ..data.rows import ImageCollator, find_label_column, stored_images
 from ..errors import SMDError
 from ..messages import one_line
+from ..models.inputs import select_inputs
 
 FORMAT = 1
 
@@ -76,7 +77,13 @@ def deciding_arguments(args: EvolutionArguments) -> dict[str, Any]:
     return json.loads(json.dumps(chosen | {"device": args.device.type}))
 
 
-def data_fingerprint(dataset: Any, collator: Callable, image_column: str | None, label_column: str | None) -> str:
+def data_fingerprint(
+    dataset: Any,
+    collator: Callable,
+    image_column: str | None,
+    label_column: str | None,
+    input_names: Collection[str] | None = None,
+) -> str:
     """
     A digest of a data set's content: its length, all labels, and some of its images.
 
@@ -85,6 +92,7 @@ def data_fingerprint(dataset: Any, collator: Callable, image_column: str | None,
         collator (`Callable`): rows to tensors, for rows whose images are not at hand undecoded.
         image_column (`str`, *optional*), label_column (`str`, *optional*): where they are in a row; `None` where only the
             collator knows.
+        input_names (collection of `str`, *optional*): which of the collator's columns go into the model; all by default.
 
     Returns:
         `str`: SHA-256, 64 hexadecimal digits.
@@ -100,7 +108,9 @@ def data_fingerprint(dataset: Any, collator: Callable, image_column: str | None,
             digest.update(_file_content(undecoded[row][image_column]))
             continue
         columns = collator([dataset[row]])
-        for name in ("labels", "pixel_values"):
+        # Pixel values first, as in the ledgers of runs that knew no other input.
+        inputs = sorted(select_inputs(columns, input_names), key=lambda name: (name != "pixel_values", name))
+        for name in ("labels", *inputs):
             digest.update(columns[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -7,7 +7,7 @@ linear probe on the frozen features, a logistic regression by scikit-learn, or r
 
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -20,26 +20,27 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..errors import SMDError
-from .load import is_timm_model, num_channels
+from .inputs import as_inputs, noise_inputs
+from .load import is_timm_model
 
 logger = logging.get_logger(__name__)
 
 Head = nn.Linear | nn.Conv2d
+Inputs = torch.Tensor | Mapping[str, torch.Tensor]
 
 PROBE_ITERATIONS = 1000
 """Limit on the steps of the logistic regression; standardised features rarely take a tenth of it."""
 
-_DEFAULT_IMAGE_SIZE = 224
-
 
 @torch.no_grad()
-def find_heads(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Head]:
+def find_heads(model: PreTrainedModel, inputs: Inputs) -> dict[str, Head]:
     """
     The layers whose output is the logits.
 
     Args:
         model (`PreTrainedModel`): an image classifier, in eval mode.
-        pixel_values (`torch.Tensor`): any images that it takes, of shape `(batch, channels, height, width)`.
+        inputs (mapping of `str` to `torch.Tensor`): any images that it takes, as keyword arguments of its forward; a tensor alone
+            is the `pixel_values`.
 
     Returns:
         `dict[str, nn.Module]`: from name to layer (linear, or convolution of size 1). One layer for most models; several
@@ -48,7 +49,7 @@ def find_heads(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, 
     Raises:
         `SMDError`: if no such layer makes the logits.
     """
-    outputs, logits = _trace(model, pixel_values)
+    outputs, logits = _trace(model, inputs)
     heads = {name: layer for name, (layer, output) in outputs.items() if _same(output, logits)}
     if heads:
         return heads
@@ -73,14 +74,14 @@ def head_parameter_names(model: PreTrainedModel) -> set[str]:
     Raises:
         `SMDError`: if it cannot be found.
     """
-    heads = find_heads(model, _noise(model))
+    heads = find_heads(model, noise_inputs(model))
     return {f"{name}.{parameter}" for name, head in heads.items() for parameter, _ in head.named_parameters()}
 
 
 def replace_head(
     model: PreTrainedModel,
     labels: list[str],
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    batches: Iterable[tuple[Inputs, torch.Tensor]] | None = None,
     *,
     head_init: Literal["linear_probe", "random"] = "linear_probe",
     seed: int = 0,
@@ -95,8 +96,8 @@ def replace_head(
         model (`PreTrainedModel`): an image classifier, in eval mode. Its configuration is changed too, so that the model
             saves and loads with the new classes.
         labels (`list[str]`): names of the new classes, in the order of their numbers; at least two, no two alike.
-        batches (iterable of `(pixel_values, labels)`, *optional*): images with the numbers of their classes, for the linear
-            probe; read once. A random head reads the first batch only, to find the head that it replaces.
+        batches (iterable of `(inputs, labels)`, *optional*): images, as for [`find_heads`], with the numbers of their classes,
+            for the linear probe; read once. A random head reads the first batch only, to find the head that it replaces.
         head_init (`str`, *optional*, defaults to `"linear_probe"`): `"linear_probe"` or `"random"` (uniform, as
             `torch.nn.Linear` begins).
         seed (`int`, *optional*, defaults to 0): of the random head.
@@ -112,7 +113,7 @@ def replace_head(
         )
     if head_init == "random":
         first = next(iter(batches), None) if batches is not None else None
-        heads = find_heads(model, _noise(model) if first is None else first[0])
+        heads = find_heads(model, noise_inputs(model) if first is None else first[0])
         generator = torch.Generator().manual_seed(seed)
         new = {name: _random_weights(head, len(labels), generator) for name, head in heads.items()}
     elif head_init == "linear_probe":
@@ -128,9 +129,7 @@ def replace_head(
     _relabel(model, labels)
 
 
-def _trace(
-    model: PreTrainedModel, pixel_values: torch.Tensor
-) -> tuple[dict[str, tuple[Head, torch.Tensor]], torch.Tensor]:
+def _trace(model: PreTrainedModel, inputs: Inputs) -> tuple[dict[str, tuple[Head, torch.Tensor]], torch.Tensor]:
     """Outputs of the linear layers in the order of their last calls, and the logits."""
     outputs: dict[str, tuple[Head, torch.Tensor]] = {}
 
@@ -145,7 +144,7 @@ def _trace(
         layer.register_forward_hook(record(name)) for name, layer in model.named_modules() if _may_be_head(layer)
     ]
     try:
-        logits = model(pixel_values=pixel_values.to(model.device, model.dtype)).logits
+        logits = model(**as_inputs(inputs, model)).logits
     finally:
         for handle in handles:
             handle.remove()
@@ -160,32 +159,19 @@ def _same(output: torch.Tensor, logits: torch.Tensor) -> bool:
     return output.numel() == logits.numel() and torch.equal(output.reshape(logits.shape), logits)
 
 
-def _noise(model: PreTrainedModel) -> torch.Tensor:
-    """One image of noise: zeros could make layers equal which are not."""
-    if is_timm_model(model):
-        _, height, width = (getattr(model.config, "pretrained_cfg", None) or {}).get(
-            "input_size", (3, _DEFAULT_IMAGE_SIZE, _DEFAULT_IMAGE_SIZE)
-        )
-        size = (model.config.model_args or {}).get("img_size", (height, width))
-    else:
-        size = getattr(model.config, "image_size", _DEFAULT_IMAGE_SIZE)
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.randn(1, num_channels(model), height, width, generator=torch.Generator().manual_seed(0))
-
-
 @torch.no_grad()
 def _collect_features(
-    model: PreTrainedModel, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    model: PreTrainedModel, batches: Iterable[tuple[Inputs, torch.Tensor]]
 ) -> tuple[dict[str, Head], dict[str, np.ndarray], np.ndarray]:
     """The heads, what goes into each over all images, `(images, features)` in float64, and the labels."""
     heads: dict[str, Head] = {}
     features: dict[str, list[torch.Tensor]] = {}
     targets: list[torch.Tensor] = []
-    for pixel_values, labels in batches:
-        heads = heads or find_heads(model, pixel_values)
-        with _recorded_inputs(heads) as inputs:
-            model(pixel_values=pixel_values.to(model.device, model.dtype))
-        for name, value in inputs.items():
+    for inputs, labels in batches:
+        heads = heads or find_heads(model, inputs)
+        with _recorded_inputs(heads) as recorded:
+            model(**as_inputs(inputs, model))
+        for name, value in recorded.items():
             features.setdefault(name, []).append(value.flatten(1).cpu().double())
         targets.append(labels.cpu().reshape(-1))
     if not targets:

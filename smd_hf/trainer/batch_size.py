@@ -161,7 +161,7 @@ def settle_batch_size(trainer: "EvolutionTrainer") -> dict[str, int] | None:
         replay = PrefixReplay(trainer.model) if replays else None
         trainer.model.eval()
         with applied(evaluator.parameters, child), nullcontext() if replay is None else replay.record():
-            evaluator.forward(evaluator.pixel_values(batch))
+            evaluator.forward(evaluator.inputs(batch))
         if replay is not None:
             replay.clear()
 

@@ -13,6 +13,7 @@ from ..evaluation.costs import suffix_costs
 from ..evaluation.images import ImageBatches
 from ..evaluation.pixels import codec_for
 from ..models.heads import replace_head
+from ..models.inputs import input_names
 from ..out_of_distribution import OutsideImages, outside_collator, outside_images
 
 
@@ -49,6 +50,7 @@ class DataMixin:
             codec=codec_for(self.processing_class),
             device=self.args.device if self.args.image_cache_on_device else None,
             pin_memory=self.args.device.type == "cuda" and self.args.dataloader_pin_memory,
+            input_names=input_names(self.model),
         )
 
     def _split_train_dataset(self, labels: np.ndarray | None) -> None:
@@ -112,8 +114,7 @@ class DataMixin:
             )
         source = self.fitness_batches or self._batches_to_shape()
         batches = (
-            (batch.pixel_values(self.args.device, self.model.dtype), batch.labels.to(self.args.device))
-            for batch in source
+            (batch.inputs(self.args.device, self.model.dtype), batch.labels.to(self.args.device)) for batch in source
         )
         replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
 
@@ -123,7 +124,7 @@ class DataMixin:
                 "allocation='cost' needs a train_dataset, whose first image shows the size of the model's input."
             )
         [batch] = self.fitness_batches.head(1)
-        return suffix_costs(self.model, batch.pixel_values(self.args.device, self.model.dtype))
+        return suffix_costs(self.model, batch.inputs(self.args.device, self.model.dtype))
 
     def _batches_to_shape(self) -> ImageBatches:
         return self._batches(self.reported_dataset, np.arange(1), 0.0)

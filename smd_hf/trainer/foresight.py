@@ -135,7 +135,7 @@ class Foresight:
         """The share of a pass that begins at each parameter's block."""
         trainer = self.trainer
         [batch] = trainer.fitness_batches.head(1)
-        costs = suffix_costs(trainer.model, trainer.evaluator.pixel_values(batch))
+        costs = suffix_costs(trainer.model, trainer.evaluator.inputs(batch))
         blocks = find_blocks(trainer.model)
         return {name: cost for block, cost in zip(blocks, costs) for name in block.parameter_names}
 
@@ -185,7 +185,7 @@ def measured(trainer: "EvolutionTrainer", evolution: Evolution) -> tuple[int, fl
     trainer.model.eval()
     for _ in range(2):  # the first pass over a shape takes longer
         start = time.perf_counter()
-        evaluator.forward(evaluator.pixel_values(batch)).cpu()
+        evaluator.forward(evaluator.inputs(batch)).cpu()
     forward = time.perf_counter() - start
     children = evolution.mutation.children(trainer.state.global_step, 1.0)
     start = time.perf_counter()

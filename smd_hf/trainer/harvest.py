@@ -147,7 +147,7 @@ def describe_ensemble(
         differ, the scores of the fittest (`best`) and of the mean member, and accuracy by number of members.
     """
     ensemble = result.ensemble.to(args.device).eval()
-    outputs = [ensemble(batch.pixel_values(args.device, ensemble.dtype), output_members=True) for batch in batches]
+    outputs = [ensemble(**batch.inputs(args.device, ensemble.dtype), output_members=True) for batch in batches]
     logits = torch.cat([output.logits for output in outputs]).float().cpu()
     members = torch.cat([output.member_logits for output in outputs]).float().cpu()
     weights = torch.tensor(ensemble.config.member_weights)

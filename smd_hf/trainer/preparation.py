@@ -18,6 +18,7 @@ from ..ensemble import SMDEnsembleConfig
 from ..errors import SMDError
 from ..loading import expanded, load_with_processor, stored_form
 from ..models.adapters import check_no_adapter_layers
+from ..models.inputs import input_names
 from ..models.load import load_image_processor, load_model_for_new_head, num_channels
 from ..models.tasks import check_classifier
 
@@ -80,8 +81,8 @@ class PreparedData:
     How rows become inputs of the model.
 
     Args:
-        collator (`Callable`): rows to `{"pixel_values", "labels"}`, labels in the model's numbering.
-        image_column (`str`, *optional*): where the images are; `None` where rows already hold `pixel_values`.
+        collator (`Callable`): rows to the model's inputs and `"labels"`, labels in the model's numbering.
+        image_column (`str`, *optional*): where the images are; `None` where rows already hold the model's inputs.
         train_labels (`numpy.ndarray`, *optional*): of the train split, for stratification.
         eval_dataset: as given, with labels in the train split's order.
         new_labels (list of `str`, *optional*): the classes of the head that is to take the model's place, if one is.
@@ -109,8 +110,8 @@ def prepare_data(
     """
     Finds the columns and matches the labels; the head is not touched.
 
-    A collator of the user's own, or rows that hold `pixel_values` already, are taken as they are: what the collator returns
-    decides, and columns may have any names and hold anything. A classifier that the
+    A collator of the user's own, or rows that hold `pixel_values` (or the model's main input) already, are taken as they
+    are: what the collator returns decides, and columns may have any names and hold anything. A classifier that the
     checkpoint lacks (`missing_head`) is replaced whatever the labels are.
 
     Raises:
@@ -124,7 +125,7 @@ def prepare_data(
         if len(split) == 0:
             raise SMDError(f"{what} is empty. Give at least one image, or check the split and the limits on its size.")
     reference = next(iter(present.values()), None)
-    if reference is None or data_collator is not None or "pixel_values" in reference[0]:
+    if reference is None or data_collator is not None or {"pixel_values", model.main_input_name} & reference[0].keys():
         collator = data_collator or default_data_collator
         for what, split in present.items():
             check_collated(collator, split, model.config.num_labels, what)
@@ -153,6 +154,7 @@ def prepare_data(
         mapping=alignment.mapping,
         channels=num_channels(model),
         names=alignment.names,
+        input_names=input_names(model),
     )
     if isinstance(eval_dataset, dict):
         eval_dataset = {

@@ -23,6 +23,7 @@ from ..ledger.resume import ResumePoint, find_resume_point, seed
 from ..ledger.run_identity import FORMAT, data_fingerprint, deciding_arguments, label_column_of
 from ..ledger.run_state import RunState
 from ..models.checkpoints import weights_hash
+from ..models.inputs import input_names
 from ..mutation import Mutation
 
 logger = logging.get_logger(__name__)
@@ -77,14 +78,14 @@ class ResumeMixin:
         return self._point.checkpoint
 
     def _find_identity(self) -> dict[str, Any]:
-        data = {}
+        data, names = {}, input_names(self.model)
         for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.reported_dataset)):
             if dataset is not None:
                 column = label_column_of(dataset, self.args, self.data_collator)
-                data[name] = data_fingerprint(dataset, self.data_collator, self.image_column, column)
+                data[name] = data_fingerprint(dataset, self.data_collator, self.image_column, column, names)
         if self.outside is not None:
             images = self.outside.test
-            data["ood_dataset"] = data_fingerprint(images.dataset, images.collator, self.ood_image_column, None)
+            data["ood_dataset"] = data_fingerprint(images.dataset, images.collator, self.ood_image_column, None, names)
         return {
             "format": FORMAT,
             "arguments": deciding_arguments(self.args),

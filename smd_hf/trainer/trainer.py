@@ -28,6 +28,7 @@ from ..inherited_arguments import check_not_sharded
 from ..ledger.lock import locked
 from ..ledger.run_state import RunState
 from ..models.checkpoints import save_checkpoint
+from ..models.inputs import as_inputs, input_names, select_inputs
 from ..models.quantized import as_if_not_quantised, check_can_be_saved, stored_tensors
 from ..mutation import scheduled_sigma, zero_share
 from ..selection import Fitness
@@ -56,7 +57,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
     Args:
         model ([`~transformers.PreTrainedModel`], `str` or `Path`): the parent, or the Hub id or folder of one.
         args ([`EvolutionArguments`], *optional*): every choice.
-        data_collator (`Callable`, *optional*): rows to `pixel_values` and `labels`. By default images go through
+        data_collator (`Callable`, *optional*): rows to the model's inputs and `labels`. By default images go through
             `processing_class`, and labels are matched to the model's by name.
         train_dataset (*optional*): the fitness data: anything with a length and rows that hold an image and a label.
         eval_dataset (*optional*): the test data to report on, in no way used to choose (but by callbacks that stop early, and
@@ -215,9 +216,10 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As in Trainer; pixel values in the model's dtype, which models of custom code do not see to themselves."""
+        """As in Trainer; inputs in the model's dtype, which models of custom code do not see to themselves."""
         inputs = super()._prepare_inputs(inputs)
-        return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
+        floats = as_inputs(select_inputs(inputs, input_names(self.model)), self.model)
+        return {name: floats.get(name, value) for name, value in inputs.items()}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """
