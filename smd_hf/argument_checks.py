@@ -63,6 +63,7 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
         "ensemble_combination": (args.ensemble_combination in COMBINATIONS, ", ".join(COMBINATIONS)),
         "image_cache_gb": (args.image_cache_gb >= 0, "0 or more"),
         "child_cache_gb": (args.child_cache_gb >= 0, "0 or more"),
+        "reading_threads": (args.reading_threads is None or args.reading_threads >= 0, "0 or more"),
         "recombination": (args.recombination in RECOMBINATIONS, ", ".join(RECOMBINATIONS)),
         "objective": (args.objective in OBJECTIVES, ", ".join(OBJECTIVES)),
         "allocation": (args.allocation in ("uniform", "cost"), "uniform or cost"),

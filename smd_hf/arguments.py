@@ -321,8 +321,16 @@ class EvolutionArguments(TrainingArguments):
     child_cache_gb: float = field(
         default=1.0,
         metadata={
-            "help": "Memory for the weights of children while prefixes are replayed, in GB; beyond it they are made anew for "
-            "each batch."
+            "help": "Memory for the weights of children while prefixes are replayed or images are still being read, in GB; "
+            "beyond it they are made anew for each batch."
+        },
+    )
+    reading_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads that decode and resize images ahead of scoring, where dataloader_num_workers is 0. By default one for "
+            "each core, at most 8; while the model runs, only as many as it leaves cores idle. 0: none, each batch is read when "
+            "it is needed, by the thread that scores."
         },
     )
     channels_last: bool = field(

@@ -22,6 +22,7 @@ from .evaluation.costs import suffix_costs
 from .evaluation.engine import Evaluator
 from .evaluation.images import ImageBatches
 from .evaluation.pixels import codec_for
+from .evaluation.reading import spare_threads
 from .evaluation.spread import Spread
 from .evolution import Evolution, Generation
 from .inherited_arguments import warn_of_ignored_arguments
@@ -229,6 +230,9 @@ class EvolutionCallback(TrainerCallback):
             codec=codec_for(self.trainer.processing_class),
             device=run.device if args.image_cache_on_device else None,
             input_names=input_names(self.trainer.model),
+            prefetch_factor=args.dataloader_prefetch_factor,
+            threads=args.reading_threads,
+            spare=spare_threads(run.device),
         )
 
 

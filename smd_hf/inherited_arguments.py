@@ -50,7 +50,6 @@ NO_EFFECT = {
     "length_column_name": "",
     "dataloader_drop_last": "all images are scored",
     "dataloader_persistent_workers": "",
-    "dataloader_prefetch_factor": "",
     "dataloader_multiprocessing_context": "",
     "dataloader_in_order": "",
     "ddp_find_unused_parameters": "",

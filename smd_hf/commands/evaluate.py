@@ -16,6 +16,8 @@ from ..ensemble import SMDEnsembleForImageClassification
 from ..errors import SMDError
 from ..evaluation.engine import Evaluator
 from ..evaluation.images import ImageBatches
+from ..evaluation.pixels import codec_for
+from ..evaluation.reading import spare_threads
 from ..files import check_output_dir, write_json
 from ..loading import load_with_processor
 from ..models.inputs import input_names
@@ -46,7 +48,9 @@ class EvaluationArguments:
         default=None, metadata={"help": "The column of labels. Found by its type or usual name by default."}
     )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images in a batch."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that decode images."})
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "Processes that decode images. With 0, threads do."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU although there is a GPU."})
     seed: int = field(
         default=42, metadata={"help": "Draws the subset that max_eval_samples or train_val_split asks for."}
@@ -156,7 +160,15 @@ def logits_in_data_order(
     )
     use_cpu = args.use_cpu or not torch.accelerator.is_available()
     device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()
-    batches = ImageBatches(images, collator, args.per_device_eval_batch_size, num_workers=args.dataloader_num_workers)
+    batches = ImageBatches(
+        images,
+        collator,
+        args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        codec=codec_for(processor),
+        input_names=input_names(model),
+        spare=spare_threads(device),
+    )
     logits = Evaluator(model.to(device), device).logits(batches)
     if not np.isfinite(logits).all():
         raise SMDError(

@@ -4,9 +4,8 @@ Every image is looked at once before anything expensive starts: what cannot be r
 The rows are shared out over the processes, and what each finds is put together, so that all go on with the same rows.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..errors import SMDError
+from ..evaluation.reading import ReadAhead, default_threads
 from ..evaluation.spread import Spread
 from ..messages import one_line
 from .images import as_tensor, is_processed, to_image
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-_CHUNK = 64
+_CHUNK = 16
+"""Images that a thread takes at a time: few, so that an end is not waited for, and small data sets are shared out too."""
+
 _SHOWN = 5
 
 
@@ -65,7 +67,7 @@ def bad_images(
         image_column (`str`): the column of images, or of `pixel_values`.
         what (`str`, *optional*, defaults to `"train"`): the name of the split, for messages.
         spread ([`Spread`], *optional*): over which processes; all must call. Over none by default.
-        num_workers (`int`, *optional*): threads; as many as there are cores, at most 8, by default.
+        num_workers (`int`, *optional*): threads that read and decode; one for each core, at most 8, by default.
         progress (`bool`, *optional*, defaults to `True`): show a bar once it takes more than two seconds.
 
     Returns:
@@ -74,19 +76,28 @@ def bad_images(
     spread = spread or Spread()
     find_problem = _problem_of_pixel_values if image_column == "pixel_values" else _problem
     read = _reader(dataset, image_column)
+    # Rows that a transform or a data set of the user's makes may draw random numbers.
+    repeatable = isinstance(dataset, datasets.Dataset) and image_column in dataset.column_names
     starts = range(0, len(dataset), _CHUNK)[spread.process_index :: spread.num_processes]
 
     def look() -> dict[int, str]:
-        found = {}
+        def problems_from(start: int) -> tuple[int, dict[int, str]]:
+            values = read(start, min(start + _CHUNK, len(dataset)))
+            texts = enumerate(map(find_problem, values), start)
+            return len(values), {index: text for index, text in texts if text is not None}
+
+        found: dict[int, str] = {}
         shown = progress and spread.process_index == 0
         total = sum(min(_CHUNK, len(dataset) - start) for start in starts)
         bar = tqdm(total=total, desc=f"Checking {what} images", unit="image", delay=2, disable=not shown)
-        with bar, ThreadPoolExecutor(num_workers or min(8, os.cpu_count() or 1)) as pool:
-            for start in starts:
-                values = read(start, min(start + _CHUNK, len(dataset)))
-                texts = enumerate(pool.map(find_problem, values), start)
-                found |= {index: text for index, text in texts if text is not None}
-                bar.update(len(values))
+        threads = default_threads() if num_workers is None else num_workers
+        with (
+            bar,
+            closing(ReadAhead(problems_from, starts, threads, window=2 * threads, repeatable=repeatable)) as chunks,
+        ):
+            for count, problems_there in chunks:
+                found |= problems_there
+                bar.update(count)
                 spread.stop.check()
         return found
 

@@ -168,7 +168,11 @@ class Evaluator:
         changes = ChangeCache(job.variants, self.change_cache_bytes)
         replays = self.replays([job.variants[number] for number in job.numbers])
         job.report_known()
-        for group in job.batches.groups(list(job.wanted), on_read=self.spread.stop.check) if job.numbers else ():
+        numbers = list(job.wanted)
+        # Of one list of batches, changes are needed once.
+        once = job.batches.in_memory(numbers) and not replays and job.tap is None
+        eager = replays or all(job.variants[number].changes is tuple for number in job.numbers)
+        for group in job.batches.groups(numbers, self.spread.stop.check, eager) if job.numbers else ():
             for part in self._parts(group, job, replays):
                 recorded = None
                 if replays:
@@ -176,7 +180,7 @@ class Evaluator:
                     self._record(job, part[0], recorded)
                 for number in job.on(part):
                     if not replays or job.variants[number].changed:
-                        self._score_one(job, number, part, changes, recorded)
+                        self._score_one(job, number, part, changes(number, once), recorded)
                     self.spread.stop.check()
                     job.report(number, part)
                 for batch in part if job.tap is not None else ():
@@ -221,13 +225,13 @@ class Evaluator:
         job: Job,
         number: int,
         batches: list[Batch],
-        changes: "ChangeCache",
+        changes: Iterable[tuple[str, Change]],
         recorded: Mapping[str, torch.Tensor] | None,
     ) -> None:
         """Scores one variant on batches, or on the one whose pass over these inputs was recorded."""
         changed = job.variants[number].changed
         waiting: tuple[Batch, torch.Tensor, float] | None = None
-        with applied(self.parameters, changes(number, once=recorded is None and job.tap is None)):
+        with applied(self.parameters, changes):
             for batch in batches:
                 if number not in job.wanted[batch.number]:
                     continue

@@ -1,16 +1,22 @@
 """Images to score on: read, decoded and transformed once, in batches whose content depends on nothing but the data."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from transformers.utils import logging
 
+from ..data.rows import ImageCollator
 from ..errors import SMDError
 from ..models.inputs import moved, select_inputs
 from .pixels import PixelCodec
+from .reading import ReadAhead, WorkerProcesses, default_threads, spare_threads
+
+logger = logging.get_logger(__name__)
 
 STREAMED_SHARE = 0.25
 """Share of the cache that is for batches on their way, where not all can be kept: those in use, and those that come next."""
@@ -67,7 +73,12 @@ class ImageBatches:
         indices (sequence of `int`, *optional*): the rows that count, in order; all by default.
         cache_bytes (`int`, *optional*, defaults to 0): how much decoded data may be in memory. What fits is decoded once in a
             run, the rest once each time that it is asked for.
-        num_workers (`int`, *optional*, defaults to 0): processes that decode.
+        num_workers (`int`, *optional*, defaults to 0): processes that decode, in the place of threads.
+        prefetch_factor (`int`, *optional*): batches that each process reads ahead; 2 by default.
+        threads (`int`, *optional*): threads that decode ahead of time; one for each core, at most 8, by default. With 0, a batch
+            is decoded when it is asked for.
+        spare (`int`, *optional*): how many of them while the caller works; by default one for each core that torch leaves
+            idle on the CPU, and at least one.
         codec ([`PixelCodec`], *optional*): keeps pixel values as uint8 where that is exact.
         device (`torch.device`, *optional*): where batches that are kept are put; in memory, pinned for a GPU, by default.
         pin_memory (`bool`, *optional*, defaults to `False`): page-locked memory, from which copies to a GPU overlap.
@@ -87,6 +98,9 @@ class ImageBatches:
         device: torch.device | None = None,
         pin_memory: bool = False,
         input_names: Collection[str] | None = None,
+        prefetch_factor: int | None = None,
+        threads: int | None = None,
+        spare: int | None = None,
     ):
         self.dataset = dataset
         self.collator = collator
@@ -98,6 +112,11 @@ class ImageBatches:
         self.device = device
         self.pin_memory = pin_memory
         self.input_names = input_names
+        self.prefetch_factor = prefetch_factor
+        self.threads = default_threads() if threads is None else threads
+        self.spare = spare_threads(torch.device("cpu")) if spare is None else spare
+        self._repeatable = _draws_nothing(dataset, collator)
+        self._draws = False
         self._kept: dict[int, Batch] = {}
         self._kept_bytes = 0
         self._labels: dict[int, np.ndarray] = {}
@@ -113,8 +132,9 @@ class ImageBatches:
     def labels(self) -> np.ndarray:
         """The labels that the collator gives, int64, of shape `(num_images,)`; reads what nothing has read yet."""
         missing = [number for number in range(len(self)) if number not in self._labels]
-        for _ in self._read(missing):
-            pass
+        with closing(self._reader(missing)) as fresh:
+            for number in missing:
+                self._next(number, fresh)
         return np.concatenate([self._labels[number] for number in range(len(self))])
 
     def add_labels(self, labels: dict[int, np.ndarray]) -> None:
@@ -138,7 +158,11 @@ class ImageBatches:
             self.device,
             self.pin_memory,
             self.input_names,
+            self.prefetch_factor,
+            self.threads,
+            self.spare,
         )
+        sample._repeatable, sample._draws = self._repeatable, self._draws
         same = range(len(self) if sample.num_images == self.num_images else sample.num_images // self.batch_size)
         sample._kept = {number: batch for number, batch in self._kept.items() if number in same}
         sample._labels = {number: labels for number, labels in self._labels.items() if number in same}
@@ -146,39 +170,55 @@ class ImageBatches:
         return sample
 
     def groups(
-        self, numbers: Sequence[int] | None = None, on_read: Callable[[], None] | None = None
+        self, numbers: Sequence[int] | None = None, on_read: Callable[[], None] | None = None, eager: bool = False
     ) -> Iterator[list[Batch]]:
         """
-        Batches in order, in lists that are in memory together: one list where the budget holds everything.
+        Batches in order, in lists that are in memory together: one list where everything is in memory already.
 
-        A list holds one batch at the least, whatever the budget.
+        What is not is read ahead while the caller works on a list. A list therefore ends where the next batch is still being
+        read, but not before it is as long as all lists before it, as each costs the caller something; so there are few.
+        A list holds one batch at least, whatever the budget; so many are read ahead as it allows, or one for each thread.
 
         Args:
             numbers (sequence of `int`, *optional*): which batches, in increasing order; all by default.
             on_read (`Callable`, *optional*): called after each batch, of which reading may take long.
+            eager (`bool`, *optional*, defaults to `False`): lists may be short: they cost the caller nothing.
         """
         numbers = range(len(self)) if numbers is None else numbers
-        fresh = self._read([number for number in numbers if number not in self._kept])
-        group: list[Batch] = []
-        size = held = 0  # bytes of the latest batch, and of those in the group that are not kept
-        for number in numbers:
-            # Whoever has the last group holds it until there is the next.
-            if held and number not in self._kept and 2 * (held + size) > self.cache_bytes - self._kept_bytes:
+        with closing(self._reader([number for number in numbers if number not in self._kept])) as fresh:
+            group: list[Batch] = []
+            given = size = held = (
+                0  # batches in earlier groups; bytes of the latest batch, and of those here that are not kept
+            )
+            for number in numbers:
+                left = self.cache_bytes - self._kept_bytes
+                waits = number not in self._kept and not fresh.ready and (eager or len(group) >= given)
+                # Whoever has the last group holds it until there is the next.
+                full = held and number not in self._kept and 2 * (held + size) > left
+                if group and (waits or full):
+                    yield group
+                    given += len(group)
+                    group, held = [], 0
+                batch = self._kept[number] if number in self._kept else self._next(number, fresh)
+                if on_read is not None:
+                    on_read()
+                size = batch.nbytes
+                all_fit = size * self.num_images <= self.cache_bytes * len(batch)
+                budget = self.cache_bytes * (1 if all_fit else 1 - STREAMED_SHARE)
+                if number not in self._kept and self._kept_bytes + size <= budget:
+                    self._keep(batch)
+                if number not in self._kept:
+                    held += size
+                group.append(batch)
+                left = self.cache_bytes - self._kept_bytes
+                ahead = left // size if all_fit else left // (2 * size) - held // size
+                fresh.window = max(self.threads, ahead)
+            if group:
                 yield group
-                group, held = [], 0
-            batch = self._kept[number] if number in self._kept else next(fresh)
-            if on_read is not None:
-                on_read()
-            size = batch.nbytes
-            all_fit = size * self.num_images <= self.cache_bytes * len(batch)
-            budget = self.cache_bytes * (1 if all_fit else 1 - STREAMED_SHARE)
-            if number not in self._kept and self._kept_bytes + size <= budget:
-                self._keep(batch)
-            if number not in self._kept:
-                held += size
-            group.append(batch)
-        if group:
-            yield group
+
+    def in_memory(self, numbers: Sequence[int]) -> bool:
+        """Whether all these batches are kept, so that [`ImageBatches.groups`] gives one list."""
+        return all(number in self._kept for number in numbers)
 
     def __iter__(self) -> Iterator[Batch]:
         for group in self.groups():
@@ -190,25 +230,55 @@ class ImageBatches:
         self._kept[batch.number] = batch
         self._kept_bytes += batch.nbytes
 
-    def _read(self, numbers: Sequence[int]) -> Iterator[Batch]:
-        rows = [self.indices[number * self.batch_size : (number + 1) * self.batch_size] for number in numbers]
-        loader = DataLoader(self.dataset, batch_sampler=rows, collate_fn=self.collator, num_workers=self.num_workers)
-        for number, columns in zip(numbers, loader):
-            yield self._batch(number, columns)
+    def _reader(self, numbers: Sequence[int]) -> "ReadAhead[int, Batch] | WorkerProcesses":
+        """What reads these batches, in order, ahead of time."""
+        if self.num_workers:
+            rows = [self._rows(number) for number in numbers]
+            return WorkerProcesses(self.dataset, self.collator, rows, self.num_workers, self.prefetch_factor)
+        threads = 0 if self._draws else self.threads
+        return ReadAhead(self._read, numbers, threads, self.spare, repeatable=self._repeatable)
 
-    def _batch(self, number: int, columns: dict[str, Any]) -> Batch:
+    def _rows(self, number: int) -> list[int]:
+        return self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def _read(self, number: int) -> Batch:
+        """One batch; called in threads."""
+        indices = self._rows(number)
+        at_once = getattr(self.dataset, "__getitems__", None)
+        rows = at_once(indices) if at_once else [self.dataset[index] for index in indices]
+        return self._encoded(number, self.collator(rows))
+
+    def _encoded(self, number: int, columns: Mapping[str, Any]) -> Batch:
         batch = Batch(number, select_inputs(columns, self.input_names), columns["labels"])
         if not batch.stored:
             raise SMDError(
                 f"The data collator gives nothing that the model takes: it gives {', '.join(columns)}, and the model takes "
                 f"{', '.join(sorted(self.input_names or ('tensors',)))}. Give a data_collator that returns a tensor by such a name."
             )
-        self._labels[number] = batch.labels.numpy()
-        compact = None
         if self.codec is not None and "pixel_values" in batch.stored:
             compact = self.codec.encode(batch.stored["pixel_values"])
-        if compact is not None:
-            batch.stored["pixel_values"], batch.codec = compact, self.codec
+            if compact is not None:
+                batch.stored["pixel_values"], batch.codec = compact, self.codec
+        return batch
+
+    def _next(self, number: int, fresh: "ReadAhead[int, Batch] | WorkerProcesses") -> Batch:
+        read = next(fresh)
+        if fresh.draws and not self._draws:
+            logger.warning_once(
+                "Random numbers are drawn where images are read (an augmentation, perhaps). So that a run can be repeated, they are "
+                "read by one thread, in order, and not ahead of scoring. Use a transform without randomness, by which all children "
+                "are compared on the same images too."
+            )
+        self._draws, self._repeatable = fresh.draws or self._draws, True
+        # Processes give columns: what a batch is made of would have to go through a pipe.
+        batch = read if isinstance(read, Batch) else self._encoded(number, read)
+        self._labels[number] = batch.labels.numpy()
         if self.pin_memory:
             batch.stored = {name: tensor.pin_memory() for name, tensor in batch.stored.items()}
         return batch
+
+
+def _draws_nothing(dataset: Any, collator: Callable) -> bool:
+    """Whether only code of this package and of `datasets` makes the batches; a user's may draw random numbers."""
+    plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+    return plain and isinstance(collator, ImageCollator)

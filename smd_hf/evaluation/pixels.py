@@ -1,5 +1,6 @@
 """Pixel values in a quarter of the memory: the uint8 they came from, where the way back is exact."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ FORMULAS: tuple[Formula, ...] = (
     lambda pixels, mean, std, rescale: (pixels / (1 / rescale)).sub_(mean).div_(std),
     lambda pixels, mean, std, rescale: (pixels - mean * (1 / rescale)).div_(std * (1 / rescale)),
 )
+
+
+_CHOOSING = threading.Lock()
 
 
 class PixelCodec:
@@ -44,11 +48,17 @@ class PixelCodec:
         ):
             return None
         pixels = ((pixel_values * self.std + self.mean) / self.rescale).round_().clamp_(0, 255).to(torch.uint8)
-        for formula in FORMULAS if self._formula is None else (self._formula,):
+        chosen = self._formula
+        for formula in FORMULAS if chosen is None else (chosen,):
             if torch.equal(formula(pixels, self.mean, self.std, self.rescale), pixel_values):
-                self._formula = formula
-                return pixels
+                return pixels if chosen is not None or self._agreed(formula) else self.encode(pixel_values)
         return None
+
+    def _agreed(self, formula: Formula) -> bool:
+        """Whether this formula is the one for all batches: threads that read the first ones may have found different ones."""
+        with _CHOOSING:
+            self._formula = self._formula or formula
+            return self._formula is formula
 
     def decode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised float32 pixel values from uint8, on the device of the latter."""

@@ -34,6 +34,7 @@ NO_EFFECT = (
         "image_cache_gb",
         "image_cache_on_device",
         "child_cache_gb",
+        "reading_threads",
         "logging_steps",
     ),
     *("max_hours", "max_forward_passes", "push_ensemble", "push_children"),

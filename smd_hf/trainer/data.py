@@ -12,6 +12,7 @@ from ..errors import SMDError
 from ..evaluation.costs import suffix_costs
 from ..evaluation.images import ImageBatches
 from ..evaluation.pixels import codec_for
+from ..evaluation.reading import spare_threads
 from ..models.heads import replace_head
 from ..models.inputs import input_names
 from ..out_of_distribution import OutsideImages, outside_collator, outside_images
@@ -51,6 +52,9 @@ class DataMixin:
             device=self.args.device if self.args.image_cache_on_device else None,
             pin_memory=self.args.device.type == "cuda" and self.args.dataloader_pin_memory,
             input_names=input_names(self.model),
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            threads=self.args.reading_threads,
+            spare=spare_threads(self.args.device),
         )
 
     def _split_train_dataset(self, labels: np.ndarray | None) -> None:

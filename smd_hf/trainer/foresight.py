@@ -10,6 +10,7 @@ from ..ensemble.prefix_replay import PrefixReplay
 from ..evaluation.costs import suffix_costs
 from ..evaluation.images import ImageBatches
 from ..evaluation.racing import rounds
+from ..evaluation.reading import seconds_in_the_way
 from ..evolution import PARENT, PROBES, Evolution
 from ..mutation import Child
 
@@ -155,14 +156,11 @@ def estimate(foresight: Foresight, test_seconds: float) -> str:
     size, read, forward, make = measured(trainer, evolution)
     per_image = forward / size / args.world_size
     seconds = cost.passes * total * per_image + len(numbers) * args.population_size * make
-    # What fits into memory is read once.
-    seconds += (
-        read
-        / size
-        / args.world_size
-        * trainer.images_per_generation
-        * (len(numbers) if trainer.fresh_samples is not None or not args.image_cache_gb else 1)
-    )
+    # What fits into memory is read once; all is read while the batches before are scored.
+    laps = len(numbers) if trainer.fresh_samples is not None or not args.image_cache_gb else 1
+    reading = read / size / args.world_size * trainer.images_per_generation
+    threads = args.dataloader_num_workers or trainer.fitness_batches.threads
+    seconds += laps * seconds_in_the_way(reading, read, seconds / max(1, len(numbers)), threads, args.device)
     if args.ensemble_size:
         seconds += args.population_size * foresight.selection_images * per_image
     seconds += test_seconds * (1 + args.save_children + args.ensemble_size)
@@ -177,11 +175,19 @@ def measured(trainer: "EvolutionTrainer", evolution: Evolution) -> tuple[int, fl
     """The size of the first batch; seconds to read it, to score it, and to make one child."""
     batches, evaluator = trainer.fitness_batches, trainer.evaluator
     first = batches.indices[: batches.batch_size]
-    # Not one that is in memory already, and without processes that would take longer to start than to read.
-    sample = ImageBatches(batches.dataset, batches.collator, batches.batch_size, first, codec=batches.codec)
+    # Not one that is in memory already, and by this thread alone.
+    sample = ImageBatches(
+        batches.dataset,
+        batches.collator,
+        batches.batch_size,
+        first,
+        codec=batches.codec,
+        input_names=batches.input_names,
+        threads=0,
+    )
     start = time.perf_counter()
     [batch] = sample
-    read = (time.perf_counter() - start) / max(1, batches.num_workers)
+    read = time.perf_counter() - start
     trainer.model.eval()
     for _ in range(2):  # the first pass over a shape takes longer
         start = time.perf_counter()
