@@ -125,7 +125,11 @@ def prepare_data(
         if len(split) == 0:
             raise SMDError(f"{what} is empty. Give at least one image, or check the split and the limits on its size.")
     reference = next(iter(present.values()), None)
-    if reference is None or data_collator is not None or {"pixel_values", model.main_input_name} & reference[0].keys():
+    if (
+        reference is None
+        or data_collator is not None
+        or any(name in reference[0] for name in ("pixel_values", model.main_input_name))
+    ):
         collator = data_collator or default_data_collator
         for what, split in present.items():
             check_collated(collator, split, model.config.num_labels, what)
