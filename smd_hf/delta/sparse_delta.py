@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .. import __version__
+from ..ensemble.derived_weights import keepers
 from ..errors import SMDError
 from ..models.checkpoints import checkpoint_names, weights_hash
 from ..models.load import load_model
@@ -214,7 +215,7 @@ class SparseDelta:
                     "get it again from where it was made."
                 )
             check(name, indices, values, tensors[name].shape, tensors[name].dtype)
-        applied = AppliedDelta(tensors, self.changes)
+        applied = AppliedDelta(tensors, self.changes, keepers(model))
         try:
             made = weights_hash(model)
             if made != config.child_hash:

@@ -2,12 +2,14 @@
 A delta in a model's weights: the tensors it goes by, the way in and out, and the least that has to be kept of a change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from ..ensemble.derived_weights import forget_derived
 from ..ensemble.sparse_changes import exchange
 from ..errors import SMDError
 from ..models.checkpoints import checkpoint_names
@@ -26,8 +28,11 @@ class AppliedDelta:
     What stood in the changed coordinates is kept for as long as this object is. Dropping it leaves the child in the model.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], changes: Mapping[str, Change]):
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], changes: Mapping[str, Change], caching: Iterable[nn.Module] = ()
+    ):
         self._tensors = tensors
+        self._caching = list(caching)
         self._before: list[tuple[str, Change]] = []
         try:
             for name, (indices, values) in changes.items():
@@ -37,6 +42,7 @@ class AppliedDelta:
         except BaseException:
             self.restore()
             raise
+        forget_derived(self._caching)
 
     def restore(self) -> None:
         """Puts the base's values back, to the bit. A second call does nothing."""
@@ -44,6 +50,7 @@ class AppliedDelta:
             name, (indices, values) = self._before[-1]
             exchange(self._tensors[name], indices, values)
             self._before.pop()
+        forget_derived(self._caching)
 
     def __enter__(self) -> "AppliedDelta":
         return self

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .derived_weights import forget_derived, keepers
+from .outputs import logits_of
 from .prefix_replay import PrefixReplay
 from .sparse_changes import exchange
 from .sparse_member import SparseMember, changeable_tensors
@@ -25,7 +27,7 @@ from .sparse_member import SparseMember, changeable_tensors
 def model_logits(model: PreTrainedModel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
     """A model's logits, `(batch, classes)`, in float32 at least; floating-point inputs are cast to the model's dtype."""
     output = model(*[_cast(value, model) for value in args], **{name: _cast(kwargs[name], model) for name in kwargs})
-    logits = output[0] if isinstance(output, tuple) else output.logits
+    logits = logits_of(output)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -37,7 +39,7 @@ def _cast(value: Any, model: PreTrainedModel) -> Any:
 @contextmanager
 def _put_in_place(parent: PreTrainedModel, member: SparseMember) -> Iterator[None]:
     """Within the block, the parent is this member; its bytes come back, also where the block raises."""
-    undo = []
+    undo, caching = [], keepers(parent)
     try:
         for name, (indices, values) in member.changes():
             tensor = attrgetter(name)(parent)
@@ -45,11 +47,13 @@ def _put_in_place(parent: PreTrainedModel, member: SparseMember) -> Iterator[Non
             undo.append((tensor, indices, exchange(tensor, indices, values.to(tensor.device, tensor.dtype))))
         # Autocast keeps casts by tensor, and a change in place goes unnoticed.
         torch.clear_autocast_cache()
+        forget_derived(caching)
         yield
     finally:
         for tensor, indices, before in undo:
             exchange(tensor, indices, before)
         torch.clear_autocast_cache()
+        forget_derived(caching)
 
 
 class ChildPasses:

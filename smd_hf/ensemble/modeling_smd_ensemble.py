@@ -35,6 +35,7 @@ from .combination import combine
 from .config_of_models import config_of_children, config_of_models
 from .configuration_smd_ensemble import SMDEnsembleConfig
 from .merging import merge_children, merge_models
+from .shared_tensors import separated
 from .sparse_member import Change, SparseMember, changeable_tensors, segments_from_counts
 
 # What `from_pretrained` takes to find files on the Hub.
@@ -295,6 +296,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
             for model, config in zip(self.models, self.config.model_configs):
                 copy_code(model, config, Path(save_directory), reserved)
         with self._turn():
+            if kwargs.get("state_dict") is None:
+                kwargs["state_dict"] = separated(self.state_dict(), getattr(self, "all_tied_weights_keys", None) or ())
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     @classmethod

@@ -1,13 +1,18 @@
 """What part of a forward pass lies behind each block, in operations: the same on every machine, unlike seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.utils import logging
 
 from ..blocks import find_blocks
+from ..messages import one_line
 from ..models.inputs import as_inputs
+
+logger = logging.get_logger(__name__)
 
 
 def suffix_costs(model: nn.Module, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> list[float]:
@@ -20,17 +25,46 @@ def suffix_costs(model: nn.Module, inputs: torch.Tensor | Mapping[str, torch.Ten
 
     Returns:
         list of `float`: for each block of [`find_blocks`], in (0, 1], by floating-point operations of convolutions and matrix
-        products (`torch.utils.flop_counter`) in this and all later blocks.
+        products (`torch.utils.flop_counter`) in this and all later blocks. Where they cannot be counted, every block costs
+        the same, and the log says why.
     """
     model.eval()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(**as_inputs(inputs, model))
-    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    blocks = find_blocks(model)
+    try:
+        by_module = _operations(model, inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the counter hooks into every module, and not every model bears that
+        logger.warning(
+            f"The operations of {type(model).__name__} cannot be counted ({type(error).__name__}: {one_line(str(error))}), "
+            "so that each of its blocks is taken to cost the same."
+        )
+        return [1 - place / len(blocks) for place in range(len(blocks))]
     prefix = type(model).__name__
     total = max(by_module.get("Global", 0), 1)
     costs, left = [], total
-    for block in find_blocks(model):
+    for block in blocks:
         costs.append(max(left, 1) / total)
         left -= by_module.get(f"{prefix}.{block.name}", 0)
     return costs
+
+
+def _operations(model: nn.Module, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Operations by module, those inside of it included."""
+    counter = FlopCounterMode(display=False)
+    # The counter follows gradients of whatever requires them, and stumbles over views of parameters (timm's cait and pit).
+    with _without_gradients(model), counter, torch.no_grad():
+        model(**as_inputs(inputs, model))
+    return {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

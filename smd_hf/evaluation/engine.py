@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from ..blocks import find_blocks
+from ..ensemble.derived_weights import forget_derived, keepers
+from ..ensemble.outputs import logits_of
 from ..ensemble.prefix_replay import PrefixReplay
+from ..errors import SMDError
 from ..ledger.ledger import Call, Ledger
 from ..mutation import Change, MakeChanges, applied
 from .images import Batch, ImageBatches
@@ -79,6 +82,7 @@ class Evaluator:
         self.memory_format = memory_format
         self._call = model if forward is None else forward
         self._replay = PrefixReplay(model) if prefix_replay and forward is None else None
+        self._caching = keepers(model)
         self._first_block = frozenset(find_blocks(model)[0].parameter_names)
         self.ledger: Ledger | None = None
         self.images_forwarded = 0
@@ -124,7 +128,11 @@ class Evaluator:
         def work() -> tuple[dict[int, Score], dict[int, np.ndarray], float, dict[int, np.ndarray]]:
             tap = None if sums is None else Tap(sums, numbers)
             job = Job(variants, batches, wanted, keep_logits, call, tap, on_scored)
-            self._run(job)
+            try:
+                self._run(job)
+            finally:
+                # The weights may change next, and whoever calls the model then is no business of this class.
+                forget_derived(self._caching)
             return job.scores, job.labels(), job.passes, {} if tap is None else tap.totals
 
         scores = [Score() for _ in variants]
@@ -158,8 +166,13 @@ class Evaluator:
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
+        forget_derived(self._caching)
         with torch.inference_mode(), self.autocast():
-            logits = self._call(**inputs).logits
+            output = self._call(**inputs)
+        try:
+            logits = logits_of(output)
+        except ValueError as error:
+            raise SMDError(str(error)) from error
         # A copy, as a compiled model may write its next output into the same memory.
         return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 

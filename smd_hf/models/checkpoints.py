@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, TimmWrapperImageProcessor
 from transformers.core_model_loading import revert_weight_conversion
 
+from ..ensemble.derived_weights import forget_derived, keepers
+from ..ensemble.shared_tensors import separated
 from ..errors import SMDError
 from ..messages import one_line
 from .load import is_timm_model
@@ -121,6 +123,7 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
         for name, tensor in model.state_dict().items():
             if is_plain(tensor):
                 tensor.copy_(values[name])
+    forget_derived(keepers(model))
 
 
 def save_checkpoint(model: PreTrainedModel, processor: Any | None, folder: str | os.PathLike) -> None:
@@ -155,7 +158,7 @@ def save_checkpoint(model: PreTrainedModel, processor: Any | None, folder: str |
 def _write(model: PreTrainedModel, processor: Any | None, folder: Path) -> None:
     if is_timm_model(model):
         names = checkpoint_names(model)
-        state = {names[name]: tensor for name, tensor in model.state_dict().items()}
+        state = separated({names[name]: tensor for name, tensor in model.state_dict().items()})
         model.save_pretrained(folder, state_dict=state, save_original_format=False)
     else:
         if model.is_custom_code() and not model.is_remote_code():
@@ -163,7 +166,11 @@ def _write(model: PreTrainedModel, processor: Any | None, folder: Path) -> None:
             type(model).register_for_auto_class("AutoModelForImageClassification")
             type(model.config).register_for_auto_class()
         drop_one_way_conversions(model)
-        model.save_pretrained(folder)
+        state = model.state_dict()
+        alone = separated(state, getattr(model, "all_tied_weights_keys", None) or ())
+        # Left to itself unless it has to be helped: quantised weights are taken apart there.
+        unlike = any(alone[name] is not tensor for name, tensor in state.items())
+        model.save_pretrained(folder, state_dict=alone if unlike else None)
     if processor is not None and not isinstance(processor, TimmWrapperImageProcessor):
         processor.save_pretrained(folder)
     for name in ("config.json", "preprocessor_config.json"):

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..ensemble.outputs import logits_of
 from ..errors import SMDError
 from .inputs import as_inputs, noise_inputs
 from .load import is_timm_model
@@ -144,7 +145,7 @@ def _trace(model: PreTrainedModel, inputs: Inputs) -> tuple[dict[str, tuple[Head
         layer.register_forward_hook(record(name)) for name, layer in model.named_modules() if _may_be_head(layer)
     ]
     try:
-        logits = model(**as_inputs(inputs, model)).logits
+        logits = logits_of(model(**as_inputs(inputs, model)))
     finally:
         for handle in handles:
             handle.remove()

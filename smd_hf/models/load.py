@@ -40,6 +40,7 @@ from ..errors import SMDError
 from ..hub.loading_errors import explain_loading_error
 from ..messages import one_line
 from .adapters import check_no_adapter_file
+from .class_names import name_classes
 from .tasks import PRETRAINING, REMEDY, check_task, checkpoint_tasks, foreign_weights
 
 logger = logging.get_logger(__name__)
@@ -138,6 +139,7 @@ def load_model_for_new_head(
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
         _check_is_classifier(name, config, config_dict)
         _mend_timm_config(config)
+        name_classes(config, f"'{name}'", config_dict)
         _check_safetensors(name, source)
         model, info = AutoModelForImageClassification.from_pretrained(
             name,

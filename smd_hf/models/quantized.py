@@ -81,9 +81,16 @@ def check_can_be_saved(model: PreTrainedModel, ensemble_size: int = 0) -> None:
 
     Raises:
         `SMDError`: if weights are quantised in a form that is not transformers' own, or that it cannot save; if an ensemble
-            is asked for, which holds its parent as plain tensors.
+            is asked for, which holds its parent as plain tensors; if tensors are sparse.
     """
-    odd = [name for name, value in model.state_dict().items() if not is_plain(value)]
+    state = model.state_dict()
+    sparse = [name for name, value in state.items() if is_plain(value) and value.layout != torch.strided]
+    if sparse:
+        raise SMDError(
+            f"The model has sparse tensors ({', '.join(sparse[:3])}), which safetensors cannot hold, so that the evolved model "
+            "could not be saved. Make them dense with `.to_dense()`."
+        )
+    odd = [name for name, value in state.items() if not is_plain(value)]
     if not odd:
         return
     names = f"{', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}"

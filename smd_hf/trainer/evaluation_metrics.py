@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction
+from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import nested_numpify
 from transformers.utils import logging
 
 from ..arguments import EvolutionArguments
+from ..ensemble.outputs import logits_of
 from ..errors import SMDError
 from ..metrics import ComputeMetrics, merged, with_named_metrics
 from ..out_of_distribution import OOD_METRICS
@@ -60,6 +61,23 @@ def metrics_of(
         return in_scoring, compute_metrics
     ours = merged(None if compute_metrics else compute_classification_metrics, named)
     return in_scoring, merged(_on_all_batches(ours), compute_metrics)
+
+
+def evaluate_with_labels(trainer: Trainer) -> None:
+    """
+    Makes evaluation measure models whose forward takes no labels (LeViT and DeiT with a teacher, PPLCNet).
+
+    Trainer keeps labels only where forward has an argument for them, and elsewhere reports nothing.
+    """
+    if trainer.label_names or trainer.args.label_names is not None:
+        return
+    trainer.label_names = ["labels"]
+    if trainer.compute_loss_func is None:
+        trainer.compute_loss_func = _cross_entropy
+
+
+def _cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits_of(outputs), labels)
 
 
 def _as_in_evaluation(

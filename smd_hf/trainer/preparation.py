@@ -18,6 +18,7 @@ from ..ensemble import SMDEnsembleConfig
 from ..errors import SMDError
 from ..loading import expanded, load_with_processor, stored_form
 from ..models.adapters import check_no_adapter_layers
+from ..models.class_names import name_classes
 from ..models.inputs import input_names
 from ..models.load import load_image_processor, load_model_for_new_head, num_channels
 from ..models.tasks import check_classifier
@@ -47,6 +48,7 @@ def resolve_model(
                 "The model is an ensemble, and only single models are evolved. Expected an image classifier: pass model.merge(), "
                 "the mean of its members, or one of them, model.member(0)."
             )
+        name_classes(model.config, type(model).__name__)
         return model, processing_class, []
     loading = dict(args.model_init_kwargs or {})
     name = str(model)

@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..cards.metadata import is_hub_id
 from ..cards.model_card import card_entries, classify_example, save_example, write_card
 from ..data.images import to_image
+from ..messages import one_line
 from ..models.load import num_channels
 from ..mutation import zero_share
 from ..plots import plot_calibration_curve, plot_ensemble_size, plot_fitness, plot_gain, plot_reliability
 from ..report import REPORT_NAME, gain_report, write_report
 from ..statistics import reliability
 from .harvest import Harvest, describe_deltas, describe_ensemble
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from .trainer import EvolutionTrainer
@@ -164,10 +169,25 @@ def _examples(trainer: "EvolutionTrainer", found: Harvest, folder: Path) -> dict
     if column is None or num_channels(trainer.model) != 3:
         return {}
     example = save_example(to_image(trainer.reported_dataset[0][column]), folder)
-    examples = {"child": classify_example(trainer.model, processor, example)}
+    examples = {"child": _classified(trainer.model, processor, example)}
     if found.ensemble is not None:
-        examples["ensemble"] = classify_example(found.ensemble, processor, example)
+        examples["ensemble"] = _classified(found.ensemble, processor, example)
     if found.deltas and trainer.first_parent is not None:
         with torch.no_grad(), found.deltas[0].apply_to(trainer.first_parent):
-            examples["delta"] = classify_example(trainer.first_parent, processor, example)
-    return examples
+            examples["delta"] = _classified(trainer.first_parent, processor, example)
+    return {kind: predictions for kind, predictions in examples.items() if predictions is not None}
+
+
+def _classified(model: PreTrainedModel, processor: Any, example: Path) -> list[dict[str, Any]] | None:
+    """
+    What the pipeline of transformers says of the example; `None` where it cannot run the model. It wants `logits` of every
+    output, and of every image processor `pixel_values`.
+    """
+    try:
+        return classify_example(model, processor, example)
+    except Exception as error:  # the run is done: what an example costs is the example
+        logger.warning(
+            f"The image-classification pipeline of transformers cannot run {type(model).__name__} ({type(error).__name__}: "
+            f"{one_line(str(error))}), so its card shows how to load it, without an example."
+        )
+        return None

@@ -37,7 +37,7 @@ from ..strategies import compiled, make_mutation, make_recombination
 from .batch_size import memory_is_told, settle_batch_size, tells_of_memory
 from .checkpoints import CheckpointMixin
 from .compatibility import called_model_init, check_datasets, check_no_optimizer, check_overrides, settle_arguments
-from .evaluation_metrics import metrics_of
+from .evaluation_metrics import evaluate_with_labels, metrics_of
 from .harvest import Harvest, harvest, write_harvest
 from .hub import HubMixin
 from .limits import Limits
@@ -154,6 +154,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             check_not_sharded(args, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
         # Trainer's first evaluation would wrap the model's forward for mixed precision and compile it a second time.
         self.accelerator._models.append(self.model)
+        evaluate_with_labels(self)
         # Its loss would be multiplied by the number of processes, as that of a model that is told the number of all tokens.
         self.model_accepts_loss_kwargs = False
         if not args.disable_tqdm:

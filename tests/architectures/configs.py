@@ -93,7 +93,7 @@ SMALL = {
     },
     "poolformer": {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
     "pp_lcnet": {"scale": 0.25, "class_expand": 32},
-    "pvt": PYRAMID,
+    "pvt": PYRAMID | {"num_labels": 4},
     "pvt_v2": PYRAMID,
     "segformer": PYRAMID,
     "siglip": TWO_TOWERS,

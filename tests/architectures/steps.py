@@ -70,7 +70,9 @@ def go_through(checkpoint: Path, folder: Path, fresh: FreshProcess, image_size: 
         assert scored == 0, f"refused after {scored} images were scored: {error}"
         raise
     assert weights_hash(trainer.model) != parent_hash
-    assert not report or trainer.report["verdict"]
+    if report:
+        assert trainer.report["verdict"]
+        assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
     assert head_parameter_names(trainer.model)
 
     # 2. What was saved is the evolved model, with smd_hf and without it.

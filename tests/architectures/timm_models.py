@@ -104,6 +104,7 @@ SMALLEST = {
     "vitamin": ("vitamin_small_224", 22.2),
     "volo": ("volo_d1_224", 26.6),
     "vovnet": ("ese_vovnet19b_slim_dw", 1.9),
+    "xcit": ("xcit_nano_12_p16_224", 3.1),
     "xception": ("legacy_xception", 22.9),
     "xception_aligned": ("xception41p", 26.9),
 }

@@ -1,0 +1,33 @@
+"""
+Tensors that a model holds under several names, for a file that holds each name once.
+
+This file travels with an ensemble's checkpoint: it imports torch alone.
+"""
+
+from collections.abc import Collection, Mapping
+
+import torch
+
+
+def separated(state: Mapping[str, torch.Tensor], tied: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """
+    A state of which no two tensors share memory, as safetensors wants it: a second name gets a copy.
+
+    Whoever loads it finds each name, as timm demands; modules that the model itself shares are shared again.
+
+    Args:
+        state (mapping of `str` to `torch.Tensor`): of a model, by name.
+        tied (collection of `str`, *optional*): names that transformers leaves out itself and ties again; kept as they are.
+    """
+    seen, result = set(), {}
+    for name, tensor in state.items():
+        result[name] = tensor
+        if name in tied or type(tensor.data) is not torch.Tensor or tensor.is_quantized:
+            continue
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
+            continue
+        place = (tensor.device, tensor.untyped_storage().data_ptr())
+        if place in seen:
+            result[name] = tensor.detach().clone()
+        seen.add(place)
+    return result

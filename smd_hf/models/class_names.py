@@ -1,0 +1,37 @@
+"""The names of a model's classes, where its configuration lacks them or contradicts itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..errors import SMDError
+
+
+def name_classes(config: PreTrainedConfig, what: str, stored: Mapping[str, Any] | None = None) -> None:
+    """
+    Give every class a name, in place: `LABEL_0`, `LABEL_1`, ... where there are none, as transformers does.
+
+    Most configurations count their classes by the names. PVT's keeps the number beside them, 1000 by default, whatever
+    the names are.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): of a classifier.
+        what (`str`): the model, for the message.
+        stored (mapping, *optional*): the config.json that it was read from. Without a number there, the names count.
+
+    Raises:
+        `SMDError`: if there are more or fewer names than classes.
+    """
+    names, count = config.id2label, config.num_labels
+    if names is None:
+        names = [f"LABEL_{number}" for number in range(count)]
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+    elif len(names) != count and stored is not None and "num_labels" not in stored:
+        config.num_labels = len(names)
+    elif len(names) != count:
+        raise SMDError(
+            f"The configuration of {what} has {count} classes (num_labels) and {len(names)} names for them (id2label). "
+            "Expected one name a class: correct num_labels or id2label, whichever does not fit the classifier's weights."
+        )
