@@ -78,7 +78,7 @@ def check_evolution_arguments(args: "EvolutionArguments") -> None:
         "subspace_schedule": (args.subspace_schedule in ("dynamic", "static"), "dynamic or static"),
         "sigma_units": (args.sigma_units in ("relative", "absolute"), "relative or absolute"),
         "on_bad_images": (args.on_bad_images in ("raise", "skip"), "raise or skip"),
-        "head_init": (args.head_init in ("linear_probe", "random", "keep"), "linear_probe, random or keep"),
+        "head_init": (args.head_init in (None, "linear_probe", "random", "keep"), "linear_probe, random or keep"),
     }
     for name, (holds, what) in expected.items():
         if not holds:

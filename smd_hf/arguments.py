@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .argument_checks import check_evolution_arguments, implied_arguments
+from .data.label_map import read_label_map
 from .errors import SMDError
 from .objectives import OBJECTIVES
 from .presets import PRESETS
@@ -270,11 +271,19 @@ class EvolutionArguments(TrainingArguments):
             "choices": ["raise", "skip"],
         },
     )
-    head_init: str = field(
-        default="linear_probe",
+    label_map: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Which of the model's classes a label of the data set means: a JSON or CSV file (or a JSON object) from the "
+            "data set's label to the model's label or class index. Other labels are matched by name, synonym and WordNet id."
+        },
+    )
+    head_init: str | None = field(
+        default=None,
         metadata={
             "help": "Where the data set's labels are not the model's: linear_probe replaces the classifier by a logistic "
-            "regression on frozen features (no back-propagation), random by random weights, keep raises an error.",
+            "regression on frozen features (no back-propagation), random by random weights, keep raises an error. By default "
+            "linear_probe where no label is one of the model's, and an error where some are and some are not.",
             "choices": ["linear_probe", "random", "keep"],
         },
     )
@@ -360,6 +369,9 @@ class EvolutionArguments(TrainingArguments):
         for name in ("model_init_kwargs", "metric_kwargs"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, _json_object(name, getattr(self, name)))
+        if self.label_map is not None:
+            # Its content, not its place, is what a run is resumed with and reported by.
+            self.label_map = read_label_map(self.label_map)
         # Trainer fills in many arguments below: what was chosen shows only here.
         self._chosen = {argument.name for argument in fields(self) if _differs(argument, getattr(self, argument.name))}
         if self.preset is not None:

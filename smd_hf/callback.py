@@ -120,15 +120,19 @@ class EvolutionCallback(TrainerCallback):
         readable = ReadableRows(args, spread)
         fitness_dataset = readable(fitness_dataset, "fitness_dataset")
         self.left_out = readable.left_out
-        data = prepare_data(model, args, trainer.processing_class, fitness_dataset, None, data_collator)
+        data = prepare_data(
+            model,
+            args,
+            trainer.processing_class,
+            fitness_dataset,
+            None,
+            data_collator,
+            otherwise="Or give the model that is being trained the labels of its data (config.id2label), in the order in which it is "
+            "trained on them.",
+        )
         if data.image_column is not None and args.on_bad_images == "raise":
             check_images(fitness_dataset, data.image_column, what="fitness_dataset", spread=spread)
-        check_problem_type(model, data.new_labels)
-        if data.new_labels is not None:
-            raise SMDError(
-                f"The labels of fitness_dataset ({', '.join(data.new_labels[:4])}, ...) are not those of the model that is being "
-                "trained. Give the model the labels of its data (id2label), in the order in which it is trained on them."
-            )
+        check_problem_type(model)
         self.collator = data.collator
         self.dataset = fitness_dataset
         labels = np.zeros(len(fitness_dataset), dtype=np.int64) if data.train_labels is None else data.train_labels

@@ -30,6 +30,11 @@ def one_line(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
+def closest(name: str, candidates: Any) -> str | None:
+    """The candidate whose name is the most similar; `None` where none is near."""
+    return next(iter(difflib.get_close_matches(name, [str(candidate) for candidate in candidates], n=1)), None)
+
+
 def did_you_mean(name: str, candidates: Any) -> str:
     """A question, with a leading space, that lists up to three candidates with a similar name; or nothing."""
     near = difflib.get_close_matches(name, [str(candidate) for candidate in candidates], n=3)

@@ -135,7 +135,7 @@ def test_a_data_set_of_images_and_a_gauss_newton_step_by_cost(tmp_path, rows):
     trainer.train()
     assert len(callback.generations) == 1 and callback.generations[0]["chosen"] != "parent"
     others = dataset.cast_column("label", features_of(["red", "green", "blue", "grey", "white"])["label"])
-    with pytest.raises(SMDError, match="labels of fitness_dataset"):
+    with pytest.raises(SMDError, match=r"5 of the data set's 5 labels.*label_map.*config.id2label"):
         EvolutionCallback(trainer, args, others)
 
 

@@ -22,6 +22,7 @@ from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_mode
 
 ROOT = Path(__file__).parents[1]
 SHAPES = ["circle", "square", "star"]
+PETS = ["cat", "dog", "foal", "ship"]
 
 
 def image_rows(count, names, seed):
@@ -42,6 +43,7 @@ def root(tmp_path_factory):
     train.to_parquet(str(root / "train.parquet"))
     test.to_parquet(str(root / "test.parquet"))
     image_rows(12, SHAPES, 3).to_parquet(str(root / "shapes.parquet"))
+    image_rows(20, PETS, 4).to_parquet(str(root / "pets.parquet"))
     train.select([]).to_parquet(str(root / "empty.parquet"))
     (root / "empty_folder").mkdir()
     (root / "text.parquet").write_text("no table")
@@ -132,6 +134,10 @@ BAD_DATA = {
         ["out of range", "0 to 5", "4 classes"],
     ),
     "images without labels": ({"train": "unlabelled.parquet"}, ["negative labels", "row 1"]),
+    "labels of which one is not the model's": (
+        {"train": "pets.parquet", "test": "pets.parquet"},
+        ["1 of the data set's 4 labels", "'foal'", "--label_map FILE", "--head_init linear_probe"],
+    ),
     "no overlap of splits": ({"test": "shapes.parquet"}, ["no label in common", "circle"]),
     "a corrupt image": ({"train": "broken.parquet"}, ["index 5", "1 of 24"]),
     "a corrupt image to report on": ({"test": "broken.parquet"}, ["index 5"]),
@@ -201,7 +207,7 @@ class TestMistakes:
         check_mistake([*argv, "--per_device_eval_batch_size", "0"], capfd, "batch_size is 0", program=program)
         check_mistake([*argv, "--output_file", "train.parquet/x.json"], capfd, "cannot be written", program=program)
         argv[2] = "shapes.parquet"
-        check_mistake(argv, capfd, "does not know all of its labels", "circle", "cat", program=program)
+        check_mistake(argv, capfd, "3 of the data set's 3 labels", "circle", "cat", program=program)
 
 
 class TestArgumentsFromAFile:
@@ -275,6 +281,27 @@ class TestEvolve:
         model = AutoModelForImageClassification.from_pretrained(tmp_path)
         assert [model.config.id2label[k] for k in range(3)] == SHAPES
 
+    def test_a_label_map_keeps_the_head_and_belongs_to_the_run(self, at_root, tmp_path, capfd):
+        (tmp_path / "map.csv").write_text("label,class\nfoal,horse\n")
+        argv = evolve(tmp_path / "out", train="pets.parquet", test="pets.parquet")
+        assert main([*argv, "--label_map", str(tmp_path / "map.csv"), "--save_steps", "1"]) == 0
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+        assert [model.config.id2label[k] for k in range(4)] == label_names(4)
+        report = json.loads((tmp_path / "out" / "gain_report.json").read_text())
+        assert report["new_head"] is None and report["arguments"]["label_map"] == {"foal": "horse"}
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert '`{"foal": "horse"}`' in card and str(tmp_path) not in card
+        capfd.readouterr()
+        resumed = [*argv, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-1")]
+        check_mistake([*resumed, "--label_map", '{"foal": 0}'], capfd, "label_map was", "belongs to another run")
+        assert main([*resumed, "--label_map", '{"foal": "horse"}']) == 0
+
+    def test_a_head_is_replaced_on_purpose(self, at_root, tmp_path):
+        argv = evolve(tmp_path, "--head_init", "linear_probe", train="pets.parquet", test="pets.parquet")
+        assert main(argv) == 0
+        model = AutoModelForImageClassification.from_pretrained(tmp_path)
+        assert [model.config.id2label[k] for k in range(4)] == PETS
+
     def test_trusted_code_is_run_and_travels(self, at_root, tmp_path):
         assert main(evolve(tmp_path, "--trust_remote_code", model="models/custom")) == 0
         assert (tmp_path / "modeling_tiny_custom.py").is_file()
@@ -320,6 +347,19 @@ class TestEvaluate:
         assert result["accuracy"] == {"estimate": 0.0, "interval": [0.0, 0.0]} and result["p_value"] == 1.0
         assert abs(result["nll"]["estimate"]) < 1e-6 and result["names"] == ["resnet", "other"]
         assert "no significant gain" in capfd.readouterr().out
+
+    def test_a_label_map_is_for_both_models(self, at_root, tmp_path, capfd):
+        argv = ["evaluate", "--model_name_or_path", "models/resnet", "--validation_file", "pets.parquet"]
+        check_mistake(argv, capfd, "'foal'", "Or choose a model", "label_map", program="smd-hf evaluate")
+        argv += ["--label_map", '{"foal": "horse", "dog": 0}', "--output_file", str(tmp_path / "scores.json")]
+        assert main([*argv, "--against", "models/resnet"]) == 0
+        result = json.loads((tmp_path / "scores.json").read_text())
+        pets = Dataset.from_parquet("pets.parquet")
+        with torch.inference_mode():
+            logits = load_model("models/resnet")(**tiny_processor()(pets["image"][:], return_tensors="pt")).logits
+        labels = torch.tensor([0, 0, 2, 3])[pets["label"][:]]
+        accuracy = float((logits.argmax(-1) == labels).double().mean())
+        assert result["baseline"]["accuracy"] == result["candidate"]["accuracy"] == accuracy
 
     def test_classes_beyond_those_of_the_data_count_as_wrong_answers(self, at_root, tmp_path):
         big = save_tiny_checkpoint("resnet", tmp_path / "big", num_labels=10)

@@ -295,6 +295,18 @@ def test_a_head_for_other_labels_is_a_linear_probe(checkpoint, tmp_path):
         make_trainer(checkpoint, tmp_path, (train, test), head_init="keep")
 
 
+def test_a_label_map_from_python(checkpoint, tmp_path):
+    names = ["ship", "kitten", "puppy", "horse"]
+    data = make_dataset(40, 5, names), make_dataset(30, 6, names[::-1])
+    trainer = make_trainer(checkpoint, tmp_path, data, label_map={"kitten": 0, "puppy": "dog"})
+    assert trainer.new_head is None and trainer.data_collator.mapping.tolist() == [3, 0, 1, 2]
+    trainer.train()
+    assert trainer.test_batches.labels.tolist() == [[2, 1, 0, 3][label] for label in data[1]["label"]]
+    with pytest.raises(SMDError, match="label_map has no effect here"):
+        args = make_args(tmp_path, label_map={"kitten": 0})
+        EvolutionTrainer(str(checkpoint), args, data_collator=lambda rows: rows, train_dataset=data[0])
+
+
 def test_children_that_are_not_finite_lose(checkpoint, data, tmp_path, caplog):
     model = load_model(checkpoint).to(torch.float16).float()
     trainer = EvolutionTrainer(

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from smd_hf.arguments import EvolutionArguments
-from smd_hf.data.labels import align_labels, label_names, label_values
+from smd_hf.data.alignment import align_labels
+from smd_hf.data.labels import label_names, label_values
 from smd_hf.data.rows import ImageCollator, find_columns
 from smd_hf.data.splits import load_splits
 from smd_hf.demo import digit_splits

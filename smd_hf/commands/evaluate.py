@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..data.alignment import align_labels
 from ..data.image_checks import check_images
-from ..data.labels import align_labels, encode_labels, label_names, label_values
+from ..data.label_map import LabelMap, read_label_map
+from ..data.labels import encode_labels, label_names, label_values
 from ..data.rows import ImageCollator, find_columns
 from ..data.splits import load_splits
 from ..ensemble import SMDEnsembleForImageClassification
@@ -47,6 +49,14 @@ class EvaluationArguments:
     label_column_name: str | None = field(
         default=None, metadata={"help": "The column of labels. Found by its type or usual name by default."}
     )
+    label_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which of the model's classes a label of the data set means: a JSON or CSV file (or a JSON object) from the "
+            "data set's label to the model's label or class index, the same for both models. Other labels are matched by name, "
+            "synonym and WordNet id."
+        },
+    )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images in a batch."})
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that decode images. With 0, threads do."}
@@ -60,6 +70,7 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size < 1:
             raise SMDError(f"per_device_eval_batch_size is {self.per_device_eval_batch_size}; expected 1 or more.")
+        self.labels_given: LabelMap | None = None if self.label_map is None else read_label_map(self.label_map)
         if self.dataloader_num_workers < 0:
             raise SMDError(f"dataloader_num_workers is {self.dataloader_num_workers}; expected 0 or more.")
 
@@ -98,11 +109,16 @@ def run(argv: Sequence[str]) -> int:
         check_images(images, image_column, what="validation")
         # The revision belongs to the first model: another repository has commits of its own.
         loading = [model_args.loading(), {**model_args.loading(), "revision": None}]
-        logits = [
+        scored = [
             logits_in_data_order(name, images, (image_column, label_column), args, kwargs)
             for name, kwargs in zip(models, loading)
         ]
-    labels = encode_labels(label_values(images, label_column), label_names(images, label_column), split="validation")
+    logits, (labels, *others) = [each for each, _ in scored], [each for _, each in scored]
+    if not all(np.array_equal(labels, each) for each in others):
+        raise SMDError(
+            "label_map gives two labels one class of one model, but two classes of the other, so that the two cannot be compared. Give "
+            "the same labels one class of both."
+        )
 
     if args.against is None:
         scores = Scores.from_logits(logits[0], labels)
@@ -119,10 +135,11 @@ def run(argv: Sequence[str]) -> int:
 
 def logits_in_data_order(
     name: str, images: Dataset, columns: tuple[str, str], args: EvaluationArguments, loading: dict
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    A model's logits, float32, of shape `(images, classes)`: column k is the data set's label k, whatever class of the model
-    that is; classes that the data set does not know come after them.
+    A model's logits, float32, of shape `(images, classes)`, whose columns are in the order of the data set's labels, whatever
+    classes of the model they are, with the classes that the data set does not know after them; and the column of each image's
+    label, int64 of shape `(images,)`. Labels that a label map gives one class have one column.
 
     Args:
         name (`str`): the model: an image classifier, a sparse delta or an ensemble.
@@ -137,16 +154,18 @@ def logits_in_data_order(
     image_column, label_column = columns
     model, processor = load_with_processor(name, **loading)
     names, observed = label_names(images, label_column), label_values(images, label_column)
-    alignment = align_labels(names, observed, model.config.id2label, split="validation")
-    if alignment.how == "replace":
-        known = ", ".join(list(model.config.id2label.values())[:5])
-        raise SMDError(
-            f"'{name}' cannot be scored on this data: it does not know all of its labels. The labels are "
-            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}; the model's classes are {known}"
-            f"{', ...' if model.config.num_labels > 5 else ''}. Choose a model with these classes, or rename the labels; "
-            "`smd-hf evolve` gives a model a head for them."
+    try:
+        alignment = align_labels(
+            names,
+            observed,
+            model.config.id2label,
+            split="validation",
+            label_map=args.labels_given,
+            otherwise="Or choose a model with these classes; `smd-hf evolve` gives a model a head for them.",
         )
-    if alignment.how == "index":
+    except SMDError as error:
+        raise SMDError(f"'{name}' cannot be scored on this data. {error}") from error
+    if not alignment.is_sure:
         print(f"{name}: {alignment.message}")
     member = model.models[0] if isinstance(model, SMDEnsembleForImageClassification) else model
     collator = ImageCollator(
@@ -175,8 +194,8 @@ def logits_in_data_order(
             f"'{name}' gives logits that are not finite (NaN or infinity) on this data. Check that the checkpoint fits its "
             "image processor, and load it with --dtype float32 if it is in float16."
         )
-    others = np.setdiff1d(np.arange(logits.shape[1]), alignment.mapping)
-    return logits[:, np.concatenate([alignment.mapping, others])]
+    columns, places = alignment.columns(logits.shape[1])
+    return logits[:, columns], places[encode_labels(observed, alignment.names, split="validation")]
 
 
 def format_scores(name: str, scores: Scores) -> str:

@@ -1,16 +1,10 @@
 """
-Labels: what a data set calls its classes, which classes of the model they mean, and how to divide images evenly over
-them.
-
-A label means what its name says, so names decide wherever both sides have them; positions are trusted only where a
-name is missing, and never silently.
+Labels: what a data set calls its classes, how they are read without decoding an image, and how to divide images evenly
+over them.
 """
 
 import math
-import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,155 +12,6 @@ import torch
 from datasets import ClassLabel, Dataset
 
 from ..errors import SMDError
-
-
-@dataclass(frozen=True, eq=False)
-class LabelAlignment:
-    """
-    How the data set's labels relate to the model's classes.
-
-    Args:
-        mapping (`np.ndarray` or `None`): int64 of shape `(number of labels,)`, from the data set's label to the
-            model's class; `None` where the head is to be replaced by one whose classes are the data set's labels.
-        how (`str`): `"name"`, `"index"` or `"replace"`.
-        names (`list[str]` or `None`): the data set's label names in the order of its labels, where it has any.
-        message (`str`): one sentence for the log; a warning unless `how` is `"name"`.
-    """
-
-    mapping: np.ndarray | None
-    how: str
-    names: list[str] | None
-    message: str
-
-
-def align_labels(
-    dataset_names: Sequence[str] | None,
-    observed: np.ndarray,
-    id2label: Mapping[Any, str],
-    *,
-    head_init: str = "linear_probe",
-    split: str = "train",
-) -> LabelAlignment:
-    """
-    Find the model's class for each of the data set's labels.
-
-    Names are compared without regard to case, spaces, underscores and hyphens; of `"tench, Tinca tinca"` the part
-    before the first comma counts too, where no other class shares it.
-
-    Args:
-        dataset_names (`Sequence[str]` or `None`): the data set's label names, as [`label_names`] returns them.
-        observed (`np.ndarray`): the labels that occur, integers or strings, as [`label_values`] returns them.
-        id2label (`Mapping`): the model's class names by index, as in its configuration.
-        head_init (`str`, *optional*, defaults to `"linear_probe"`): `"linear_probe"` or `"random"` allow the head to
-            be replaced; `"keep"` makes differing label sets an error.
-        split (`str`, *optional*, defaults to `"train"`): the name of the split, for messages.
-
-    Raises:
-        `SMDError`: for labels that are negative or out of range, and for differing label sets with `head_init="keep"`.
-    """
-    names = None if dataset_names is None else list(dataset_names)
-    if names is None and np.asarray(observed).dtype.kind == "U":
-        names = sorted_names(observed)
-    classes = [str(name) for _, name in sorted((int(index), name) for index, name in id2label.items())]
-    values = encode_labels(observed, names, split=split)
-    check_range(values, len(classes) if names is None else len(names), split=split, of_model=names is None)
-    generic = all(re.fullmatch(r"label_\d+", name, re.IGNORECASE) for name in classes)
-
-    if names is None:
-        return LabelAlignment(
-            np.arange(len(classes)),
-            "index",
-            None,
-            "The data set's labels are integers without names: label k was taken for the model's class k "
-            f"({_some(f'{index}: {name}' for index, name in enumerate(classes))}); check that the orders agree.",
-        )
-    if generic and len(names) == len(classes):
-        return LabelAlignment(
-            np.arange(len(names)),
-            "index",
-            names,
-            f"The model's {len(classes)} classes have no real names ({_some(classes)}): label k of the data set "
-            f"({_some(names)}) was taken for class k.",
-        )
-    found = [None] * len(names) if generic else _match(names, classes)
-    missing = [name for name, index in zip(names, found) if index is None]
-    if not missing:
-        return LabelAlignment(
-            np.array(found, dtype=np.int64),
-            "name",
-            names,
-            f"The data set's {len(names)} labels were matched by name to the model's {len(classes)} classes.",
-        )
-    if len(missing) == len(names) == len(classes):
-        return LabelAlignment(
-            np.arange(len(names)),
-            "index",
-            names,
-            f"No label name of the data set ({_some(names)}) is one of the model's ({_some(classes)}), but both have "
-            f"{len(names)}: label k was taken for class k; check that the orders agree.",
-        )
-    if head_init == "keep":
-        raise SMDError(
-            f"{len(missing)} of the data set's {len(names)} labels are not among the model's {len(classes)} classes "
-            f'(missing: {_some(missing)}; the model has {_some(classes)}), and head_init="keep" keeps the head. '
-            'Rename the labels, or let the head be replaced with head_init="linear_probe" or "random".'
-        )
-    return LabelAlignment(
-        None,
-        "replace",
-        names,
-        f"{len(missing)} of the data set's {len(names)} labels are not among the model's {len(classes)} classes "
-        f"(missing: {_some(missing)}): the model's head is replaced by one with the data set's {len(names)} labels.",
-    )
-
-
-def check_same_labels(
-    train_names: Sequence[str] | None,
-    eval_names: Sequence[str] | None,
-    observed: np.ndarray | None = None,
-    *,
-    split: str = "validation",
-) -> np.ndarray | None:
-    """
-    Check that an evaluation split shares the training split's label space, and find the way between their orders.
-
-    Args:
-        train_names, eval_names (`Sequence[str]` or `None`): the label names of both splits; `None` where one has none.
-        observed (`np.ndarray`, *optional*): the evaluation split's labels; a label that the training split does not
-            know is then an error only where it occurs. All labels count as observed without it.
-        split (`str`, *optional*, defaults to `"validation"`): the name of the evaluation split, for messages.
-
-    Returns:
-        `np.ndarray` or `None`: int64, from the evaluation split's label to the training split's (-1 for a label that
-        does not occur and is unknown there); `None` where labels can be used as they are.
-
-    Raises:
-        `SMDError`: where the splits have no name in common, or labels occur that the training split does not know.
-    """
-    if train_names is None or eval_names is None:
-        if observed is not None and train_names is not None:
-            check_range(encode_labels(observed, train_names, split=split), len(train_names), split=split)
-        return None
-    if list(train_names) == list(eval_names):
-        return None
-    found = _match(eval_names, train_names)
-    if all(index is None for index in found):
-        raise SMDError(
-            f"The {split} split has no label in common with the training split: its labels are {_some(eval_names)}, "
-            f"the training split's are {_some(train_names)}. Both must name the same classes."
-        )
-    occurring = range(len(eval_names))
-    if observed is not None:
-        values = encode_labels(observed, eval_names, split=split)
-        check_range(values, len(eval_names), split=split)
-        occurring = np.unique(values).tolist()
-    unknown = [eval_names[label] for label in occurring if found[label] is None]
-    if unknown:
-        raise SMDError(
-            f"The {split} split has labels that the training split does not know: {_some(unknown)}. The training "
-            f"split has {_some(train_names)}. Remove these images or use the same names in both."
-        )
-    return np.array([-1 if index is None else index for index in found], dtype=np.int64)
 
 
 def label_maps(names: Sequence[str]) -> tuple[dict[int, str], dict[str, int]]:
@@ -234,8 +79,8 @@ def encode_labels(values: np.ndarray, names: Sequence[str] | None, *, split: str
     unknown = sorted(set(values.tolist()) - index.keys())
     if unknown:
         raise SMDError(
-            f"The {split} split has labels that are not among the known names: {_some(unknown)}. Known are "
-            f"{_some(index)}."
+            f"The {split} split has labels that are not among the known names: {some(unknown)}. Known are "
+            f"{some(index)}."
         )
     return np.array([index[value] for value in values.tolist()], dtype=np.int64)
 
@@ -323,29 +168,6 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def _normalise(name: str) -> str:
-    return re.sub(r"\s*,\s*", ", ", re.sub(r"[\s_\-]+", " ", str(name))).strip().casefold()
-
-
-def _match(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
-    """For each name the index of the one class that it means; `None` where there is none, or no telling which."""
-    whole, first = defaultdict(list), defaultdict(list)
-    for index, name in enumerate(classes):
-        whole[_normalise(name)].append(index)
-        first[_normalise(name).split(",")[0]].append(index)
-    found = []
-    for position, name in enumerate(names):
-        key = _normalise(name)
-        part = key.split(",")[0]
-        candidates = whole.get(key) or first.get(key) or whole.get(part) or first.get(part) or []
-        # Two classes of ImageNet are called "crane": where the data set has the same order, the position tells which.
-        if len(candidates) > 1 and position in candidates:
-            candidates = [position]
-        found.append(candidates[0] if len(candidates) == 1 else None)
-    claims = Counter(found)
-    return [index if claims[index] == 1 else None for index in found]
-
-
 def _label(value: Any, row: int) -> int | str:
     if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.ndim == 0:
         value = value.item()
@@ -356,6 +178,7 @@ def _label(value: Any, row: int) -> int | str:
     raise SMDError(f"The label of row {row} is {value!r:.80}; expected one integer or one string per image.")
 
 
-def _some(names: Any, limit: int = 5) -> str:
+def some(names: Any, limit: int = 5) -> str:
+    """The first of some names, for a message."""
     names = [str(name) for name in names]
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -79,7 +79,7 @@ class ImageCollator:
         processor (image processor of transformers): the checkpoint's own.
         image_column (`str`): the column of images.
         label_column (`str`, *optional*): the column of labels; a batch has no `"labels"` without it.
-        mapping (`np.ndarray`, *optional*): from the data set's label to the model's class ([`~labels.LabelAlignment`]).
+        mapping (`np.ndarray`, *optional*): from the data set's label to the model's class ([`~alignment.LabelAlignment`]).
         channels (`int`, *optional*, defaults to 3): what the model takes: 1, 3 or 4; any number for `pixel_values`.
         names (`Sequence[str]`, *optional*): the label names, for rows whose labels are strings.
         input_names (`Collection[str]`, *optional*): what the model takes ([`~models.inputs.input_names`]). What else the processor

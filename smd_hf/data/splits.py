@@ -46,7 +46,7 @@ def load_splits(
     Validation images come from the validation folder or file. Of a data set by name they are its validation split
     (also `valid`, `val`, `dev`, `eval`), else its test split where that is labelled. Where there is none, they are a
     stratified share of the training split. The two label spaces are not yet compared: see
-    [`~labels.check_same_labels`].
+    [`~alignment.check_same_labels`].
 
     Args:
         dataset_name (`str`, *optional*): a data set on the Hub, or a local folder that `load_dataset` or

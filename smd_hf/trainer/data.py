@@ -26,6 +26,7 @@ class DataMixin:
         fitness_batches, selection_batches, test_batches ([`ImageBatches`], *optional*): the images that score children, choose
             among candidates, and are reported on.
         fresh_samples ([`FreshSamples`], *optional*): which of the fitness images each generation is scored on, if not all.
+        new_head (`str`, *optional*): how a new head is made, where the parent's is replaced: `"linear_probe"` or `"random"`.
         ood_dataset (*optional*): images of another distribution, and `outside` ([`OutsideImages`]) the parts of it.
     """
 
@@ -37,6 +38,7 @@ class DataMixin:
     ood_dataset: Any | None = None
     ood_image_column: str | None = None
     outside: OutsideImages | None = None
+    new_head: str | None = None
 
     def _batches(
         self, dataset: Any, indices: np.ndarray | None, cache_share: float, collator: Callable | None = None
@@ -112,7 +114,7 @@ class DataMixin:
         return self.eval_dataset
 
     def _replace_head(self, names: list[str]) -> None:
-        if self.args.head_init == "linear_probe" and self.fitness_batches is None:
+        if self.new_head == "linear_probe" and self.fitness_batches is None:
             raise SMDError(
                 "The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on."
             )
@@ -120,7 +122,7 @@ class DataMixin:
         batches = (
             (batch.inputs(self.args.device, self.model.dtype), batch.labels.to(self.args.device)) for batch in source
         )
-        replace_head(self.model, names, batches, head_init=self.args.head_init, seed=self.args.seed)
+        replace_head(self.model, names, batches, head_init=self.new_head, seed=self.args.seed)
 
     def _suffix_costs(self) -> list[float]:
         if self.fitness_batches is None:

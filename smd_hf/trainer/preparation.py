@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, default_data_collator
 from transformers.utils import logging
 
 from ..arguments import EvolutionArguments
-from ..data.labels import LabelAlignment, align_labels, check_same_labels, encode_labels, label_names, label_values
+from ..data.alignment import LabelAlignment, align_labels, check_same_labels
+from ..data.labels import encode_labels, label_names, label_values
 from ..data.own_collator import cheap_labels, check_collated, sees_all_columns
 from ..data.rows import ImageCollator, find_columns
 from ..ensemble import SMDEnsembleConfig
@@ -90,6 +91,7 @@ class PreparedData:
         new_labels (list of `str`, *optional*): the classes of the head that is to take the model's place, if one is.
         all_columns (`bool`, *optional*, defaults to `True`): whether the collator is to see all columns of a row, in evaluation
             too, or those alone that the model's `forward` takes.
+        alignment ([`LabelAlignment`], *optional*): of labels and classes; `None` where the collator knows.
     """
 
     collator: Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -98,6 +100,7 @@ class PreparedData:
     eval_dataset: Any
     new_labels: list[str] | None
     all_columns: bool = True
+    alignment: LabelAlignment | None = None
 
 
 def prepare_data(
@@ -108,13 +111,15 @@ def prepare_data(
     eval_dataset: Any | None,
     data_collator: Callable | None = None,
     missing_head: Sequence[str] = (),
+    otherwise: str | None = None,
 ) -> PreparedData:
     """
     Finds the columns and matches the labels; the head is not touched.
 
     A collator of the user's own, or rows that hold `pixel_values` (or the model's main input) already, are taken as they
     are: what the collator returns decides, and columns may have any names and hold anything. A classifier that the
-    checkpoint lacks (`missing_head`) is replaced whatever the labels are.
+    checkpoint lacks (`missing_head`) is replaced whatever the labels are. Where the head cannot be replaced, labels that are not
+    the model's are an error, which says what to do `otherwise`.
 
     Raises:
         `SMDError`: for an empty split, a missing column, or labels that do not fit.
@@ -132,6 +137,11 @@ def prepare_data(
         or data_collator is not None
         or any(name in reference[0] for name in ("pixel_values", model.main_input_name))
     ):
+        if args.label_map is not None:
+            raise SMDError(
+                "label_map has no effect here: labels come as your data_collator makes them, or with pixel_values. Number them as the "
+                "model does (config.label2id), and leave label_map out."
+            )
         collator = data_collator or default_data_collator
         for what, split in present.items():
             check_collated(collator, split, model.config.num_labels, what)
@@ -146,12 +156,24 @@ def prepare_data(
     image_column, label_column = find_columns(reference, args.image_column_name, args.label_column_name)
     names, observed = label_names(reference, label_column), label_values(reference, label_column)
     if missing_head and args.head_init != "keep":
+        if args.label_map is not None:
+            raise SMDError(
+                f"label_map says which classes of the model the labels are, but the checkpoint has no trained classifier "
+                f"({', '.join(missing_head)}), and gets one for the data set's labels. Leave label_map out."
+            )
         logger.warning(f"The checkpoint has no trained classifier ({', '.join(missing_head)}): it gets one.")
         names = names or [str(label) for label in range(observed.max() + 1)]
         alignment = LabelAlignment(None, "replace", names, "")
     else:
-        alignment = align_labels(names, observed, model.config.id2label, head_init=args.head_init)
-        log = logger.info if alignment.how == "name" else logger.warning
+        alignment = align_labels(
+            names,
+            observed,
+            model.config.id2label,
+            head_init=args.head_init,
+            label_map=args.label_map,
+            otherwise=otherwise,
+        )
+        log = logger.info if alignment.is_sure else logger.warning
         log(alignment.message)
     collator = ImageCollator(
         processing_class,
@@ -162,15 +184,16 @@ def prepare_data(
         names=alignment.names,
         input_names=input_names(model),
     )
+    columns = (image_column, label_column)
     if isinstance(eval_dataset, dict):
         eval_dataset = {
-            what: _relabelled(split, image_column, label_column, names, what) for what, split in eval_dataset.items()
+            what: _relabelled(split, columns, names, alignment, what) for what, split in eval_dataset.items()
         }
     elif eval_dataset is not None:
-        eval_dataset = _relabelled(eval_dataset, image_column, label_column, names, "eval_dataset")
+        eval_dataset = _relabelled(eval_dataset, columns, names, alignment, "eval_dataset")
     labels = observed if train_dataset is reference else None
     new_labels = alignment.names if alignment.how == "replace" else None
-    return PreparedData(collator, image_column, labels, eval_dataset, new_labels)
+    return PreparedData(collator, image_column, labels, eval_dataset, new_labels, alignment=alignment)
 
 
 def check_problem_type(model: PreTrainedModel, new_labels: list[str] | None = None) -> None:
@@ -197,15 +220,18 @@ def check_problem_type(model: PreTrainedModel, new_labels: list[str] | None = No
     )
 
 
-def _relabelled(dataset: Any, image_column: str, label_column: str, names: list[str] | None, what: str) -> Any:
+def _relabelled(
+    dataset: Any, columns: tuple[str, str], names: list[str] | None, alignment: LabelAlignment, what: str
+) -> Any:
     """The data set with its labels in the order of the training split's names, after a check that it fits."""
-    find_columns(dataset, image_column, label_column)
-    order = check_same_labels(
-        names, label_names(dataset, label_column), label_values(dataset, label_column), split=what
-    )
+    _, label_column = find_columns(dataset, *columns)
+    own, values = label_names(dataset, label_column), label_values(dataset, label_column)
+    order = check_same_labels(names, own, values, split=what)
     if order is None:
+        alignment.check(encode_labels(values, own or names, split=what), split=what)
         return dataset
-    values = order[encode_labels(label_values(dataset, label_column), label_names(dataset, label_column), split=what)]
+    values = order[encode_labels(values, own, split=what)]
+    alignment.check(values, split=what)
     return dataset.remove_columns(label_column).add_column(label_column, values.tolist())
 
 

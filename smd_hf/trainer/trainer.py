@@ -173,7 +173,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
                 self._deal_out(ood_dataset)
 
         # 5. A head for the data set's labels
-        self.new_head = None if data.new_labels is None else args.head_init
+        self.new_head = None if data.new_labels is None else args.head_init or "linear_probe"
         if data.new_labels is not None:
             with memory_is_told(args):
                 self._replace_head(data.new_labels)

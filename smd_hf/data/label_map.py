@@ -1,0 +1,160 @@
+"""
+Label maps: which of the model's classes a label means, said by the user.
+
+A map goes from the data set's label to the model's label or the index of its class. It is a `dict`, JSON text, or a JSON or
+CSV file.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import SMDError
+from ..messages import did_you_mean, one_line
+from .class_names import ClassNames, normalise
+from .label_matching import match_labels
+
+LabelMap = dict[str, int | str | None]
+
+_HEADERS = ("label", "data_label", "data label")
+
+
+def read_label_map(given: Mapping[Any, Any] | str | Path) -> LabelMap:
+    """
+    A label map, checked for its form.
+
+    Args:
+        given (mapping, `str` or `Path`): the map itself, JSON text that begins with a brace, or a file: `.json` with one object,
+            or `.csv` with two columns (label, then class; a header line `label,class` may come first).
+
+    Returns:
+        `dict`: from the label (integers as decimal strings) to the model's label, the index of its class, or `None` for a label
+        that is no class of the model's, of which there must be no image.
+
+    Raises:
+        `SMDError`: for a file that is not there or cannot be read, a label that comes twice, or a value of another kind.
+    """
+    if isinstance(given, Mapping):
+        pairs, source = list(given.items()), "label_map"
+    elif str(given).lstrip().startswith("{"):
+        pairs, source = _json_pairs(str(given), "label_map"), "label_map"
+    else:
+        pairs, source = _file_pairs(Path(given).expanduser()), f"label_map '{given}'"
+    read: LabelMap = {}
+    for key, value in pairs:
+        if str(key) in read:
+            raise SMDError(f"{source} gives the label {str(key)!r} twice. Give each label one class.")
+        if isinstance(value, bool) or not isinstance(value, int | str | None):
+            raise SMDError(
+                f"{source} maps {str(key)!r} to {value!r:.80}; expected the model's label, the index of its class, or null for "
+                "a label that has no image."
+            )
+        read[str(key)] = value
+    return read
+
+
+def _file_pairs(path: Path) -> list[tuple[Any, Any]]:
+    if not path.is_file():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise SMDError(
+            f"There is no file label_map '{path}'.{did_you_mean(path.name, siblings)} Expected a JSON or CSV file, or a JSON object "
+            "such as '{\"crane\": 517}'."
+        )
+    if path.suffix.lower() not in (".json", ".csv"):
+        raise SMDError(f"label_map '{path}' is neither a .json nor a .csv file. Rename it, or write one of these.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SMDError(f"label_map '{path}' cannot be read as text: {one_line(str(error))}.") from error
+    source = f"label_map '{path}'"
+    return _json_pairs(text, source) if path.suffix.lower() == ".json" else _csv_pairs(text, source)
+
+
+def _json_pairs(text: str, source: str) -> list[tuple[str, Any]]:
+    try:
+        pairs = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    except json.JSONDecodeError as error:
+        raise SMDError(f'{source} is not JSON ({error}). Expected an object such as {{"crane": 517}}.') from error
+    is_object = isinstance(pairs, list) and all(isinstance(each, tuple) for each in pairs)
+    if not is_object or (not pairs and not text.lstrip().startswith("{")):
+        raise SMDError(f'{source} holds no JSON object; expected one such as {{"crane": 517}}.')
+    return pairs
+
+
+def _csv_pairs(text: str, source: str) -> list[tuple[str, Any]]:
+    pairs = []
+    for number, row in enumerate(csv.reader(text.splitlines(), skipinitialspace=True), start=1):
+        if not row or (number == 1 and row[0].strip().lower() in _HEADERS):
+            continue
+        if len(row) != 2:
+            raise SMDError(
+                f"{source} has {len(row)} columns in line {number}; expected two: the data set's label, then the model's label or "
+                'the index of its class. Put names with commas in quotes: crane,"crane, bird".'
+            )
+        label, value = (cell.strip() for cell in row)
+        pairs.append((label, value or None))
+    return pairs
+
+
+def mapped_classes(label_map: LabelMap, labels: Sequence[str], classes: ClassNames) -> dict[int, int]:
+    """
+    The classes that a map gives to labels of a data set; what it says of other labels has no effect.
+
+    Args:
+        label_map (`dict`): as [`read_label_map`] returns it.
+        labels (`Sequence[str]`): the data set's, by their number.
+        classes ([`ClassNames`]): the model's.
+
+    Returns:
+        `dict` of `int` to `int`: from the label's number to the class; -1 for `None`.
+
+    Raises:
+        `SMDError`: for a class that the model does not have, or a label that seems to be a misspelt one.
+    """
+    spelt = {normalise(label): number for number, label in enumerate(labels)}
+    exact = {label: number for number, label in enumerate(labels)}
+    found: dict[int, int] = {}
+    unknown = []
+    for label, value in label_map.items():
+        number = exact.get(label, spelt.get(normalise(label)))
+        if number is None:
+            unknown.append(label)
+        elif number in found:
+            raise SMDError(f"label_map gives the label {labels[number]!r} twice, in two spellings. Keep one of them.")
+        else:
+            found[number] = -1 if value is None else _class_of(label, value, classes)
+    unmapped = [label for number, label in enumerate(labels) if number not in found]
+    for label in unknown:
+        near = did_you_mean(label, unmapped)
+        if near:
+            raise SMDError(
+                f"label_map has the label {label!r}, which the data set does not have.{near} Correct or remove it."
+            )
+    return found
+
+
+def _class_of(label: str, value: int | str, classes: ClassNames) -> int:
+    count = len(classes)
+    same = [index for index, name in enumerate(classes.names) if name == value]
+    if len(same) == 1:
+        return same[0]
+    if isinstance(value, int) or (value.isdecimal() and not same):
+        if not 0 <= int(value) < count:
+            raise SMDError(
+                f"label_map maps {label!r} to class {value}, but the model has {count:,} classes: expected 0 to {count - 1}."
+            )
+        return int(value)
+    match = match_labels([value], classes)
+    if match.classes[0] is not None:
+        return match.classes[0]
+    if match.ambiguous:
+        several = " or ".join(classes.described(index) for index in match.ambiguous[0][:3])
+        raise SMDError(
+            f"label_map maps {label!r} to {value!r}, which may be the model's class {several}. Give the index of the class instead."
+        )
+    raise SMDError(
+        f"label_map maps {label!r} to {value!r}, but no class of the model has this name.{did_you_mean(value, classes.named)} "
+        f"Give the model's label, or the index of its class (0 to {count - 1})."
+    )
