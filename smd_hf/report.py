@@ -8,7 +8,7 @@ null, and a value of `arguments` that is a token is never written.
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
+from .absent_classes import classes_at_hand, compare_restricted, predicted_elsewhere
 from .errors import SMDError
 from .files import write_json
 from .optimism import expected_optimism
@@ -52,6 +53,7 @@ def gain_report(
     data: Mapping[str, Any],
     candidates: Mapping[str, Any] | None = None,
     ensemble_logits: np.ndarray | None = None,
+    present: Sequence[int] | np.ndarray | None = None,
     versions: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -71,6 +73,8 @@ def gain_report(
             is right, mean over candidates), `keeps_parent` and `accuracy` (of the parent there; the one on the test split
             if absent). See `optimism.expected_optimism`. Other entries are copied.
         ensemble_logits (`np.ndarray` of shape `(n, classes)`, *optional*): log-probabilities of the ensemble.
+        present (`np.ndarray`, *optional*): the classes that have an image in the other splits. Where the model has classes
+            without any image, the report says so (`absent_classes`).
         versions (`Mapping`, *optional*, defaults to `package_versions()`): package versions.
         seed (`int`, *optional*, defaults to 0): seed of the bootstrap.
 
@@ -78,7 +82,9 @@ def gain_report(
         `dict`: plain Python values that survive a round trip through JSON. `parent`, `evolved` (and `ensemble`) hold
         `n_test`, `accuracy`, `nll` and `calibration_error`; `difference` (and `ensemble_difference`) the paired differences
         to the parent with their intervals and McNemar's test; `significant` and `verdict` speak of the evolved model,
-        those of the ensemble are in `ensemble_difference`.
+        those of the ensemble are in `ensemble_difference`. `absent_classes`, where there are any, counts the model's `classes`,
+        those `with_images` and `without_images`; gives the share of test images on which parent and evolved model predict one
+        without images (`predicted`); and both models' scores with predictions `restricted` to the others, with the difference.
 
     Raises:
         `SMDError`: shapes that do not match, labels outside the classes, an entry of `method` that is also the report's.
@@ -102,6 +108,8 @@ def gain_report(
         report["ensemble"], report["ensemble_difference"] = measured(
             parent_logits, ensemble_logits, labels, "ensemble", seed
         )
+    if present is not None:
+        report |= _absent_entry(parent_logits, evolved_logits, labels, classes_at_hand(labels, present), seed)
     taken = sorted(report.keys() & method.keys())
     if taken:
         raise SMDError(f"`method` must not hold {taken}: the gain report has entries of these names. Rename them.")
@@ -159,6 +167,31 @@ def format_comparison(comparison: Comparison) -> str:
     name, other_name = comparison.names
     table = _block(name, first, other_name, second, _difference_entry(comparison), comparison.confidence)
     return f"{table}\n\n{comparison.verdict}"
+
+
+def _absent_entry(
+    parent_logits: np.ndarray, evolved_logits: np.ndarray, labels: np.ndarray, at_hand: np.ndarray, seed: int
+) -> dict[str, Any]:
+    comparison = compare_restricted(parent_logits, evolved_logits, labels, at_hand, seed=seed)
+    if comparison is None:
+        return {}
+    classes = parent_logits.shape[1]
+    models = {"parent": parent_logits, "evolved": evolved_logits}
+    return {
+        "absent_classes": {
+            "classes": classes,
+            "with_images": len(at_hand),
+            "without_images": classes - len(at_hand),
+            "predicted": {name: predicted_elsewhere(logits, at_hand) for name, logits in models.items()},
+            "restricted": {
+                "parent": _scores_entry(comparison.baseline),
+                "evolved": _scores_entry(comparison.candidate),
+                "difference": _difference_entry(comparison),
+                "significant": comparison.significant,
+                "verdict": comparison.verdict,
+            },
+        }
+    }
 
 
 def _scores_entry(scores: Scores) -> dict[str, Any]:

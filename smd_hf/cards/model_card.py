@@ -41,6 +41,7 @@ PLOTS = {
 
 # Entries of the report that a card can do without.
 _OPTIONAL: dict[str, Any] = {
+    "absent_classes": None,
     "all_arguments": {},
     "deltas": {},
     "ensemble_members": None,

@@ -1,13 +1,15 @@
 """`smd-hf evaluate`: score a model, or compare two on the same images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 
+from ..absent_classes import classes_at_hand, compare_restricted, predicted_elsewhere, restricted
 from ..data.alignment import align_labels
 from ..data.image_checks import check_images
 from ..data.label_map import LabelMap, read_label_map
@@ -124,10 +126,17 @@ def run(argv: Sequence[str]) -> int:
         scores = Scores.from_logits(logits[0], labels)
         result = {"model": models[0], **asdict(scores)}
         print(format_scores(models[0], scores))
+        names = models
     else:
-        comparison = compare(logits[1], logits[0], labels, names=short_names(models[1], models[0]), seed=args.seed)
+        comparison = compare(
+            logits[1], logits[0], labels, names=(names := short_names(models[1], models[0])), seed=args.seed
+        )
         result = {"model": models[0], "against": models[1], **asdict(comparison)}
         print(format_comparison(comparison))
+    absent = absent_classes(list(zip(names, reversed(logits))), labels, args.seed)
+    if absent is not None:
+        result["absent_classes"] = absent
+        print(format_absent(absent))
     if args.output_file is not None:
         write_json(Path(args.output_file), result)
     return 0
@@ -196,6 +205,53 @@ def logits_in_data_order(
         )
     columns, places = alignment.columns(logits.shape[1])
     return logits[:, columns], places[encode_labels(observed, alignment.names, split="validation")]
+
+
+def absent_classes(models: Sequence[tuple[str, np.ndarray]], labels: np.ndarray, seed: int) -> dict[str, Any] | None:
+    """
+    What models predict of classes that have no image here, and how good they are without these.
+
+    Args:
+        models (sequence of `(str, np.ndarray)`): names and logits of one model, or of two to compare.
+        labels (`np.ndarray`): columns of the images' labels.
+        seed (`int`): of the bootstrap.
+
+    Returns:
+        `dict` or `None`: how many classes are `with_images`; by model (`models`) its `classes`, those `without_images`, the share of
+        images on which it `predicted` one of them, and its `restricted` scores; for two models the `comparison` of these. `None`
+        where there are no such classes.
+    """
+    at_hand = classes_at_hand(labels)
+    if len(at_hand) < 2 or all(logits.shape[1] <= len(at_hand) for _, logits in models):
+        return None
+    entry: dict[str, Any] = {"with_images": len(at_hand), "models": {}}
+    for name, logits in models:
+        entry["models"][name] = {
+            "classes": logits.shape[1],
+            "without_images": logits.shape[1] - len(at_hand),
+            "predicted": predicted_elsewhere(logits, at_hand),
+            "restricted": asdict(Scores.from_logits(*restricted(logits, labels, at_hand))),
+        }
+    if len(models) == 2:
+        (first, baseline), (second, candidate) = models
+        comparison = compare_restricted(baseline, candidate, labels, at_hand, names=(first, second), seed=seed)
+        entry["comparison"] = asdict(comparison)
+    return entry
+
+
+def format_absent(absent: Mapping[str, Any]) -> str:
+    """The same for the terminal."""
+    lines = [""]
+    for name, each in absent["models"].items():
+        scores = each["restricted"]
+        lines.append(
+            f"{name}: {each['without_images']:,} of {each['classes']:,} classes have no image here; one of them is predicted on "
+            f"{100 * each['predicted']:.2f} % of the images. Restricted to the {absent['with_images']:,} others: accuracy "
+            f"{100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.4f}."
+        )
+    if "comparison" in absent:
+        lines.append(f"Restricted to these, {absent['comparison']['verdict']}")
+    return "\n".join(lines)
 
 
 def format_scores(name: str, scores: Scores) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..absent_classes import absent_lines
 from ..arguments import EvolutionArguments
 from ..data.splits import load_ood_images, load_splits
 from ..errors import SMDError
@@ -90,6 +91,8 @@ def run(argv: Sequence[str]) -> int:
     if not trainer.is_world_process_zero():
         return 0
     print(f"\n{format_table(trainer.report)}\n")
+    for line in absent_lines(trainer.report.get("absent_classes")):
+        print(line)
     if trainer.stopped is not None:
         print(stopped_sentence(trainer.stopped))
     print(f"The evolved model is in {args.output_dir}: AutoModelForImageClassification.from_pretrained loads it.")

@@ -27,6 +27,7 @@ class DataMixin:
             among candidates, and are reported on.
         fresh_samples ([`FreshSamples`], *optional*): which of the fitness images each generation is scored on, if not all.
         new_head (`str`, *optional*): how a new head is made, where the parent's is replaced: `"linear_probe"` or `"random"`.
+        train_classes (`numpy.ndarray`, *optional*): the model's classes that training images are of, where labels are ours to match.
         ood_dataset (*optional*): images of another distribution, and `outside` ([`OutsideImages`]) the parts of it.
     """
 
@@ -39,6 +40,7 @@ class DataMixin:
     ood_image_column: str | None = None
     outside: OutsideImages | None = None
     new_head: str | None = None
+    train_classes: np.ndarray | None = None
 
     def _batches(
         self, dataset: Any, indices: np.ndarray | None, cache_share: float, collator: Callable | None = None
@@ -105,6 +107,14 @@ class DataMixin:
         if column is not None and self.args.on_bad_images == "raise":
             bar = not self.args.disable_tqdm
             check_images(dataset, column, what=what, spread=self.evaluator.spread, progress=bar)
+
+    def classes_with_images(self) -> np.ndarray:
+        """The model's classes that training images are of, sorted; of some of them, where a collator alone knows."""
+        if self.train_classes is not None:
+            return self.train_classes
+        # With fresh samples, most images were never read, and would be for their labels alone.
+        parts = [self.selection_batches, None if self.fresh_samples is not None else self.fitness_batches]
+        return np.unique(np.concatenate([[], *(part.labels for part in parts if part is not None)]).astype(np.int64))
 
     @property
     def reported_dataset(self) -> Any | None:

@@ -102,6 +102,13 @@ class PreparedData:
     all_columns: bool = True
     alignment: LabelAlignment | None = None
 
+    @property
+    def train_classes(self) -> np.ndarray | None:
+        """The model's classes that the training images are of, sorted, where labels are ours to match."""
+        if self.alignment is None or self.alignment.mapping is None or self.train_labels is None:
+            return None
+        return np.unique(self.alignment.mapping[encode_labels(self.train_labels, self.alignment.names)])
+
 
 def prepare_data(
     model: PreTrainedModel,

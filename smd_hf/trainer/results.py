@@ -64,6 +64,7 @@ def run_report(
             trainer.selection_batches.num_images if trainer.selection_batches else trainer.images_per_generation
         ),
         ensemble_logits=ensemble_logits,
+        present=trainer.classes_with_images(),
         seed=args.seed,
     )
     return report | extra | card_entries(args, run, trainer.fitness, trainer.parent_name, token=args.hub_token)

@@ -167,6 +167,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         # 4. The three disjoint sets
         self.batch_size_search = settle_batch_size(self)
         self.image_column = data.image_column
+        self.train_classes = data.train_classes
         if train_dataset is not None:
             self._split_train_dataset(data.train_labels)
             if ood_dataset is not None:
