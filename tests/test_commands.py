@@ -293,7 +293,9 @@ class TestEvolve:
         assert '`{"foal": "horse"}`' in card and str(tmp_path) not in card
         capfd.readouterr()
         resumed = [*argv, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-1")]
-        check_mistake([*resumed, "--label_map", '{"foal": 0}'], capfd, "label_map was", "belongs to another run")
+        check_mistake(
+            [*resumed, "--label_map", '{"foal": 3, "ship": 2}'], capfd, "label_map was", "belongs to another run"
+        )
         assert main([*resumed, "--label_map", '{"foal": "horse"}']) == 0
 
     def test_a_head_is_replaced_on_purpose(self, at_root, tmp_path):
