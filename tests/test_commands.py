@@ -353,7 +353,12 @@ class TestEvaluate:
     def test_a_label_map_is_for_both_models(self, at_root, tmp_path, capfd):
         argv = ["evaluate", "--model_name_or_path", "models/resnet", "--validation_file", "pets.parquet"]
         check_mistake(argv, capfd, "'foal'", "Or choose a model", "label_map", program="smd-hf evaluate")
-        argv += ["--label_map", '{"foal": "horse", "dog": 0}', "--output_file", str(tmp_path / "scores.json")]
+        argv += [
+            "--label_map",
+            '{"foal": "horse", "dog": 0, "cat": 0}',
+            "--output_file",
+            str(tmp_path / "scores.json"),
+        ]
         assert main([*argv, "--against", "models/resnet"]) == 0
         result = json.loads((tmp_path / "scores.json").read_text())
         pets = Dataset.from_parquet("pets.parquet")
