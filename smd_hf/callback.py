@@ -22,7 +22,7 @@ from .data.pixels import codec_for
 from .data.preparation import check_problem_type, prepare_data
 from .data.reading import spare_threads
 from .errors import SMDError
-from .metrics.classification import with_named_metrics
+from .metrics.classification import merged, named_metrics
 from .metrics.ood import OOD_METRICS
 from .models.inputs import input_names
 from .parallel.processes import Spread
@@ -115,7 +115,8 @@ class EvolutionCallback(TrainerCallback):
         self.when = when
         self.generations: list[dict[str, Any]] = []
         model = trainer.model
-        self.fitness = Fitness(args.fitness, with_named_metrics(args, compute_metrics), args.fitness_greater_is_better)
+        metrics = merged(named_metrics(args, has_own=compute_metrics is not None), compute_metrics)
+        self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         spread = Spread(args.spread, trainer.args.process_index, trainer.args.world_size)
         readable = ReadableRows(args, spread)
         fitness_dataset = readable(fitness_dataset, "fitness_dataset")

@@ -136,7 +136,8 @@ class FitnessArguments:
         metadata={
             "help": "What children are scored by: nll, accuracy, error, macro_f1, balanced_accuracy, top_5_accuracy (or another "
             "number), calibration_error, expected_cost (with cost_matrix), ood_auroc or ood_energy_auroc (with "
-            "out-of-distribution images), or a key that compute_metrics or metric_name_or_path returns."
+            "out-of-distribution images), a classification scorer of scikit-learn (f1_macro, matthews_corrcoef, roc_auc_ovr, ...), "
+            "or a key that compute_metrics or metric_name_or_path returns."
         },
     )
     objectives: list[str] | None = field(

@@ -1,8 +1,6 @@
 """
-Metrics without a gradient, by name: what `--fitness` takes beside `nll` and `accuracy`, and any metric of `evaluate`.
-
-The built-in ones are counts, taken in numpy, as they are computed once for every child. Each has the value that
-scikit-learn gives it.
+Metrics without a gradient, by name: what `--fitness` takes beside `nll` and `accuracy`. They are built in, or those of
+scikit-learn (see `sklearn_metrics.py`) or of `evaluate`.
 """
 
 import json
@@ -18,6 +16,7 @@ from transformers.utils import logging
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..messages import one_line
+from .sklearn_metrics import sklearn_metric
 from .statistics import calibration_error, log_softmax64, row_blocks
 
 logger = logging.get_logger(__name__)
@@ -34,19 +33,6 @@ METRICS = ("macro_f1", "balanced_accuracy", "top_k_accuracy", "calibration_error
 def error(logits: np.ndarray, labels: np.ndarray) -> float:
     """The share of images that are classified wrongly."""
     return float(np.mean(logits.argmax(-1) != labels))
-
-
-def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over classes of F1 = 2 TP / (2 TP + FP + FN), of the classes that are among the labels or predictions."""
-    right, real, called = _counts(logits, labels)
-    present = real + called > 0
-    return float(np.mean(2 * right[present] / (real + called)[present]))
-
-
-def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over classes of the share of a class's images that are classified rightly."""
-    right, real, _ = _counts(logits, labels)
-    return float(np.mean(right[real > 0] / real[real > 0]))
 
 
 def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
@@ -113,12 +99,6 @@ def expected_cost(logits: np.ndarray, labels: np.ndarray, cost_matrix: Sequence[
     return float(costs[labels, logits.argmax(-1)].mean())
 
 
-def _counts(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By class: images classified rightly, images that there are, and images that are called so."""
-    called, classes = logits.argmax(-1), logits.shape[1]
-    return tuple(np.bincount(each, minlength=classes) for each in (labels[called == labels], labels, called))
-
-
 def builtin_metric(name: str, cost_matrix: str | None = None) -> Metric | None:
     """
     The built-in metric of that name; `None` if there is none.
@@ -140,12 +120,9 @@ def builtin_metric(name: str, cost_matrix: str | None = None) -> Metric | None:
             )
         costs = parse_cost_matrix(cost_matrix)
         return lambda logits, labels: expected_cost(logits, labels, costs)
-    return {
-        "error": error,
-        "macro_f1": macro_f1,
-        "balanced_accuracy": balanced_accuracy,
-        "calibration_error": calibration_error,
-    }.get(name)
+    if name in ("macro_f1", "balanced_accuracy"):
+        return sklearn_metric(name.replace("macro_f1", "f1_macro"))
+    return {"error": error, "calibration_error": calibration_error}.get(name)
 
 
 def parse_cost_matrix(text: str) -> list[list[float]]:
@@ -229,18 +206,19 @@ class EvaluateMetric:
         return next(iter(self(EvalPrediction(predictions=np.eye(2)[[0, 1, 1, 0]], label_ids=labels))))
 
 
-def with_named_metrics(args: EvolutionArguments, compute_metrics: ComputeMetrics | None) -> ComputeMetrics | None:
+def named_metrics(args: EvolutionArguments, has_own: bool = False) -> ComputeMetrics | None:
     """
-    `compute_metrics` with what the arguments name beside: a metric of `evaluate`, and built-in metrics as fitness or objectives.
+    What the arguments name, as a `compute_metrics`: a metric of `evaluate`, and other metrics as fitness or objectives.
 
     Where `metric_name_or_path` is given and no fitness is chosen, the metric's first key becomes `args.fitness`.
 
     Args:
         args ([`EvolutionArguments`]): `fitness`, `objectives`, `metric_name_or_path`, `metric_kwargs`, `cost_matrix`.
-        compute_metrics (`Callable`, *optional*): the user's own, whose values come before those of the same name.
+        has_own (`bool`, *optional*, defaults to `False`): whether there is a `compute_metrics` of the user's own. What it
+            returns may be named as a metric of scikit-learn, which is then not looked for.
 
     Returns:
-        `Callable` or `None`: the user's own where nothing is named.
+        `Callable` or `None`: `None` where nothing is named.
 
     Raises:
         `SMDError`: if a metric cannot be loaded, or the cost matrix is missing.
@@ -255,22 +233,26 @@ def with_named_metrics(args: EvolutionArguments, compute_metrics: ComputeMetrics
             args.fitness = metric.first_key()
             logger.info(f"Fitness is '{args.fitness}', the first key of the metric '{args.metric_name_or_path}'.")
         parts.append(metric)
-    names = [name.removeprefix("eval_") for name in args.objectives or [args.fitness]]
-    builtins = {name: metric for name in names if (metric := builtin_metric(name, args.cost_matrix)) is not None}
-    if builtins:
+        has_own = True
+    found: dict[str, Metric] = {}
+    for name in (name.removeprefix("eval_") for name in args.objectives or [args.fitness]):
+        metric = builtin_metric(name, args.cost_matrix) or (None if has_own else sklearn_metric(name))
+        if metric is not None:
+            found[name] = metric
+    if found:
         parts.append(
             lambda prediction: {
-                name: metric(_logits(prediction), prediction.label_ids) for name, metric in builtins.items()
+                name: metric(_logits(prediction), prediction.label_ids) for name, metric in found.items()
             }
         )
-    if not parts:
-        return compute_metrics
-    return merged(*parts, compute_metrics)
+    return merged(*parts)
 
 
-def merged(*parts: ComputeMetrics | None) -> ComputeMetrics:
+def merged(*parts: ComputeMetrics | None) -> ComputeMetrics | None:
     """What several `compute_metrics` return, in one dict; of keys that several return, the last one's value."""
     given = [part for part in parts if part is not None]
+    if not given:
+        return None
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return {key: value for part in given for key, value in part(prediction).items()}

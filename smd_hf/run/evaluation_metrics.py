@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
-from ..metrics.classification import ComputeMetrics, merged, with_named_metrics
+from ..metrics.classification import ComputeMetrics, merged, named_metrics
 from ..metrics.ood import OOD_METRICS
 from ..metrics.statistics import Scores
 from ..models.outputs import logits_of
@@ -35,11 +35,11 @@ def metrics_of(
     """
     What children are scored by, and what `evaluate` and `predict` report.
 
-    Built-in metrics and those of `metric_name_or_path` need logits: with `preprocess_logits_for_metrics`, which may turn these
+    Built-in metrics and those of scikit-learn and `metric_name_or_path` need logits: with `preprocess_logits_for_metrics`, which may turn these
     into anything, evaluation reports what the user's own `compute_metrics` returns, and no others.
 
     Args:
-        args ([`EvolutionArguments`]): `fitness` and `objectives` among them; see [`with_named_metrics`].
+        args ([`EvolutionArguments`]): `fitness` and `objectives` among them; see [`named_metrics`].
         compute_metrics (`Callable`, *optional*): the user's own.
         preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer. As fitness it is given all logits of a child at
             once, on the CPU.
@@ -47,11 +47,10 @@ def metrics_of(
     Raises:
         `SMDError`: for `include_for_metrics` where fitness comes from `compute_metrics`.
     """
-    named = with_named_metrics(args, None)
+    named = named_metrics(args, has_own=compute_metrics is not None)
     _check_inclusion(args, compute_metrics)
     as_fitness = _as_in_evaluation(compute_metrics, preprocess_logits_for_metrics, args.eval_do_concat_batches)
-    given = [metrics for metrics in (named, as_fitness) if metrics is not None]
-    in_scoring = merged(*given) if given else None
+    in_scoring = merged(named, as_fitness)
     if preprocess_logits_for_metrics is not None:
         if named is not None or compute_metrics is None:
             logger.warning(

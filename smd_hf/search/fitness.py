@@ -8,8 +8,10 @@ import numpy as np
 from transformers import EvalPrediction
 
 from ..errors import SMDError
+from ..messages import did_you_mean
 from ..metrics.classification import METRICS
 from ..metrics.ood import OOD_METRICS, auroc
+from ..metrics.sklearn_metrics import sklearn_scorers
 from ..scoring.scores import Score
 from .mutation import Child
 
@@ -21,11 +23,11 @@ class Fitness:
     The number that selection maximises, from what a variant got right.
 
     Args:
-        name (`str`): `"nll"`, `"accuracy"`, one of `OOD_METRICS`, or a key that `compute_metrics` returns, with or without the
-            prefix `eval_`.
+        name (`str`): `"nll"`, `"accuracy"`, one of `OOD_METRICS`, or a key that `compute_metrics` returns (that of
+            [`~smd_hf.metrics.classification.named_metrics`] for all other names), with or without the prefix `eval_`.
         compute_metrics (`Callable`, *optional*): as in Trainer: from an `EvalPrediction` (logits, labels) to a dict.
         greater_is_better (`bool`, *optional*): by default, a key that ends as one of `LOWER_IS_BETTER_ENDINGS` does is better
-            when lower, any other when greater.
+            when lower, any other when greater, and so is `neg_...`.
     """
 
     def __init__(
@@ -39,13 +41,17 @@ class Fitness:
         self.needs_logits = self.name not in ("nll", "accuracy")
         self.needs_outside = self.name in OOD_METRICS
         if self.needs_logits and not self.needs_outside and compute_metrics is None:
+            builtin = ("nll", "accuracy", *METRICS, *OOD_METRICS)
             raise SMDError(
-                f"fitness='{name}' is no built-in metric (nll, accuracy, {', '.join((*METRICS, *OOD_METRICS))}), and there is no compute_metrics to "
-                "return it. Pass compute_metrics to the trainer, name a metric of `evaluate` by metric_name_or_path, or choose a "
-                "built-in one (of top_k_accuracy with a number, such as top_5_accuracy)."
+                f"fitness='{name}' is no built-in metric ({', '.join(builtin)}) and no classification scorer of scikit-learn (such as "
+                f"f1_macro), and there is no compute_metrics to return it.{did_you_mean(self.name, (*builtin, *sklearn_scorers()))} "
+                "Choose one of these (of top_k_accuracy with a number, such as top_5_accuracy), name a metric of `evaluate` by "
+                "metric_name_or_path, or pass compute_metrics to the trainer."
             )
         if greater_is_better is None or not self.needs_logits or self.needs_outside:
-            greater_is_better = not self.name.lower().endswith(LOWER_IS_BETTER_ENDINGS)
+            # scikit-learn's names of these beginnings are better when greater, such as neg_log_loss.
+            turned = self.name.startswith(("neg_", "d2_"))
+            greater_is_better = turned or not self.name.lower().endswith(LOWER_IS_BETTER_ENDINGS)
         self.greater_is_better = greater_is_better
 
     @property

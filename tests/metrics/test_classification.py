@@ -8,7 +8,8 @@ from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction, default_data_collator
 
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
-from smd_hf.metrics.classification import METRICS, EvaluateMetric, builtin_metric, merged
+from smd_hf.metrics.classification import METRICS, EvaluateMetric, builtin_metric, merged, named_metrics
+from smd_hf.metrics.sklearn_metrics import sklearn_metric, sklearn_scorers
 from smd_hf.search.fitness import Fitness
 from tests.tiny import tiny_model, tiny_pixels
 
@@ -93,14 +94,14 @@ def test_the_expected_cost_is_what_the_calls_cost():
 
 @pytest.mark.parametrize(
     ("name", "greater"),
-    [("macro_f1", True), ("balanced_accuracy", True), ("top_5_accuracy", True), ("calibration_error", False), ("expected_cost", False), ("nll", False), ("rmse", False), ("brier_score", False)],
+    [("macro_f1", True), ("balanced_accuracy", True), ("top_5_accuracy", True), ("calibration_error", False), ("expected_cost", False), ("nll", False), ("rmse", False), ("brier_score", False), ("neg_log_loss", True), ("neg_brier_score", True), ("d2_brier_score", True)],
 )  # fmt: skip
 def test_the_direction_is_known(name, greater):
     assert Fitness(name, lambda prediction: {}).greater_is_better is greater
 
 
 @pytest.mark.parametrize(
-    "name", ["macro_f1", "balanced_accuracy", "top_2_accuracy", "calibration_error", "expected_cost"]
+    "name", ["macro_f1", "matthews_corrcoef", "top_2_accuracy", "calibration_error", "expected_cost"]
 )
 def test_a_built_in_metric_is_the_fitness_of_a_run(name, rows, tmp_path):
     trainer = make_trainer(tmp_path, rows, fitness=name, cost_matrix=COSTS, elitism=False)
@@ -113,11 +114,13 @@ def test_a_built_in_metric_is_the_fitness_of_a_run(name, rows, tmp_path):
     # Of several children on the selection split, the best.
     assert record["selection"][record["chosen"]] == max(record["selection"].values())
     fitness = [child["fitness"] for child in record["children"]]
-    assert all(sign * value >= 0 for value in fitness) and len(set(fitness)) > 1
+    assert len(set(fitness)) > 1 and (name == "matthews_corrcoef" or all(sign * value >= 0 for value in fitness))
     # The fitness is the metric itself: on all the fitness images, of the parent, as measured by hand.
     parent = make_trainer(tmp_path / "again", rows, fitness=name, cost_matrix=COSTS)
     logits, labels = parent.evaluator.logits(parent.fitness_batches), parent.fitness_batches.labels
-    assert sign * record["parent"]["fitness"] == pytest.approx(builtin_metric(name, COSTS)(logits, labels))
+    assert sign * record["parent"]["fitness"] == pytest.approx(
+        (builtin_metric(name, COSTS) or sklearn_metric(name))(logits, labels)
+    )
 
 
 def test_the_users_own_value_comes_first(rows, tmp_path):
@@ -174,7 +177,11 @@ def test_what_cannot_be_loaded_says_what_to_do(script, rows, tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(fitness="f1"), "no built-in metric .*metric_name_or_path"),
+        (dict(fitness="f1"), r"'f1' of scikit-learn refuses .*4 labels .*multiclass.*such as f1_macro"),
+        (dict(fitness="f1_macr"), r"no built-in metric .* Did you mean 'f1_macro' .*metric_name_or_path"),
+        (dict(fitness="r2"), "no built-in metric .*no classification scorer"),
+        (dict(fitness="adjusted_rand_score"), "no classification scorer"),
+        (dict(fitness="top_k_accuracy"), "with a number"),
         (dict(fitness="expected_cost"), "needs a cost_matrix"),
         (dict(fitness="expected_cost", cost_matrix="[[0, 1]"), "is not JSON"),
         (dict(fitness="expected_cost", cost_matrix="[[0, 1]]"), r"shape \(1, 2\)"),
@@ -191,4 +198,40 @@ def test_what_cannot_work_is_refused(kwargs, message, rows, tmp_path):
 def test_every_name_in_the_help_is_a_metric():
     for name in METRICS:
         assert builtin_metric(name.replace("_k_", "_5_"), COSTS) is not None
-    assert builtin_metric("f1") is None and merged(None, lambda p: {"a": 1})(None) == {"a": 1}
+    assert builtin_metric("f1") is None and merged(None, lambda p: {"a": 1})(None) == {"a": 1} and merged(None) is None
+
+
+def test_the_scorers_of_scikit_learn_are_those_for_classes():
+    scorers = sklearn_scorers().keys()
+    assert scorers >= {
+        "f1",
+        "f1_macro",
+        "matthews_corrcoef",
+        "roc_auc_ovr",
+        "neg_log_loss",
+        "cohen_kappa_score",
+        "recall",
+    }
+    assert not scorers & {"r2", "neg_mean_squared_error", "d2_absolute_error_score", "rand_score", "v_measure_score"}
+    # What scikit-learn calls a scorer is better when greater, whatever its name ends in.
+    assert all(Fitness(name, lambda prediction: {}).greater_is_better for name in scorers)
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(50, 4)), np.arange(50) % 4
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = {
+        "matthews_corrcoef": sklearn_metrics.matthews_corrcoef(labels, logits.argmax(-1)),
+        "cohen_kappa_score": sklearn_metrics.cohen_kappa_score(labels, logits.argmax(-1)),
+        "roc_auc_ovr": sklearn_metrics.roc_auc_score(labels, probabilities, multi_class="ovr"),
+        "neg_log_loss": -sklearn_metrics.log_loss(labels, probabilities),
+    }
+    assert {name: sklearn_metric(name)(logits, labels) for name in expected} == pytest.approx(expected)
+    assert sklearn_metric("f1")(logits[:, :2], labels % 2) == sklearn_metrics.f1_score(
+        labels % 2, logits[:, :2].argmax(-1)
+    )
+
+
+def test_the_users_own_key_is_not_looked_for_in_scikit_learn(rows, tmp_path):
+    """`f1` of scikit-learn refuses four classes; the user's own takes them."""
+    trainer = make_trainer(tmp_path, rows, lambda prediction: {"f1": 0.5}, fitness="f1")
+    assert trainer.evaluate()["eval_f1"] == 0.5
+    assert named_metrics(trainer.args, has_own=True) is None and named_metrics(trainer.args) is not None

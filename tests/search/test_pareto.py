@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 import smd_hf
 from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
-from smd_hf.metrics.classification import with_named_metrics
+from smd_hf.metrics.classification import named_metrics
 from smd_hf.metrics.statistics import Scores, calibration_error
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.reports.cards.model_card import render_card
@@ -85,7 +85,7 @@ def test_the_compromise_is_nearest_to_the_best_of_each():
 def test_objectives_have_directions_and_come_back_from_their_records():
     args = EvolutionArguments("unused", objectives=["error", "accuracy"], use_cpu=True)
     names = ["eval_error", "accuracy", "mutated_fraction", "zero_fraction"]
-    objectives = Objectives(names, with_named_metrics(args, None))
+    objectives = Objectives(names, named_metrics(args))
     assert objectives.greater_is_better == [False, True, False, True] and objectives.needs_logits
     values = [-0.25, 0.75, -0.5, 0.125]
     raw = objectives.raw(values)
