@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..errors import SMDError
-from ..hub.push import push_folder
+from ..hub.upload import push_folder
 from ..scoring.bars import TickingBar
 from .terminal import quiet_libraries
 
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
         argv (`Sequence[str]`): see [`make_parser`].
 
     Raises:
-        `SMDError`: as [`~smd_hf.hub.push.push_folder`], and for arguments that cannot be.
+        `SMDError`: as [`~smd_hf.hub.upload.push_folder`], and for arguments that cannot be.
     """
     arguments = vars(make_parser().parse_args(argv))
     quiet_libraries()

@@ -16,9 +16,9 @@ from ..files import write_text
 from ..messages import one_line
 from ..reports.cards.model_card import CARD_NAME, render_card
 from ..scoring.bars import TickingBar
-from .push import hub_api, make_branch, push_run, staging_folder
 from .requests import persistently, push_command, repository_error
 from .staging import stage_checkpoint, stage_model
+from .upload import hub_api, make_branch, push_run, staging_folder
 
 logger = logging.get_logger(__name__)
 

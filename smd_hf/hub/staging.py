@@ -157,14 +157,18 @@ def stage_deltas(
     Args:
         folder (`Path`), staged (`Path`): from where to where.
         count (`int`, *optional*): how many, in the order of their names; all by default.
-        place (`Callable`): from a delta whose base is a folder of this machine to id and commit of that base on the Hub.
+        place (`Callable`): from a delta whose base is a folder of this machine to id and commit of that base on the Hub;
+            called once a base.
     """
+    places: dict[str, tuple[str | None, str | None]] = {}
     for each in delta_folders(folder)[:count]:
         target = staged / each.relative_to(folder)
         _put(each / DELTA_WEIGHTS_NAME, target / DELTA_WEIGHTS_NAME)
         config = DeltaConfig.from_json((each / DELTA_CONFIG_NAME).read_bytes())
         if config.base_is_folder:
-            base_model, base_revision = place(config)
+            if config.base_hash not in places:
+                places[config.base_hash] = place(config)
+            base_model, base_revision = places[config.base_hash]
             config = replace(config, base_model=base_model, base_revision=base_revision)
         write_text(target / DELTA_CONFIG_NAME, config.to_json())
 

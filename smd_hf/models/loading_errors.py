@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,12 +16,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_session, httpx
+from huggingface_hub.utils import httpx
 
 from ..messages import one_line
-
-SEARCH_TIMEOUT = 3.0
-"""Seconds that the search for similar names on the Hub may take: it only makes a message better."""
 
 
 def explain_loading_error(name: str, error: BaseException, what: str, source: dict[str, Any]) -> str:
@@ -111,13 +107,9 @@ def hub_fault(error: BaseException) -> str | None:
 
 
 def similar_names(name: str) -> str:
-    """A sentence, with a leading space, that lists folders, timm models and Hub models with a similar name; or nothing."""
+    """A sentence, with a leading space, that lists folders and timm models with a similar name; or nothing."""
     found = [*_similar_folders(name), *_similar_timm_models(name)]
-    if not found:
-        found = _similar_hub_models(name)
-    if not found:
-        return ""
-    return f" Similar names: {', '.join(dict.fromkeys(found))}."
+    return f" Similar names: {', '.join(found)}." if found else ""
 
 
 def _similar_folders(name: str) -> list[str]:
@@ -134,22 +126,6 @@ def _similar_timm_models(name: str) -> list[str]:
     if owner not in ("", "timm"):
         return []
     return [f"timm/{match}" for match in get_close_matches(model, timm.list_pretrained(), n=3, cutoff=0.75)]
-
-
-def _similar_hub_models(name: str) -> list[str]:
-    """Up to three ids of image classifiers on the Hub; nothing where it cannot be asked quickly."""
-    owner, _, model = name.rpartition("/")
-    if constants.is_offline_mode() or name.startswith((".", "/", "~")) or "/" in owner:
-        return []
-    query = {"pipeline_tag": "image-classification", "sort": "downloads", "limit": 200}
-    query |= {"author": owner} if owner else {"search": model}
-    try:
-        response = get_session().get(f"{constants.ENDPOINT}/api/models", params=query, timeout=SEARCH_TIMEOUT)
-        found = [str(entry["id"]) for entry in response.json()]
-    except Exception:
-        # Whatever goes wrong here, the message without suggestions is still right.
-        return []
-    return get_close_matches(name, found, n=3)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

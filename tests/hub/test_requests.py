@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
@@ -12,10 +13,10 @@ from huggingface_hub.utils import get_session
 
 from smd_hf import SMDError
 from smd_hf.artifacts.delta.sparse_delta import SparseDelta
-from smd_hf.hub import requests
-from smd_hf.hub.push import push_folder, push_run
+from smd_hf.hub import requests, upload
 from smd_hf.hub.requests import persistently, push_command, push_error
 from smd_hf.hub.staging import model_files, saved_kind, stage_checkpoint, stage_deltas, stage_description, stage_model
+from smd_hf.hub.upload import push_folder, push_run
 from smd_hf.run.lock import LOCK_NAME
 from tests.test_trainer import make_dataset, make_trainer
 from tests.tiny import save_tiny_checkpoint
@@ -221,6 +222,21 @@ def test_deltas_name_the_place_of_their_base_on_the_hub_or_none(finished, tmp_pa
         assert (delta.config.base_model, delta.config.base_revision) == place
         assert delta.config.child_hash == original.config.child_hash and original.config.base_is_folder
         assert str(tmp_path) not in (staged / "0001" / "smd_delta_config.json").read_text()
+
+
+def test_a_base_that_cannot_go_up_stays_here_and_is_told_of(finished, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(upload.logger, "warning", told.append)
+    config = SparseDelta.from_pretrained(finished / "children" / "0000").config
+    save_tiny_checkpoint("resnet", tmp_path / "other", seed=5)
+    for create_pr, base, reason in (
+        (True, config.base_model, "a pull request has no place for it"),
+        (False, str(tmp_path / "gone"), "has no model.safetensors"),
+        (False, str(tmp_path / "other"), "the weights there are no longer those"),
+    ):
+        place = upload._push_base(None, "user/name", create_pr, replace(config, base_model=base))
+        assert place == (None, None) and reason in told[-1] and ".merge(base)" in told[-1]
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize(

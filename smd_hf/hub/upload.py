@@ -18,7 +18,7 @@ from ..models.load import load_model
 from ..reports.cards.model_card import CARD_NAME
 from ..version import __version__
 from .requests import persistently, push_command, push_error
-from .staging import model_files, saved_kind, stage_deltas, stage_description, stage_model
+from .staging import saved_kind, stage_deltas, stage_description, stage_model
 
 logger = logging.get_logger(__name__)
 
@@ -151,7 +151,7 @@ def _push(
         if revision is not None:
             make_branch(api, repo_id, revision)
         if kind == "delta":
-            stage_deltas(folder, staged, count, _Bases(api, repo_id, create_pr).place)
+            stage_deltas(folder, staged, count, partial(_push_base, api, repo_id, create_pr))
         if describe and stage_description(kind, folder, staged, repo_id):
             logger.warning(f"{folder / CARD_NAME} was changed since the run wrote it, and goes up as it is.")
         upload = partial(
@@ -189,63 +189,36 @@ def make_branch(api: HfApi, repo_id: str, branch: str) -> None:
         persistently(partial(api.create_branch, repo_id, branch=branch, exist_ok=True))
 
 
-class _Bases:
+def _push_base(api: HfApi, repo_id: str, create_pr: bool, config: DeltaConfig) -> tuple[str | None, str | None]:
     """
-    Where the bases of deltas are on the Hub. One that is but a folder of this machine goes up with the deltas, into a branch
-    of the same repository, and the deltas name its commit: so they load from anywhere, and main holds nothing but deltas.
+    Uploads the base of deltas that is only a folder of this machine, such as a parent with a new head, into a branch of their
+    repository: so they load from anywhere, and main holds nothing but deltas.
+
+    Returns:
+        `tuple`: its repository and commit; `None` for both where it cannot go up.
     """
-
-    def __init__(self, api: HfApi, repo_id: str, is_proposal: bool):
-        self.api, self.repo_id, self.is_proposal = api, repo_id, is_proposal
-        self._commits: dict[str, str | None] = {}
-
-    def place(self, config: DeltaConfig) -> tuple[str | None, str | None]:
-        """Id and commit of a delta's base; `None` for both where it has no place there."""
-        key = config.base_hash
-        if key not in self._commits:
-            self._commits[key] = None if self._why_not(config) else self._push(config)
-        commit = self._commits[key]
-        return (None, None) if commit is None else (self.repo_id, commit)
-
-    def _why_not(self, config: DeltaConfig) -> str | None:
-        folder = Path(config.base_model)
-        try:
-            if self.is_proposal:
-                reason = "a pull request has no place for it"
-            elif not folder.is_dir():
-                reason = "that folder is gone"
-            elif not model_files(folder) or not _is_base(folder, config):
-                reason = "the weights there are no longer those that the deltas belong to"
-            else:
-                return None
-        except SMDError as error:
-            reason = str(error)
-        logger.warning(
-            f"The base of the deltas, {folder}, is not pushed with them: {reason.rstrip('.')}. Whoever uses the deltas has to "
-            "pass the base: SparseDelta.from_pretrained(...).merge(base)."
-        )
-        return reason
-
-    def _push(self, config: DeltaConfig) -> str:
-        branch, folder = f"parent-{config.base_hash[:8]}", Path(config.base_model)
-        make_branch(self.api, self.repo_id, branch)
+    branch, folder = f"parent-{config.base_hash[:8]}", Path(config.base_model)
+    try:
+        if create_pr:
+            raise SMDError("a pull request has no place for it")
         with _staging(folder) as staged:
             stage_model(folder, staged)
+            # Python files are not run for this check: whoever loads the delta makes it too.
+            dtype, is_custom = getattr(torch, config.dtype), config.base_custom_code
+            if not is_custom and weights_hash(load_model(str(folder), dtype=dtype)) != config.base_hash:
+                raise SMDError("the weights there are no longer those that the deltas belong to")
+            make_branch(api, repo_id, branch)
+            message = "The parent of the deltas"
             upload = partial(
-                self.api.upload_folder,
-                repo_id=self.repo_id,
-                folder_path=staged,
-                commit_message="The parent of the deltas",
-                revision=branch,
+                api.upload_folder, repo_id=repo_id, folder_path=staged, commit_message=message, revision=branch
             )
-            return persistently(upload).oid
-
-
-def _is_base(folder: Path, config: DeltaConfig) -> bool:
-    """Whether a folder holds the weights of a delta's base. Python files are not run for it: who loads the delta, checks."""
-    if config.base_custom_code:
-        return True
-    return weights_hash(load_model(str(folder), dtype=getattr(torch, config.dtype))) == config.base_hash
+            return repo_id, persistently(upload).oid
+    except SMDError as error:
+        logger.warning(
+            f"The base of the deltas, {folder}, is not pushed with them: {str(error).rstrip('.')}. Whoever uses the deltas has to "
+            "pass the base: SparseDelta.from_pretrained(...).merge(base)."
+        )
+        return None, None
 
 
 def _tie_together(api: HfApi, repo_ids: dict[str, str], private: bool | None) -> None:
