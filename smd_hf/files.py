@@ -77,6 +77,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `object_pairs_hook`; `ValueError` for a key that is given twice."""
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a key is given twice in one object")
+    return entries
+
+
 def write_lines(path: Path, records: Iterable[dict[str, Any]], mode: str) -> None:
     """Writes (`mode="w"`) or appends (`"a"`) records as JSON, one a line."""
     with open(path, mode, encoding="utf-8") as file:

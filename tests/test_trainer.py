@@ -11,8 +11,8 @@ from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.metrics.statistics import Scores
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor, load_model
-from smd_hf.search.evolution import rebuild_child
 from smd_hf.search.subspaces import DECOMPOSITIONS
+from tests.records import rebuild_child
 from tests.tiny import ALL_KINDS, label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
 

@@ -251,40 +251,6 @@ def mcnemar_exact(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, in
     return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
-def paired_interval(
-    values_a: np.ndarray,
-    values_b: np.ndarray,
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """
-    Percentile bootstrap interval of `mean(values_b - values_a)` (Efron and Tibshirani 1993, chapter 13).
-
-    Images are drawn with replacement, both models' values together. Above 20,000 images the units that are drawn are
-    random groups of images instead, whose means have the same variance, so that cost and memory stay bounded.
-
-    Args:
-        values_a, values_b (`np.ndarray` of shape `(n,)`): one value per image, e.g. `nll(...)` or `correct(...)`.
-        resamples (`int`, *optional*, defaults to 5000): number of bootstrap samples.
-        confidence (`float`, *optional*, defaults to 0.95): level of the interval.
-        seed (`int`, *optional*, defaults to 0): the same seed gives the same interval.
-
-    Returns:
-        `tuple[float, float]`: lower and upper end. `(0, 0)` if all differences are zero, NaN if one is not finite.
-    """
-    a, b = np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
-        raise SMDError(
-            f"A paired interval needs one value per image from both models, but got {a.shape} and {b.shape}."
-        )
-    with np.errstate(invalid="ignore"):
-        difference = b - a
-    means = _resampled_means(difference[:, None], resamples=resamples, seed=seed)[:, 0]
-    return _percentiles(means, confidence)
-
-
 def compare(
     logits_baseline: np.ndarray,
     logits_candidate: np.ndarray,
@@ -356,10 +322,12 @@ def _resampled_means(
     columns: np.ndarray, *, gaps: tuple[_Outcomes, ...] = (), resamples: int, seed: int
 ) -> np.ndarray:
     """
-    Bootstrap means of `columns` (shape `(n, k)`), followed for each model in `gaps` by its `bins` columns that hold
+    Bootstrap means (Efron and Tibshirani 1993, chapter 13) of `columns` (shape `(n, k)`), followed for each model in `gaps` by its `bins` columns that hold
     correct - confidence in the image's own bin and zero elsewhere: shape `(resamples, k + bins of all gaps)`.
 
     Everything is a mean over images, so one product of resampling counts and per-unit sums gives all statistics at once.
+    Above 20,000 images the units that are drawn are random groups of images, whose means have the same variance: cost and
+    memory stay bounded.
     """
     rng = np.random.default_rng(seed)
     n = len(columns)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SMDError
+from ..files import without_repetition
 from ..messages import one_line
 
 MAX_LINE_BYTES = 2**30
@@ -50,18 +51,11 @@ def from_line(line: bytes) -> dict[str, Any]:
     if line != text[:-1] + b',"crc":%d}\n' % zlib.crc32(text):
         raise ValueError("its checksum is wrong")
     try:
-        entry = json.loads(text, object_pairs_hook=_without_repetition)
+        entry = json.loads(text, object_pairs_hook=without_repetition)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(entry, dict):
         raise ValueError("it is no JSON object")
-    return entry
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        raise ValueError("a key is there twice")
     return entry
 
 

@@ -19,13 +19,13 @@ from smd_hf.reports.cards.model_card import render_card
 from smd_hf.scoring.changes import applied, keep
 from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.scoring.scores import Cell, Score
-from smd_hf.search.evolution import rebuild_child
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.pareto.coordinates import CoordinateCounts
 from smd_hf.search.pareto.objectives import Objectives, distances_to_ideal, fittest_of, front_of
 from smd_hf.search.pareto.pareto_evolution import candidates_of, nondominated
 from smd_hf.search.subspaces import make_decomposition
+from tests.records import rebuild_child
 from tests.tiny import tiny_model, tiny_pixels
 
 # Few different values, so that some are equal; and some that are not finite.

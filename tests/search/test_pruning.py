@@ -7,10 +7,10 @@ from transformers import AutoModelForImageClassification, default_data_collator
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.scoring.changes import applied
-from smd_hf.search.evolution import rebuild_child
 from smd_hf.search.mutation import Mutation, zero_share
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
+from tests.records import rebuild_child
 from tests.tiny import tiny_model, tiny_pixels
 
 

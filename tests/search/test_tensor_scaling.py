@@ -11,11 +11,11 @@ from transformers import default_data_collator
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.scoring.changes import applied
-from smd_hf.search.evolution import rebuild_child
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import DECOMPOSITIONS, make_decomposition
 from smd_hf.search.tensor_scaling import WithScaling, scaling_directions
+from tests.records import rebuild_child
 from tests.tiny import tiny_model, tiny_pixels
 
 

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 
 from ...errors import SMDError
+from ...files import without_repetition
 
 DELTA_CONFIG_NAME = "smd_delta_config.json"
 FORMAT_VERSION = 1
@@ -25,7 +26,6 @@ MAX_CONFIG_BYTES = 4 * 2**20
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_MAX_NAME = 512
 
 
 def _entry(expected: str, holds: Callable[[Any], Any] = lambda value: True, **default: Any) -> Any:
@@ -54,13 +54,13 @@ def _is_path(base_model: str) -> bool:
     return os.path.isabs(base_model) and os.path.normpath(base_model) == base_model and base_model.isprintable()
 
 
-def is_repo_id(name: str) -> bool:
-    """Whether a base is named by something that can be the id of a model on the Hub."""
+def is_repo_id(name: Any) -> bool:
+    """Whether this can be the id of a model on the Hub."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return len(name) <= _MAX_NAME
+    return isinstance(name, str)  # None is valid to the Hub's library
 
 
 @strict
@@ -163,7 +163,7 @@ class DeltaConfig:
         """
         try:
             entries = json.loads(
-                content.decode("utf-8"), object_pairs_hook=_without_repetition, parse_constant=_refuse_constant
+                content.decode("utf-8"), object_pairs_hook=without_repetition, parse_constant=_refuse_constant
             )
             _check_names(entries, {entry.name for entry in fields(cls)})
             return cls.checked(**entries)
@@ -202,13 +202,6 @@ def _check_names(entries: Any, known: set[str]) -> None:
             f"{DELTA_CONFIG_NAME} {kind} {', '.join(map(shown, names[:4]))}. Expected exactly the entries of format "
             f"{FORMAT_VERSION}: the file is damaged or was edited, get it again."
         )
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ValueError("a key is given twice in one object")
-    return entries
 
 
 def _refuse_constant(constant: str) -> None:

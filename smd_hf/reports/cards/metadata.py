@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
+from ...artifacts.delta.config import is_repo_id
 from ...messages import one_line
 
 logger = logging.get_logger(__name__)
@@ -79,21 +78,13 @@ def inherited_entries(parent: str, revision: str | None = None, token: str | boo
     datasets = data.get("datasets")
     datasets = datasets if isinstance(datasets, list) else [datasets]
     # Old data sets of the Hub have no owner in front, as imagenet-1k in the cards of timm.
-    datasets = [each for each in datasets if _is_repo_id(each) and each not in _FILE_FORMATS]
+    datasets = [each for each in datasets if is_repo_id(each) and each not in _FILE_FORMATS]
     return entries | ({"datasets": datasets} if datasets else {})
 
 
 def is_hub_id(name: Any) -> bool:
     """Whether the name can be an id on the Hub (`owner/name`), and is no file or folder here."""
-    return _is_repo_id(name) and "/" in name and not os.path.exists(name)
-
-
-def _is_repo_id(name: Any) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return isinstance(name, str)
+    return is_repo_id(name) and "/" in name and not os.path.exists(name)
 
 
 def card_metadata(
