@@ -59,7 +59,7 @@ def metrics_of(
             )
         return in_scoring, compute_metrics
     ours = merged(None if compute_metrics else compute_classification_metrics, named)
-    return in_scoring, merged(_on_all_batches(ours), compute_metrics)
+    return in_scoring, merged(None if ours is None else _on_all_batches(ours), compute_metrics)
 
 
 def evaluate_with_labels(trainer: Trainer) -> None:
