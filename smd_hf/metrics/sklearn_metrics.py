@@ -36,12 +36,13 @@ def sklearn_scorers() -> dict[str, Any]:
     """
     The scorers for classification, by name; all are better when greater.
 
-    They are those of `sklearn.metrics.get_scorer_names()` that are neither about regression nor about clusters, and Cohen's
-    kappa, which has no name there.
+    They are those of `sklearn.metrics.get_scorer_names()` that are not about regression, clusters or several labels an image,
+    and Cohen's kappa, which has no name there.
     """
     named = {name: get_scorer(name) for name in get_scorer_names() if name not in ELSEWHERE}
     kinds = {name: scorer._score_func.__module__.rpartition(".")[2] for name, scorer in named.items()}
     scorers = {name: named[name] for name, kind in kinds.items() if kind in ("_classification", "_ranking")}
+    scorers = {name: scorer for name, scorer in scorers.items() if not name.endswith("_samples")}
     return scorers | {"cohen_kappa_score": make_scorer(cohen_kappa_score)}
 
 

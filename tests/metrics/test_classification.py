@@ -212,11 +212,19 @@ def test_the_scorers_of_scikit_learn_are_those_for_classes():
         "cohen_kappa_score",
         "recall",
     }
-    assert not scorers & {"r2", "neg_mean_squared_error", "d2_absolute_error_score", "rand_score", "v_measure_score"}
-    # What scikit-learn calls a scorer is better when greater, whatever its name ends in.
+    assert not scorers & {
+        "r2",
+        "neg_mean_squared_error",
+        "d2_absolute_error_score",
+        "rand_score",
+        "v_measure_score",
+        "f1_samples",
+    }
+    # Each takes two classes. What scikit-learn calls a scorer is better when greater, whatever its name ends in.
     assert all(Fitness(name, lambda prediction: {}).greater_is_better for name in scorers)
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(50, 4)), np.arange(50) % 4
+    assert all(isinstance(sklearn_metric(name)(logits[:, :2], labels % 2), float) for name in scorers)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = {
         "matthews_corrcoef": sklearn_metrics.matthews_corrcoef(labels, logits.argmax(-1)),
