@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-with-tools
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -e
 
-.PHONY: demo test test-lowest test-newest format lint
+.PHONY: demo test test-lowest test-newest format lint types
 
 demo: $(INSTALLED)
 	$(BIN)/smd-hf demo
@@ -24,6 +24,8 @@ lint: $(WITH_TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+types: $(WITH_TOOLS)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # The suite with the lowest versions that pyproject.toml allows, and with the newest there are.

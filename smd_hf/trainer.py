@@ -31,6 +31,7 @@ from .models.quantized import as_if_not_quantised, check_can_be_saved, stored_te
 from .parallel.processes import Spread
 from .parallel.stopping import Interrupted, Terminated
 from .reports.run_report import run_report, write_run_files
+from .reports.several_objectives import ObjectivesMixin
 from .run.batch_size import memory_is_told, settle_batch_size, tells_of_memory
 from .run.compatibility import called_model_init, check_datasets, check_no_optimizer, check_overrides, settle_arguments
 from .run.evaluation_metrics import evaluate_with_labels, metrics_of
@@ -48,7 +49,6 @@ from .search.evolution import Evolution
 from .search.fitness import Fitness
 from .search.mutation import zero_share
 from .search.sigma import calibrated, scheduled_sigma
-from .trainer_objectives import ObjectivesMixin
 
 logger = logging.get_logger(__name__)
 

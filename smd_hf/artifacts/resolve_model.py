@@ -6,12 +6,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..arguments.evolution_arguments import EvolutionArguments
-from ..artifacts.ensemble import SMDEnsembleConfig
 from ..errors import SMDError
 from ..models.adapters import check_no_adapter_layers
-from ..models.class_names import name_classes
+from ..models.head_classes import name_classes
 from ..models.load import load_image_processor, load_model_for_new_head
 from ..models.tasks import check_classifier
+from .ensemble import SMDEnsembleConfig
 from .loading import expanded, load_with_processor, stored_form
 
 

@@ -39,7 +39,7 @@ from transformers.utils import (
 from ..errors import SMDError
 from ..messages import one_line
 from .adapters import check_no_adapter_file
-from .class_names import name_classes
+from .head_classes import name_classes
 from .loading_errors import explain_loading_error
 from .tasks import PRETRAINING, REMEDY, check_task, checkpoint_tasks, foreign_weights
 

@@ -15,7 +15,7 @@ from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 from smd_hf.data.labels import label_maps
 from smd_hf.errors import SMDError
 from smd_hf.models.checkpoints import save_checkpoint, weights_hash
-from smd_hf.models.class_names import name_classes
+from smd_hf.models.head_classes import name_classes
 from smd_hf.models.heads import head_parameter_names
 from smd_hf.models.load import load_model
 from smd_hf.models.outputs import logits_of

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from .arguments.evolution_arguments import EvolutionArguments
-from .data.run_images import DataMixin
-from .errors import SMDError
-from .metrics.classification import ComputeMetrics
-from .metrics.ood import OOD_METRICS, compare_auroc
-from .reports.front import write_front
-from .search.evolution import Evolution
-from .search.pareto.objectives import Objectives
-from .search.pareto.pareto_evolution import ParetoEvolution
-from .search.pareto.run_front import RunFront, run_front
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..errors import SMDError
+from ..metrics.classification import ComputeMetrics
+from ..metrics.ood import OOD_METRICS, compare_auroc
+from ..run.run_images import DataMixin
+from ..search.evolution import Evolution
+from ..search.pareto.objectives import Objectives
+from ..search.pareto.pareto_evolution import ParetoEvolution
+from ..search.pareto.run_front import RunFront, run_front
+from .front import write_front
 
 
 class ObjectivesMixin(DataMixin):

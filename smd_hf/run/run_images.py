@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 
 from ..arguments.evolution_arguments import EvolutionArguments
+from ..data.batches import ImageBatches
+from ..data.fitness_samples import FreshSamples, split_indices
+from ..data.image_checks import check_images
+from ..data.ood_images import OutsideImages, outside_collator, outside_images
+from ..data.pixels import codec_for
+from ..data.reading import spare_threads
 from ..errors import SMDError
 from ..models.heads import replace_head
 from ..models.inputs import input_names
 from ..scoring.bars import TickingBar
 from ..scoring.costs import suffix_costs
-from .batches import ImageBatches
-from .fitness_samples import FreshSamples, split_indices
-from .image_checks import check_images
-from .ood_images import OutsideImages, outside_collator, outside_images
-from .pixels import codec_for
-from .reading import spare_threads
 
 
 class DataMixin:
