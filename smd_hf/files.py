@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writes files atomically, so that a reader never sees half a file, and checks files that come from elsewhere."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_output_dir(output_dir: str | os.PathLike) -> None:
-    """Raises [`SMDError`] if nothing can be written to `output_dir`, which is made if need be."""
+    """Creates `output_dir` if it does not exist. Raises [`SMDError`] if it is not writable."""
     try:
         os.makedirs(output_dir, exist_ok=True)
         probe = Path(output_dir) / f".writable-{os.getpid()}"
@@ -25,21 +25,21 @@ def check_output_dir(output_dir: str | os.PathLike) -> None:
         probe.unlink()
     except OSError as error:
         raise SMDError(
-            f"output_dir '{output_dir}' cannot be written to ({error.strerror}). Choose a folder that you own, on a disk with "
-            "room."
+            f"output_dir '{output_dir}' cannot be written to ({error.strerror}). Choose a folder that you own, on a disk with free "
+            "space."
         ) from error
 
 
 @contextmanager
 def full_disk_is_told(folder: str | os.PathLike) -> Iterator[None]:
     """
-    Turns the errors of a disk without room, of whichever library meets it, into one that says what to do.
+    Turns any library's error about a full disk into one that says what to do.
 
     Args:
-        folder (`str` or `os.PathLike`): what is written to inside.
+        folder (`str` or `os.PathLike`): the folder that is written to within the context.
 
     Raises:
-        `SMDError`: if a disk or a quota is full, or a file would be larger than it may be.
+        `SMDError`: if a disk or a quota is full, or a file exceeds the size limit.
     """
     try:
         yield
@@ -48,19 +48,19 @@ def full_disk_is_told(folder: str | os.PathLike) -> Iterator[None]:
         if number not in NO_ROOM:
             raise
         raise SMDError(
-            f"The disk of output_dir '{folder}' takes no more ({os.strerror(number)}). What was complete before is still there: "
-            "make room, then resume the run."
+            f"Nothing more can be written to output_dir '{folder}' ({os.strerror(number)}). Files that were complete are still "
+            "there: free some space, then resume the run."
         ) from error
 
 
 def _os_error(text: str) -> int | None:
-    """The number in the message of a library that is not written in Python."""
+    """The error number in the message of a library that is written in Rust."""
     found = re.search(r"\(os error (\d+)\)", text)
     return None if found is None else int(found.group(1))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its place, then renames it: after a crash there is the old file or the new one."""
+    """Writes a temporary file, then renames it: after a crash, the old file or the new one is there."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(unfinished, "w", encoding="utf-8") as file:
@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON, with sorted keys."""
+    """Writes strict JSON with sorted keys."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -86,47 +86,53 @@ def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]], mode: str) -> None:
-    """Writes (`mode="w"`) or appends (`"a"`) records as JSON, one a line."""
+    """Writes (`mode="w"`) or appends (`mode="a"`) records as JSON, one per line."""
     with open(path, mode, encoding="utf-8") as file:
         file.writelines(json.dumps(record, sort_keys=True, allow_nan=False) + "\n" for record in records)
 
 
 def followed(name: str, path: Path) -> Path:
     """
-    Where a file of a folder or a Hub repository really lies.
+    Resolves the path of a file in a folder or a Hub repository.
 
     Args:
         name (`str`): folder or repository.
-        path (`Path`): of the file, which may be a link.
+        path (`Path`): the file, possibly a link.
 
     Raises:
-        `SMDError`: for a link that leads nowhere, or out of a folder.
+        `SMDError`: if a link is broken, or leads out of the folder.
     """
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise SMDError(
-            f"{path.name} in '{name}' is a link that leads nowhere. Expected the file itself: copy it there."
+            f"{path.name} in '{name}' is a broken link. Expected the file itself: copy it there."
         ) from error
     if os.path.isdir(name) and not any(real.is_relative_to(root) for root in _roots(Path(name))):
         raise SMDError(
-            f"{path.name} in '{name}' is a link to a file outside that folder, which is not followed. Expected the file "
+            f"{path.name} in '{name}' is a link to a file outside that folder. Such links are not followed. Expected the file "
             "itself: copy it there if you trust it."
         )
     return real
 
 
 def check_entries(name: str) -> None:
-    """Refuses what lies in a folder and is a link out of it, or neither file nor folder; a repository of the Hub has none."""
+    """
+    Raises [`SMDError`] if a folder has a link that leads out of it, or an entry that is neither file nor folder.
+
+    Does nothing for a Hub repository.
+    """
     for path in sorted(Path(name).iterdir()) if os.path.isdir(name) else ():
         real = followed(name, path)
-        # To read from a pipe would be to wait for ever.
+        # Reading from a pipe could block forever.
         if not real.is_file() and not real.is_dir():
-            raise SMDError(f"{path.name} in '{name}' is no file and no folder. Take it out, or get the folder again.")
+            raise SMDError(
+                f"{path.name} in '{name}' is not a file or folder. Remove it, or download the folder again."
+            )
 
 
 def _roots(folder: Path) -> list[Path]:
-    """The folders in which a local artifact's files may really lie: its own, or the store of a Hub cache's snapshot."""
+    """The folders that links in a local artifact may lead to: the artifact itself, and the blobs of a Hub cache."""
     folder = folder.resolve()
     snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
     return [folder, *(parent.parent / "blobs" for parent in snapshots)]

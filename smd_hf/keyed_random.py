@@ -1,9 +1,9 @@
 """
-Keyed random numbers: every draw has a name, and the same name gives the same numbers anywhere.
+Keyed random numbers: every draw has a key, and the same key gives the same numbers everywhere.
 
-A counter-based generator (Philox, Salmon et al. 2011, in numpy) is keyed by a hash of what the draw is for. Nothing is
-streamed from one draw to the next, so a child is the same bytes on any device, rank and world size and in any order of
-evaluation.
+A counter-based generator (Philox, Salmon et al. 2011, in numpy) is keyed by a hash of the draw's purpose and key. No state
+carries over from one draw to the next. So a child has the same bytes on any device, rank and world size, and in any order
+of evaluation.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ import numpy as np
 
 def keyed_generator(purpose: str, *key: int | str) -> np.random.Generator:
     """
-    A random generator for one named draw.
+    A random generator for one keyed draw.
 
     Args:
-        purpose (`str`): what the numbers are for, such as `"noise"`; draws for different purposes are independent.
-        key (`int` or `str`): what tells this draw from others of its purpose: seed, generation, child, parameter name.
+        purpose (`str`): the use of the numbers, for example `"noise"`. Draws for different purposes are independent.
+        key (`int` or `str`): distinguishes draws with the same purpose: seed, generation, child, parameter name.
 
     Returns:
         `numpy.random.Generator`: at the start of its own stream of 2^128 numbers.
@@ -28,5 +28,5 @@ def keyed_generator(purpose: str, *key: int | str) -> np.random.Generator:
 
 
 def keyed_normal(count: int, purpose: str, *key: int | str) -> np.ndarray:
-    """`count` standard normal numbers in float32, of shape `(count,)`, for one named draw."""
+    """Standard normal numbers for one keyed draw, float32, of shape `(count,)`."""
     return keyed_generator(purpose, *key).standard_normal(count, dtype=np.float32)

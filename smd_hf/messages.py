@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def dropped(logger: str) -> Iterator[None]:
-    """Within it, nothing of the logger of this name is shown."""
+    """Silences a logger within the context."""
 
     def nothing(record: logging.LogRecord) -> bool:
         return False
@@ -24,18 +24,18 @@ def dropped(logger: str) -> Iterator[None]:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """A library's message as one line of printable characters, without what looks like a token, ending in no full stop."""
+    """A library's message as one line of printable characters, without tokens and without a final full stop."""
     text = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
     text = re.sub(r"\bhf_\w+", "hf_***", text).rstrip(".")
     return text if len(text) <= limit else text[:limit] + "..."
 
 
 def closest(name: str, candidates: Any) -> str | None:
-    """The candidate whose name is the most similar; `None` where none is near."""
+    """The candidate with the most similar name; `None` if no name is similar."""
     return next(iter(difflib.get_close_matches(name, [str(candidate) for candidate in candidates], n=1)), None)
 
 
 def did_you_mean(name: str, candidates: Any) -> str:
-    """A question, with a leading space, that lists up to three candidates with a similar name; or nothing."""
+    """A question with up to three similar names, after a space; empty if no name is similar."""
     near = difflib.get_close_matches(name, [str(candidate) for candidate in candidates], n=3)
     return f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""

@@ -144,7 +144,7 @@ def test_a_data_set_of_images_and_a_gauss_newton_step_by_cost(tmp_path, rows):
     [
         ({}, {"when": "step_end"}, "when='step_end'"),
         ({"ensemble_size": 2}, {}, "make files"),
-        ({"fitness": "f2"}, {}, "no built-in metric"),
+        ({"fitness": "f2"}, {}, "is not a built-in metric"),
     ],
 )
 def test_what_cannot_work_is_refused(kwargs, options, message, rows, tmp_path):

@@ -1,4 +1,4 @@
-"""Chooses the members of an ensemble from logits that were kept: no forward pass is made."""
+"""Chooses the members of an ensemble from stored logits, without a forward pass."""
 
 from collections import Counter
 
@@ -18,24 +18,25 @@ def choose_members(
     combination: str = "mean_probabilities",
 ) -> list[tuple[int, int]]:
     """
-    The members of an ensemble and their votes.
+    Chooses the members of an ensemble and their votes.
 
     Args:
         logits (`numpy.ndarray`): of the candidates on the selection split, of shape `(candidates, n, num_labels)`, the
             fittest candidate first.
         labels (`numpy.ndarray`): of shape `(n,)`.
-        size (`int`): how many members, or picks, there are at the most; of no effect on `"all"`.
-        selection (`str`, *optional*, defaults to `"greedy"`): `"top_k"`: the first `size`; `"all"`: every candidate;
-            `"greedy"`: forward selection with replacement (Caruana et al. 2004): `size` times the candidate with which the
-            ensemble is best on the selection split, so that a member that is picked twice has two votes.
-        combination (`str`, *optional*, defaults to `"mean_probabilities"`): how the ensemble combines its members:
-            `"mean_probabilities"` and `"mean_logits"` are judged by negative log-likelihood, `"majority_vote"` by errors.
+        size (`int`): the maximum number of members, or of picks for `"greedy"`. Has no effect on `"all"`.
+        selection (`str`, *optional*, defaults to `"greedy"`): `"top_k"`: the first `size` candidates; `"all"`: every
+            candidate; `"greedy"`: forward selection with replacement (Caruana et al. 2004). It picks `size` times the
+            candidate that makes the ensemble best on the selection split. A member that is picked twice has two votes.
+        combination (`str`, *optional*, defaults to `"mean_probabilities"`): how the ensemble combines its members. Greedy
+            selection minimises the negative log-likelihood of `"mean_probabilities"` and `"mean_logits"`, and the number of
+            errors of `"majority_vote"`.
 
     Returns:
         list of (`int`, `int`): candidate and votes, in the order of choice.
 
     Raises:
-        `SMDError`: for another selection.
+        `SMDError`: if the selection is unknown.
     """
     if selection not in SELECTIONS:
         raise SMDError(f"ensemble_selection='{selection}' is not one of {', '.join(SELECTIONS)}.")
@@ -58,8 +59,9 @@ def choose_members(
 
 def _ballots(logits: torch.Tensor, labels: torch.Tensor, combination: str) -> torch.Tensor:
     """
-    What of each candidate adds up over the members, float64, of the shape of the logits; of probabilities, whose mean is judged
-    by the label's alone, that one: of shape `(candidates, n, 1)`.
+    The values of each candidate that are summed over the members, float64, with the shape of the logits.
+
+    For mean probabilities, the label's probability suffices: the shape is `(candidates, n, 1)`.
     """
     if combination == "mean_logits":
         return logits.double()
@@ -68,7 +70,7 @@ def _ballots(logits: torch.Tensor, labels: torch.Tensor, combination: str) -> to
     logits = logits.double()
     probabilities = logits.softmax(-1)
     votes = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1])
-    # Equal votes rank by the mean probability, which is too little to count against a vote.
+    # The mean probability breaks ties between votes. It is too small to outweigh a vote.
     return votes + 1e-6 * probabilities
 
 

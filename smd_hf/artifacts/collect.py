@@ -1,4 +1,4 @@
-"""What a run leaves beside the evolved model: an ensemble of the last generation's children, and the best of them as deltas."""
+"""Collects a run's artifacts besides the evolved model: an ensemble of the last generation's children, and the best as deltas."""
 
 import copy
 from dataclasses import dataclass, field
@@ -29,12 +29,13 @@ from .ensemble import SMDEnsembleForImageClassification, save_ensemble
 @dataclass
 class Harvest:
     """
-    Finished artifacts, not yet written.
+    The artifacts of a run in memory, before they are written.
 
     Args:
-        ensemble ([`SMDEnsembleForImageClassification`], *optional*): of children of the last generation.
-        members (list of `dict`): child and votes of each member, in the order of choice; of a front also the generation.
-        deltas (list of [`SparseDelta`]): the fittest children, best first.
+        ensemble ([`SMDEnsembleForImageClassification`], *optional*): of children of the last generation, or of a front.
+        members (list of `dict`): child and votes of each member, in the order of choice. Members of a front also have a
+            generation.
+        deltas (list of [`SparseDelta`]): the fittest children, the best first.
         delta_logits (list of `numpy.ndarray`): of each delta's child on the test data, of shape `(n, num_labels)`.
     """
 
@@ -52,14 +53,17 @@ def harvest(
     front: RunFront | None = None,
 ) -> Harvest:
     """
-    Builds what `ensemble_size` and `save_children` ask for, from the children of the last generation.
+    Builds the ensemble and the deltas of the last generation's children that the arguments ask for.
 
     Args:
         evolution ([`Evolution`]): after its last step.
-        args ([`EvolutionArguments`]): how many, and how they are chosen.
-        test_batches ([`ImageBatches`], *optional*): what the saved children are measured on.
-        first_parent ([`~transformers.PreTrainedModel`], *optional*): what deltas are relative to; needed for `save_children`.
-        front ([`RunFront`], *optional*): needed for `ensemble_selection="front"`.
+        args ([`EvolutionArguments`]): `ensemble_size`, `ensemble_selection`, `ensemble_combination` and `save_children`.
+        test_batches ([`ImageBatches`], *optional*): the images that measure the saved children.
+        first_parent ([`~transformers.PreTrainedModel`], *optional*): the base of the deltas. Required for `save_children`.
+        front ([`RunFront`], *optional*): required for `ensemble_selection="front"`.
+
+    Returns:
+        [`Harvest`]: not written yet.
     """
     survivors = ranked(evolution.last.children)
     best = survivors[: args.save_children]
@@ -104,7 +108,7 @@ def _choose(
 def _delta(
     evolution: Evolution, args: EvolutionArguments, scored: ScoredChild, first_parent: PreTrainedModel
 ) -> SparseDelta:
-    """The child as its difference from the first parent, over all generations between."""
+    """The child's difference from the first parent, over all generations."""
     child = scored.child
     model = copy.deepcopy(evolution.model)
     keep(dict(model.named_parameters()), evolution.mutation.changes(child))
@@ -119,7 +123,7 @@ def _delta(
 
 
 def describe_deltas(result: Harvest, parent_logits: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, Any]:
-    """What the test data say of each delta, by the name of its folder."""
+    """The scores of each delta on the test data and its comparison with the parent, by the name of its folder."""
     entries = {}
     for number, (delta, logits) in enumerate(zip(result.deltas, result.delta_logits)):
         scores, difference = measured(parent_logits, logits, labels, "child", seed)
@@ -138,16 +142,17 @@ def describe_ensemble(
     result: Harvest, batches: ImageBatches, args: EvolutionArguments
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """
-    What the test data say of the ensemble.
+    Measures the ensemble on the test data.
 
     Args:
-        result ([`Harvest`]): with an ensemble.
+        result ([`Harvest`]): must have an ensemble.
         batches ([`ImageBatches`]): the test data.
-        args ([`EvolutionArguments`]): of the run.
+        args ([`EvolutionArguments`]): the run's arguments.
 
     Returns:
-        `tuple[numpy.ndarray, dict]`: log-probabilities of shape `(n, num_labels)`; and how the members were chosen, how they
-        differ, the scores of the fittest (`best`) and of the mean member, and accuracy by number of members.
+        `tuple[numpy.ndarray, dict]`: log-probabilities of shape `(n, num_labels)`; and a description with the selection of
+        the members, their diversity, the scores of the fittest (`best`) and of the mean member, and accuracy by number of
+        members.
     """
     ensemble = result.ensemble.to(args.device).eval()
     outputs = [ensemble(**batch.inputs(args.device, ensemble.dtype), output_members=True) for batch in batches]
@@ -180,7 +185,7 @@ def _entry(scores: Scores) -> dict[str, float]:
 
 
 def write_harvest(result: Harvest, processor: Any, folder: Path) -> None:
-    """Writes `ensemble/` and `children/0000`, `0001`, ... into the output folder."""
+    """Writes `ensemble/` and `children/0000`, `children/0001`, ... into the output folder."""
     if result.ensemble is not None:
         save_ensemble(result.ensemble, processor, folder / "ensemble")
     for number, delta in enumerate(result.deltas):
@@ -190,7 +195,7 @@ def write_harvest(result: Harvest, processor: Any, folder: Path) -> None:
 def front_ensemble(
     evolution: ParetoEvolution, front: RunFront, combination: str
 ) -> tuple[SMDEnsembleForImageClassification, list[dict[str, Any]]]:
-    """The ensemble of a front, one vote a member, as changes of the first parent; and where its members were made."""
+    """The ensemble of a front, with one vote per member, and the generation and child of each member."""
     with evolution.from_first_parent():
         model = copy.deepcopy(evolution.model)
     ensemble = SMDEnsembleForImageClassification.from_children(

@@ -1,4 +1,4 @@
-"""One call for whatever a run gave back: a child (or any image classifier), a sparse delta, or an ensemble."""
+"""Loads any artifact of a run: a child (or any image classifier), a sparse delta, or an ensemble."""
 
 import json
 import os
@@ -32,28 +32,29 @@ def load(
     subfolder: str = "",
 ) -> PreTrainedModel:
     """
-    Load an image classifier in whichever of three forms it is stored, in eval mode.
+    Loads an image classifier in any of its three forms, in eval mode.
 
-    A folder or repository with `smd_delta_config.json` is a [`SparseDelta`]: its base is loaded and the child made of it.
-    One whose `config.json` is an ensemble's is a [`~smd_hf.ensemble.SMDEnsembleForImageClassification`]. Anything else is
-    left to [`load_model`].
+    A folder or repository with `smd_delta_config.json` is a [`SparseDelta`]: its base is loaded and turned into the child. If
+    `config.json` belongs to an ensemble, it is a [`~smd_hf.ensemble.SMDEnsembleForImageClassification`]. Anything else is
+    loaded by [`load_model`].
 
     Args:
         repo_or_path (`str` or `os.PathLike`): a repository of the Hub or a folder.
         revision (`str`, *optional*): branch, tag or commit.
-        token (`str` or `bool`, *optional*): access token for private repositories, a delta's base included.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): run the Python files of the model, of a delta's base or
-            of an ensemble's members, where they are defined by some.
+        token (`str` or `bool`, *optional*): access token for private repositories, also for a delta's base.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): allows the Python files of the model, of a delta's base or
+            of an ensemble's members to run.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): `"auto"` (as stored), `"float32"`, `"bfloat16"` or
             `"float16"`. A delta is merged in the dtype it was made in, and then cast.
-        cache_dir (`str` or `os.PathLike`, *optional*): where downloads are kept.
-        subfolder (`str`, *optional*, defaults to `""`): where in a repository of several deltas the one to load is.
+        cache_dir (`str` or `os.PathLike`, *optional*): folder for downloads.
+        subfolder (`str`, *optional*, defaults to `""`): subfolder of the delta, in a repository with several.
 
     Returns:
         `PreTrainedModel`: the model, on the CPU.
 
     Raises:
-        `SMDError`: if there is none of the three, it is damaged or tampered with, or needs code that is not trusted.
+        `SMDError`: if there is none of the three, if it is damaged or was tampered with, or if it needs code that is not
+            trusted.
     """
     source = {"revision": revision, "token": token, "cache_dir": cache_dir}
     return _load(os.fspath(repo_or_path), source, trust_remote_code, dtype, subfolder)[0]
@@ -69,10 +70,10 @@ def load_with_processor(
     cache_dir: str | os.PathLike | None = None,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    As [`load`], and the image processor: of a delta without one of its own, that of its base.
+    Loads a model as [`load`] does, with its image processor. A delta without an image processor has that of its base.
 
     Raises:
-        `SMDError`: as [`load`]; if there is no image processor.
+        `SMDError`: as in [`load`], or if there is no image processor.
     """
     source = {"revision": revision, "token": token, "cache_dir": cache_dir}
     name = expanded(os.fspath(repo_or_path))
@@ -84,16 +85,16 @@ def load_with_processor(
 
 def stored_form(name: str, source: dict[str, Any], subfolder: str = "") -> str | None:
     """
-    `"delta"`, `"ensemble"` or `"model"`, by the configuration that a folder or repository holds; `None` where it holds none.
+    The form of a folder or repository by its configuration: `"delta"`, `"ensemble"` or `"model"`; `None` without one.
 
     Args:
         name (`str`): the folder or repository.
         source (`dict`): `revision`, `token` and `cache_dir`.
-        subfolder (`str`, *optional*, defaults to `""`): where in it; there can be nothing but a delta in one.
+        subfolder (`str`, *optional*, defaults to `""`): a subfolder, which can only hold a delta.
     """
     if subfolder:
         return "delta"
-    # A checkpoint in the cache loads without a network, although nothing there says that it is no delta.
+    # A cached checkpoint loads without network, although the cache does not say that the repository has no delta.
     config = find_file(name, CONFIG_NAME, source, unreachable_is_missing=True)
     if find_file(name, DELTA_CONFIG_NAME, source, unreachable_is_missing=config is not None) is not None:
         return "delta"
@@ -105,7 +106,7 @@ def stored_form(name: str, source: dict[str, Any], subfolder: str = "") -> str |
 def _load(
     name: str, source: dict[str, Any], trust_remote_code: bool, dtype: str | torch.dtype, subfolder: str = ""
 ) -> tuple[PreTrainedModel, SparseDelta | None]:
-    """The model, and the delta that it was made of, if any."""
+    """The model, and its delta, if any."""
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise SMDError(f"dtype is '{dtype}'; expected one of {', '.join(DTYPES)}.")
     dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
@@ -117,9 +118,9 @@ def _load(
         return child if dtype == "auto" else child.to(dtype), delta
     if form is None:
         raise SMDError(
-            f"'{name}' holds none of what can be loaded: no config.json of an image classifier or an ensemble, and no "
-            f"{DELTA_CONFIG_NAME} of a sparse delta. Check the name and the revision; of a repository with several deltas, "
-            "name one with subfolder=..., of a folder with several, give the folder of one."
+            f"'{name}' holds nothing that can be loaded: no config.json of an image classifier or an ensemble, and no "
+            f"{DELTA_CONFIG_NAME} of a sparse delta. Check the name and the revision. If a repository has several deltas, "
+            "choose one with subfolder=...; if a folder has several, give the folder of one."
         )
     if form == "ensemble":
         check_entries(name)
@@ -127,20 +128,20 @@ def _load(
             ensemble = SMDEnsembleForImageClassification.from_pretrained(
                 name, **source, trust_remote_code=trust_remote_code, dtype=dtype
             )
-        except Exception as error:  # a configuration may make transformers stumble anywhere
+        except Exception as error:  # a bad configuration may make transformers fail anywhere
             raise SMDError(explain_loading_error(name, error, "ensemble", source)) from error
         return ensemble.eval(), None
     return load_model(name, **source, trust_remote_code=trust_remote_code, dtype=dtype), None
 
 
 def expanded(name: str) -> str:
-    """The folder where `~` stands for the home folder, otherwise the name as it is."""
+    """Expands `~` if the result exists; otherwise returns the name unchanged."""
     path = os.path.expanduser(name)
     return path if os.path.exists(path) else name
 
 
 def _model_type(config: Path, name: str) -> str | None:
-    """The model type in a `config.json`; `None` for a file that cannot be read, which the loading of it will say better."""
+    """The model type in a `config.json`; `None` if the file cannot be read, because loading it gives a better error."""
     try:
         if not config.is_file() or config.stat().st_size > _MAX_CONFIG_BYTES:
             return None

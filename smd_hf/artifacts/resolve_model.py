@@ -1,4 +1,4 @@
-"""The parent that a trainer is given: loaded where it is named, refused where it is no image classifier."""
+"""Loads the parent of a run if it is given by name, and checks that it is an image classifier."""
 
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ def resolve_model(
     model: PreTrainedModel | str | Path, args: EvolutionArguments, processing_class: Any | None
 ) -> tuple[PreTrainedModel, Any | None, list[str]]:
     """
-    The model and its image processor, loaded where only a name is given, and what the checkpoint lacks of a classifier.
+    Returns the model, its image processor, and the names of the classifier's parameters that the checkpoint lacks.
 
     Args:
-        model ([`~transformers.PreTrainedModel`], `str` or `Path`): a model, or the Hub id or folder of one or of a sparse delta.
-        args ([`EvolutionArguments`]): `model_init_kwargs` are passed on to the loading.
-        processing_class (*optional*): the image processor; loaded from the same place where the model is a name.
+        model ([`~transformers.PreTrainedModel`], `str` or `Path`): a model, or the Hub id or folder of a model or a sparse
+            delta, which is loaded.
+        args ([`EvolutionArguments`]): `model_init_kwargs` are passed to the loader.
+        processing_class (*optional*): the image processor. By default it is loaded with the model, if that is given by name.
 
     Raises:
-        `SMDError`: if there is no such model, or it is not an image classifier, or an ensemble or one with an adapter.
+        `SMDError`: if the model does not exist, is not an image classifier, is an ensemble, or has an adapter.
     """
     if not isinstance(model, str | Path):
         check_no_adapter_layers(model)
@@ -35,8 +36,8 @@ def resolve_model(
         name_classes(model.config, type(model).__name__)
         if getattr(getattr(model, "config", None), "model_type", None) == SMDEnsembleConfig.model_type:
             raise SMDError(
-                "The model is an ensemble, and only single models are evolved. Expected an image classifier: pass model.merge(), "
-                "the mean of its members, or one of them, model.member(0)."
+                "The model is an ensemble, but only single models can be evolved. Expected an image classifier: pass "
+                "model.merge(), the mean of its members, or model.member(0), the first of them."
             )
         return model, processing_class, []
     loading = dict(args.model_init_kwargs or {})
@@ -44,9 +45,9 @@ def resolve_model(
     form = _form(name, loading)
     if form == "ensemble":
         raise SMDError(
-            f"'{name}' is an ensemble, and only single models are evolved. Expected an image classifier: merge its members into "
-            f"one (smd_hf.load('{name}').merge().save_pretrained(folder)), copy preprocessor_config.json, if there is one, into "
-            "that folder too, and give it instead."
+            f"'{name}' is an ensemble, but only single models can be evolved. Expected an image classifier: merge its members "
+            f"into one (smd_hf.load('{name}').merge().save_pretrained(folder)), copy preprocessor_config.json, if there is one, "
+            "into that folder too, and give that folder instead."
         )
     if form == "delta":
         child, processor = load_with_processor(name, **loading)
@@ -59,7 +60,7 @@ def resolve_model(
 
 
 def _form(name: str, loading: dict[str, Any]) -> str | None:
-    """What is stored there; `None` where nothing can be found, which the loading of it says best."""
+    """The stored form; `None` if nothing can be found, because loading it gives a better error."""
     try:
         return stored_form(expanded(name), {key: loading.get(key) for key in ("revision", "token", "cache_dir")})
     except SMDError:

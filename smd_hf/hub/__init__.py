@@ -1,1 +1,1 @@
-"""The Hub: what is pushed, how requests are made, and what went wrong with them."""
+"""The Hub: pushes runs, repeats requests and explains their errors."""

@@ -1,4 +1,4 @@
-"""The Hub side of `EvolutionTrainer`: Trainer's arguments and methods, with uploads of its own."""
+"""The Hub methods of `EvolutionTrainer`. They have Trainer's arguments, but make their own uploads."""
 
 import tempfile
 from concurrent.futures import Future
@@ -23,17 +23,17 @@ from .upload import hub_api, make_branch, push_run, staging_folder
 logger = logging.get_logger(__name__)
 
 _BACKGROUND = hub_api()
-"""Its thread makes pushes in the background, one after the other."""
+"""Its thread pushes in the background, one push after the other."""
 
 
 class HubMixin:
     """
-    The Hub side of an [`EvolutionTrainer`], in place of that of Trainer, which would upload whatever lies in `output_dir`.
+    The Hub methods of an [`EvolutionTrainer`]. They replace Trainer's, which would upload everything in `output_dir`.
 
     Attributes:
-        pushed (`dict[str, str]`): addresses of what was pushed last: `"child"`, `"ensemble"`, `"children"`.
-        push_failure (`str`, *optional*): why the push at the end of the run failed, and how to make up for it.
-        harvested (`dict[str, int]`): how many members and deltas this run has saved beside the evolved model.
+        pushed (`dict[str, str]`): addresses of the last push: `"child"`, `"ensemble"`, `"children"`.
+        push_failure (`str`, *optional*): why the push at the end of the run failed, and how to repeat it.
+        harvested (`dict[str, int]`): how many members and deltas this run has saved besides the evolved model.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -44,10 +44,14 @@ class HubMixin:
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """
-        Makes the repository, as in Trainer.
+        Creates the repository, as in Trainer.
+
+        Args:
+            token (`str`, *optional*): defaults to `hub_token`.
+            private (`bool`, *optional*): defaults to `hub_private_repo`.
 
         Raises:
-            `SMDError`: if the Hub cannot be reached or refuses.
+            `SMDError`: if the Hub cannot be reached or refuses the request.
         """
         if not self.is_world_process_zero():
             return
@@ -74,23 +78,22 @@ class HubMixin:
         **kwargs: Any,
     ) -> CommitInfo | Future | None:
         """
-        Saves and pushes the evolved model, and what `push_ensemble` and `push_children` ask for.
+        Saves and pushes the evolved model, and also the ensemble and deltas if `push_ensemble` and `push_children` are set.
 
         Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`): of each commit.
-            blocking (`bool`, *optional*, defaults to `True`): return when all is uploaded.
+            commit_message (`str`, *optional*, defaults to `"End of training"`): message of each commit.
+            blocking (`bool`, *optional*, defaults to `True`): returns after the upload.
             token (`str`, *optional*): defaults to `hub_token`.
-            revision (`str`, *optional*): the branch; defaults to `hub_revision`.
-            private (`bool`, *optional*): of new repositories; defaults to `hub_private_repo`.
+            revision (`str`, *optional*): the branch. Defaults to `hub_revision`.
+            private (`bool`, *optional*): whether new repositories are private. Defaults to `hub_private_repo`.
             kwargs: passed to [`~HubMixin.create_model_card`].
 
         Returns:
-            `CommitInfo` of the evolved model, or with `blocking=False` the `Future` of it; `None` on other processes than
-            the main one.
+            `CommitInfo` of the evolved model, or its `Future` with `blocking=False`. `None` on all processes but the main one.
 
         Raises:
-            `SMDError`: if the Hub cannot be reached or refuses; all files are saved, and the message has the commands that
-                push them later.
+            `SMDError`: if the Hub cannot be reached or refuses the push. All files are saved, and the message has the commands
+                to push them later.
         """
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
@@ -120,7 +123,7 @@ class HubMixin:
             revision=self.args.hub_revision if revision is None else revision,
             token=self.args.hub_token if token is None else token,
             commit_message=commit_message,
-            # A report in output_dir that this trainer has not written is about other weights.
+            # If this trainer has not written the report in output_dir, it describes other weights.
             describe=self.report is not None,
         )
         self.pushed = {name: str(commit.repo_url) for name, commit in pushed.items()}
@@ -128,7 +131,7 @@ class HubMixin:
         return pushed["child"]
 
     def _push_at_end(self) -> None:
-        """The push that ends a run. The run stands if it fails: everything is saved, and the message says what to do."""
+        """Pushes at the end of a run. If it fails, the run does not: all is saved, and a warning says what to do."""
         if not self.args.push_to_hub or not self.is_world_process_zero():
             return
         try:
@@ -151,26 +154,26 @@ class HubMixin:
         dataset_args: dict[str, Any] | None = None,
     ) -> None:
         """
-        Writes the card of the evolved model into `output_dir`, with other metadata than the run's own where they are given.
+        Writes the card of the evolved model into `output_dir`. The arguments replace the run's metadata.
 
         Args:
             language (`str` or list, *optional*), license (`str`, *optional*): of the model.
-            tags (`str` or list, *optional*): further ones.
-            model_name (`str`, *optional*): under which the results are listed.
+            tags (`str` or list, *optional*): additional tags.
+            model_name (`str`, *optional*): name in the list of results.
             finetuned_from (`str`, *optional*): Hub id of the parent.
-            tasks (`str`, *optional*): the pipeline that the model is for.
+            tasks (`str`, *optional*): the model's pipeline.
             dataset_tags (`str` or list, *optional*): Hub ids of the data sets.
             dataset (`str`, *optional*), dataset_args (`dict`, *optional*): name and arguments of the test data.
 
         Raises:
-            `SMDError`: if the run has not been measured on test data.
+            `SMDError`: if the run was not measured on test data.
         """
         if not self.is_world_process_zero():
             return
         if self.report is None:
             raise SMDError(
-                "There is nothing to say in a model card yet: it is written of the comparison with the parent, at the end of "
-                "train(). Pass an eval_dataset and train first."
+                "No model card can be written yet, because it reports the comparison with the parent at the end of train(). "
+                "Pass an eval_dataset and train first."
             )
         folder = Path(self.args.output_dir)
         card: ModelCard = render_card("child", folder, self.report, repo_id=self.hub_model_id)
@@ -193,7 +196,7 @@ class HubMixin:
         write_text(folder / CARD_NAME, str(card))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As in Trainer: pushes a checkpoint in the background. What fails there is made up for at the end."""
+        """Pushes a checkpoint in the background, as in Trainer. If it fails, the push at the end repeats it."""
         strategy, args = self.args.hub_strategy, self.args
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
@@ -202,7 +205,7 @@ class HubMixin:
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
         checkpoint = Path(checkpoint_folder)
-        # Links, since training goes on meanwhile and checkpoints may be deleted.
+        # Links, because training continues meanwhile and may delete checkpoints.
         temporary = staging_folder(Path(args.output_dir))
         stage_model(checkpoint, Path(temporary.name))
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -231,4 +234,4 @@ class HubMixin:
                 )
                 persistently(upload)
             except Exception as error:
-                logger.warning(f"A push of a checkpoint failed ({one_line(str(error))}). The run goes on.")
+                logger.warning(f"The push of a checkpoint failed ({one_line(str(error))}). The run continues.")

@@ -1,9 +1,9 @@
 """
-Requests to the Hub: made again where that may help, and explained where it does not.
+Requests to the Hub: repeats them if that may help, and explains their errors.
 
-huggingface_hub repeats most requests of an upload by itself, but not those that make a repository, check a card, commit, or
-make a collection. A commit whose answer was lost may have happened: to push the same files again is safe, as the Hub makes no
-second commit of files that it has.
+huggingface_hub repeats most requests of an upload, but not the requests that create a repository, check a card, commit or
+create a collection. If the response to a commit is lost, the commit may have succeeded. Pushing the same files again is safe,
+because the Hub makes no second commit for files that it already has.
 """
 
 import shlex
@@ -32,10 +32,10 @@ logger = logging.get_logger(__name__)
 
 TRIES = 5
 FIRST_WAIT = 1.0
-"""Seconds before the second try; each further wait is twice as long, unless the Hub names another time."""
+"""Seconds before the second try. Each further wait is twice as long, unless the Hub asks for another time."""
 LONGEST_WAIT = 60.0
 PATIENCE = 180.0
-"""Seconds after which no further try begins."""
+"""Seconds after which no new try starts."""
 
 
 Answer = TypeVar("Answer")
@@ -43,13 +43,16 @@ Answer = TypeVar("Answer")
 
 def persistently(request: Callable[[], Answer]) -> Answer:
     """
-    The answer to a request, which is made again, after a pause, where the Hub is busy or the connection breaks.
+    Makes a request, and repeats it after a pause if the Hub is busy or the connection breaks.
 
     Args:
-        request (`Callable`): safe to be made more than once.
+        request (`Callable`): must be safe to repeat.
+
+    Returns:
+        The result of the request.
 
     Raises:
-        `HTTPError`: the last one, after `TRIES` tries or `PATIENCE` seconds, or at once for a refusal.
+        `HTTPError`: the last error, after `TRIES` tries or `PATIENCE` seconds, or at once if the Hub refuses the request.
     """
     start = time.monotonic()
     for number in range(1, TRIES + 1):
@@ -59,24 +62,24 @@ def persistently(request: Callable[[], Answer]) -> Answer:
             wait = _pause(error, number)
             if wait is None or number == TRIES or time.monotonic() + wait - start > PATIENCE:
                 raise
-            logger.warning(f"The Hub did not take a request ({_reason(error)[0]}). Next try in {wait:.0f} s.")
+            logger.warning(f"A request to the Hub failed ({_reason(error)[0]}). Next try in {wait:.0f} s.")
         time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 
 
 def _pause(error: HTTPError, number: int) -> float | None:
-    """Seconds before the next try; `None` where none would help."""
+    """Seconds before the next try; `None` if another try would not help."""
     wait = FIRST_WAIT * 2 ** (number - 1)
     if isinstance(error, HfHubHTTPError):
         if error.response.status_code not in TRANSIENT:
             return None
-        asked = _asked(error.response.headers)
-        wait = wait if asked is None else asked
+        requested = _requested_wait(error.response.headers)
+        wait = wait if requested is None else requested
     return min(max(wait, 0.0), LONGEST_WAIT)
 
 
-def _asked(headers: Mapping[str, str]) -> float | None:
-    """The seconds that the Hub asks to wait: `Retry-After` (seconds or a date), or the end of a rate limit's window."""
+def _requested_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait as the Hub requests: `Retry-After` (seconds or a date), or the end of a rate limit's window."""
     text = headers.get("retry-after", "").strip()
     if text.isdecimal():
         return float(text)
@@ -90,7 +93,7 @@ def _asked(headers: Mapping[str, str]) -> float | None:
 def push_command(
     folder: Any, repo_id: str, *, private: bool | None = None, revision: str | None = None, create_pr: bool = False
 ) -> str:
-    """What pushes a folder from a shell."""
+    """The shell command that pushes a folder."""
     words = ["smd-hf", "push", str(folder), "--repo_id", repo_id]
     words += ["--private"] if private else []
     words += ["--revision", revision] if revision else []
@@ -100,36 +103,36 @@ def push_command(
 
 def push_error(error: BaseException, repo_id: str, commands: Sequence[str], token: str | bool | None) -> SMDError:
     """
-    What to tell about a push that failed.
+    Explains why a push failed and how to repeat it.
 
     Args:
-        error (`BaseException`): why.
-        repo_id (`str`): where to.
-        commands (sequence of `str`): for all that is not there yet (see [`push_command`]).
-        token (`str` or `bool`, *optional*): it is not shown.
+        error (`BaseException`): the cause.
+        repo_id (`str`): the repository.
+        commands (sequence of `str`): the commands that push the remaining folders (see [`push_command`]).
+        token (`str` or `bool`, *optional*): is masked in the message.
     """
     reason, remedy = _reason(error, token)
     listed = " and ".join(f"`{command}`" for command in commands)
     return SMDError(
-        f"The push to '{repo_id}' failed: {reason}. Nothing is lost: all files are where they were saved. {remedy}, then push "
+        f"The push to '{repo_id}' failed: {reason}. Nothing is lost: all files are saved on this machine. {remedy}, then push "
         f"with {listed}"
     )
 
 
 def repository_error(error: BaseException, repo_id: str, command: str, token: str | bool | None) -> SMDError:
-    """What to tell about a repository that could not be made."""
+    """Explains why a repository could not be created."""
     reason, remedy = _reason(error, token)
     return SMDError(
-        f"The repository '{repo_id}' could not be made on the Hub: {reason}. {remedy}. Or leave push_to_hub out: the run needs "
-        f"no Hub, and its folder can be pushed afterwards with `{command}`"
+        f"The repository '{repo_id}' could not be created on the Hub: {reason}. {remedy}. Or leave push_to_hub out: the run "
+        f"does not need the Hub, and you can push its folder afterwards with `{command}`"
     )
 
 
 def _reason(error: BaseException, token: str | bool | None = None) -> tuple[str, str]:
-    """Why a request failed, and what to do about it."""
+    """The reason of a failed request, and the remedy."""
     text = str(error).replace(token, "***") if isinstance(token, str) and token else str(error)
     text = one_line(text) or type(error).__name__
-    login = "Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
+    login = "Log in with `hf auth login`, or set HF_TOKEN, with a token that has write access"
     match error:
         case OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE forbids requests to the Hub", "Unset it"
@@ -143,11 +146,11 @@ def _reason(error: BaseException, token: str | bool | None = None) -> tuple[str,
                 return f"the Hub refuses it with status {status} ({text})", login
             if status in TRANSIENT:
                 return f"the Hub answers with status {status} ({text})", "Wait a while"
-            return f"the Hub answers with status {status} ({text})", "Mend that"
+            return f"the Hub answers with status {status} ({text})", "Fix that"
         case HTTPError() | ConnectionError() | TimeoutError():
             return f"the Hub cannot be reached, or breaks the connection ({text})", "Check the network"
         case HFValidationError():
-            return f"that is no name of a repository ({text})", "Choose one like 'user/name'"
+            return f"that is not a valid repository name ({text})", "Choose a name like 'user/name'"
         case RuntimeError() if isinstance(error.__cause__, HTTPError):  # how huggingface_hub reports an upload
             return _reason(error.__cause__, token)
-    return f"{type(error).__name__}: {text}", "Mend that"
+    return f"{type(error).__name__}: {text}", "Fix that"

@@ -1,8 +1,7 @@
 """
-What of a saved folder goes to the Hub: the model, its code, the report, the plots, the example and the card, and nothing else.
+Collects the files of a saved folder that are pushed: the model, its code, the report, the plots, the example and the card.
 
-A file goes up because it is on a list here, never because it is not on one: whatever else lies in a folder (checkpoints,
-logs, scripts, keys) stays.
+Only files on a list in this module are pushed. Everything else in a folder (checkpoints, logs, scripts, keys) stays local.
 """
 
 import json
@@ -32,15 +31,15 @@ TRAINER_STATE_NAME = "trainer_state.json"
 
 def saved_kind(folder: Path) -> str:
     """
-    What a folder holds: `"child"` (or any image classifier), `"ensemble"`, or `"delta"` (one, or one in each sub-folder).
+    The kind of a folder: `"child"` (any image classifier), `"ensemble"`, or `"delta"` (one, or one in each subfolder).
 
     Raises:
-        `SMDError`: if it holds none of them.
+        `SMDError`: if the folder does not exist or holds none of them.
     """
     if not folder.is_dir():
         raise SMDError(
-            f"There is no folder '{folder}' to push. Expected the output_dir of a run, its ensemble or children, or a folder "
-            "that save_pretrained has written."
+            f"The folder '{folder}' does not exist. Expected the output_dir of a run, its ensemble or children, or a folder "
+            "written by save_pretrained."
         )
     if delta_folders(folder):
         return "delta"
@@ -48,13 +47,13 @@ def saved_kind(folder: Path) -> str:
     if config is None:
         raise SMDError(
             f"'{folder}' holds nothing to push: neither {CONFIG_NAME} of a model nor {DELTA_CONFIG_NAME} of a delta. Expected "
-            "the output_dir of a run, its ensemble or children, or a folder that save_pretrained has written."
+            "the output_dir of a run, its ensemble or children, or a folder written by save_pretrained."
         )
     return "ensemble" if config.get("model_type") == SMDEnsembleConfig.model_type else "child"
 
 
 def delta_folders(folder: Path) -> list[Path]:
-    """The folder itself where it is a delta, else those of its sub-folders that are, in the order of their names."""
+    """The folder itself if it is a delta, else its subfolders that are deltas, sorted by name."""
     if (folder / DELTA_CONFIG_NAME).is_file():
         return [folder]
     return sorted(
@@ -64,20 +63,20 @@ def delta_folders(folder: Path) -> list[Path]:
 
 def model_files(folder: Path) -> list[str]:
     """
-    The names of the files that make up a model or an ensemble: configuration, safetensors, image processor, Python files.
+    The names of a model's or an ensemble's files: configuration, safetensors, image processor and Python files.
 
     Raises:
-        `SMDError`: if there are no safetensors, a shard or a Python file is missing.
+        `SMDError`: if there are no safetensors, or a shard or a Python file is missing.
     """
     names = [CONFIG_NAME, *(name for name in PROCESSOR_NAMES if (folder / name).is_file())]
-    # As in transformers: shards beside a whole file are what an earlier save has left.
+    # As in transformers: shards next to a whole file are left from an earlier save.
     if (folder / SAFETENSORS_SINGLE_FILE).is_file():
         names.append(SAFETENSORS_SINGLE_FILE)
     elif (index := _read_config(folder / SAFETENSORS_INDEX_FILE)) is not None:
         names += [SAFETENSORS_INDEX_FILE, *sorted(set(index.get("weight_map", {}).values()))]
     else:
         raise SMDError(
-            f"'{folder}' has no {SAFETENSORS_SINGLE_FILE}: only weights in safetensors are pushed. Save the model there with "
+            f"'{folder}' has no {SAFETENSORS_SINGLE_FILE}: only weights in safetensors are pushed. Save the model into it with "
             "save_pretrained."
         )
     for name in (CONFIG_NAME, *PROCESSOR_NAMES):
@@ -87,13 +86,13 @@ def model_files(folder: Path) -> list[str]:
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise SMDError(
-                f"'{folder}' has no file '{name}', which its configuration names. Save the model there again."
+                f"'{folder}' has no file '{name}', but its configuration names it. Save the model into it again."
             )
     return names
 
 
 def _modules(config: Any) -> Iterator[str]:
-    """The modules that a configuration's `auto_map`s name, those of the configurations in it included."""
+    """The modules in the `auto_map`s of a configuration and of the configurations inside it."""
     if isinstance(config, list):
         for each in config:
             yield from _modules(each)
@@ -109,7 +108,7 @@ def _modules(config: Any) -> Iterator[str]:
 
 
 def _code_files(folder: Path, module: str) -> list[str]:
-    """A module's file and those that it imports, directly or not."""
+    """A module's file and the files that it imports, directly or indirectly."""
     path = folder / f"{module}.py"
     if not path.is_file():
         return [path.name]
@@ -118,7 +117,7 @@ def _code_files(folder: Path, module: str) -> list[str]:
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
-    """A JSON object; `None` where there is no file."""
+    """Reads a JSON object; `None` if the file does not exist."""
     if not path.is_file():
         return None
     try:
@@ -132,17 +131,17 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     return config
 
 
-# ---- A folder that is uploaded as it is ------------------------------------------------------------------------------
+# ---- A folder that is uploaded unchanged ------------------------------------------------------------------------------
 
 
 def stage_model(folder: Path, staged: Path) -> None:
-    """Puts the files of a model or an ensemble into another folder."""
+    """Copies the files of a model or an ensemble into another folder."""
     for name in model_files(folder):
         _put(folder / name, staged / name)
 
 
 def stage_checkpoint(folder: Path, staged: Path) -> None:
-    """Puts what a run resumes from into another folder."""
+    """Copies the files that a run resumes from into another folder."""
     stage_model(folder, staged)
     for name in (TRAINER_STATE_NAME, STATE_NAME):
         _put(folder / name, staged / name)
@@ -152,13 +151,14 @@ def stage_deltas(
     folder: Path, staged: Path, count: int | None, place: Callable[[DeltaConfig], tuple[str | None, str | None]]
 ) -> None:
     """
-    Puts deltas into another folder.
+    Copies deltas into another folder.
 
     Args:
-        folder (`Path`), staged (`Path`): from where to where.
-        count (`int`, *optional*): how many, in the order of their names; all by default.
-        place (`Callable`): from a delta whose base is a folder of this machine to id and commit of that base on the Hub;
-            called once a base.
+        folder (`Path`): holds the deltas.
+        staged (`Path`): the folder to copy them to.
+        count (`int`, *optional*): copies the first `count` deltas by name. Defaults to all.
+        place (`Callable`): maps the configuration of a delta with a local base to the base's Hub id and commit. It is called
+            once per base.
     """
     places: dict[str, tuple[str | None, str | None]] = {}
     for each in delta_folders(folder)[:count]:
@@ -175,17 +175,17 @@ def stage_deltas(
 
 def stage_description(kind: str, folder: Path, staged: Path, repo_id: str) -> bool:
     """
-    Puts report, plots, example and card beside the staged files.
+    Copies report, plots, example and card into the staged folder.
 
-    The card is written anew for its place on the Hub. One that the user has changed goes up as it is, and so does that of a
+    The card is rendered again for its repository. A card that the user has changed is copied unchanged, and so is the card of a
     folder without a report.
 
     Returns:
-        `bool`: whether the card is a changed one.
+        `bool`: whether the user has changed the card.
     """
     report = _read_config(folder / REPORT_NAME)
     if report is None and kind == "delta" and (folder / DELTA_CONFIG_NAME).is_file():
-        siblings = _read_config(folder.parent / REPORT_NAME)  # that of all the deltas of a run
+        siblings = _read_config(folder.parent / REPORT_NAME)  # one report for all deltas of a run
         report = siblings if siblings is not None and folder.name in siblings.get("deltas", {}) else None
     for name in (*PLOTS, EXAMPLE_NAME):
         if (folder / name).is_file():
@@ -203,7 +203,7 @@ def stage_description(kind: str, folder: Path, staged: Path, repo_id: str) -> bo
 
 
 def _as_written(text: str, kind: str, folder: Path, report: dict[str, Any]) -> bool:
-    """Whether a card is the one that the run has written; how to load the model depends on where the folder lay."""
+    """Whether a card is unchanged since the run wrote it, except for "Use", which depends on the folder's path."""
 
     def without_use(card: str) -> str:
         before, _, rest = card.partition("\n## Use\n")
@@ -213,7 +213,7 @@ def _as_written(text: str, kind: str, folder: Path, report: dict[str, Any]) -> b
 
 
 def _without_places(report: dict[str, Any]) -> dict[str, Any]:
-    """The report without the places of this machine: of a path, its last part."""
+    """The report without local paths: each is cut to its last part."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -227,7 +227,7 @@ def _without_places(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _put(source: Path, target: Path) -> None:
-    """A copy; of large files a second name for the same file, which stays what it is when the first one is replaced."""
+    """Copies a file. Weights are hard-linked instead: the link keeps its content when the source is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".safetensors":
         try:

@@ -1,4 +1,4 @@
-"""Giving back to the Hub: a saved folder, or all that a run has left."""
+"""Pushes a saved folder, or all artifacts of a run, to the Hub."""
 
 import tempfile
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ from .staging import saved_kind, stage_deltas, stage_description, stage_model
 logger = logging.get_logger(__name__)
 
 TITLE_LENGTH = 60
-"""Of a collection, as the Hub takes it."""
+"""The maximum length of a collection's title on the Hub."""
 
-# Deltas of an earlier push, which a new one may not have: they would be taken for its own.
+# Deltas of an earlier push are deleted: they would be taken for deltas of the new one.
 _OLD_DELTAS = ["[0-9][0-9][0-9][0-9]/smd_delta*"]
 
 
 def hub_api(token: str | bool | None = None) -> HfApi:
-    """A client that says who it is."""
+    """A Hub client that identifies itself as smd_hf."""
     return HfApi(token=token, library_name="smd_hf", library_version=__version__)
 
 
@@ -48,25 +48,25 @@ def push_folder(
     create_pr: bool = False,
 ) -> CommitInfo:
     """
-    Uploads a saved folder as one commit: model, code, card, report, plots and example, no other files. Doing it again makes
-    no second commit.
+    Uploads a saved folder as one commit: model, code, card, report, plots and example, and no other files. A second push of
+    the same files makes no second commit.
 
     Args:
         folder (`str` or `Path`): the `output_dir` of a run (its evolved model), its `ensemble` or `children`, one delta, or
             any image classifier in safetensors.
-        repo_id (`str`): `user/name`; the repository is made if need be.
-        private (`bool`, *optional*): whether a new repository is private; defaults to the account's setting.
-        revision (`str`, *optional*): the branch, made if need be; defaults to the main one.
-        token (`str` or `bool`, *optional*): access token; defaults to that of `hf auth login` or `HF_TOKEN`.
-        commit_message (`str`, *optional*): of the commit.
-        create_pr (`bool`, *optional*, defaults to `False`): propose the commit as a pull request.
+        repo_id (`str`): `user/name`. The repository is created if it does not exist.
+        private (`bool`, *optional*): whether a new repository is private. Defaults to the account's setting.
+        revision (`str`, *optional*): the branch, which is created if it does not exist. Defaults to the main branch.
+        token (`str` or `bool`, *optional*): access token. Defaults to the token of `hf auth login` or `HF_TOKEN`.
+        commit_message (`str`, *optional*): the commit's message.
+        create_pr (`bool`, *optional*, defaults to `False`): opens a pull request with the commit.
 
     Returns:
         `CommitInfo`: with `repo_url`, `commit_url` and `pr_url`.
 
     Raises:
-        `SMDError`: if the folder holds nothing to push, or the Hub cannot be reached or refuses; with the command to push
-            the folder later.
+        `SMDError`: if the folder holds nothing to push, or the Hub cannot be reached or refuses the push. The message has the
+            command to push the folder later.
     """
     folder = Path(folder).expanduser()
     options = {"private": private, "revision": revision, "create_pr": create_pr}
@@ -74,7 +74,7 @@ def push_folder(
         return _push(folder, repo_id, token=token, commit_message=commit_message, **options)
     except SMDError:
         raise
-    # Which exceptions a broken connection raises depends on the HTTP library under huggingface_hub.
+    # The exceptions of a broken connection depend on the HTTP library of huggingface_hub.
     except Exception as error:
         raise push_error(error, repo_id, [push_command(folder, repo_id, **options)], token) from error
 
@@ -92,22 +92,22 @@ def push_run(
     describe: bool = True,
 ) -> dict[str, CommitInfo]:
     """
-    Uploads what a run has left: the evolved model, the ensemble to `{repo_id}-ensemble`, the best children to
-    `{repo_id}-children`. Where there are several, a collection ties them together, if the account may make one.
+    Uploads the artifacts of a run: the evolved model, the ensemble to `{repo_id}-ensemble`, the best children to
+    `{repo_id}-children`. If it uploads several, it adds them to a collection, if the account may create one.
 
     Args:
-        output_dir (`str` or `Path`): of the run.
-        repo_id (`str`): `user/name`, of the evolved model.
-        ensemble (`bool`, *optional*, defaults to `False`): push `output_dir/ensemble`.
-        children (`int`, *optional*, defaults to 0): push so many of the deltas in `output_dir/children`.
+        output_dir (`str` or `Path`): the run's folder.
+        repo_id (`str`): `user/name` of the evolved model.
+        ensemble (`bool`, *optional*, defaults to `False`): pushes `output_dir/ensemble`.
+        children (`int`, *optional*, defaults to 0): pushes this many of the deltas in `output_dir/children`.
         private, revision, token, commit_message: as for [`push_folder`].
-        describe (`bool`, *optional*, defaults to `True`): push report, plots, example and card, too.
+        describe (`bool`, *optional*, defaults to `True`): pushes report, plots, example and card, too.
 
     Returns:
-        `dict[str, CommitInfo]`: of `"child"`, and of `"ensemble"` and `"children"` where they were asked for.
+        `dict[str, CommitInfo]`: for `"child"`, and for `"ensemble"` and `"children"` if they are pushed.
 
     Raises:
-        `SMDError`: as for [`push_folder`], with a command for each folder that is not there yet.
+        `SMDError`: as for [`push_folder`]. The message has a command for each folder that is not pushed yet.
     """
     folder = Path(output_dir).expanduser()
     options = {"private": private, "revision": revision}
@@ -126,7 +126,7 @@ def push_run(
             left = [push_command(place, where, **options) for _, place, where, _ in parts[len(pushed) :]]
             raise push_error(error, where, left, token) from error
     if len(pushed) > 1:
-        _tie_together(hub_api(token), {name: commit.repo_url.repo_id for name, commit in pushed.items()}, private)
+        _make_collection(hub_api(token), {name: commit.repo_url.repo_id for name, commit in pushed.items()}, private)
     return pushed
 
 
@@ -142,7 +142,7 @@ def _push(
     count: int | None = None,
     describe: bool = True,
 ) -> CommitInfo:
-    """[`push_folder`] with the exceptions of huggingface_hub; of `count` deltas only, and without a description."""
+    """[`push_folder`] with huggingface_hub's exceptions. Can push only `count` deltas, and no description."""
     kind, api = saved_kind(folder), hub_api(token)
     with _staging(folder) as staged:
         if kind != "delta":
@@ -153,7 +153,7 @@ def _push(
         if kind == "delta":
             stage_deltas(folder, staged, count, partial(_push_base, api, repo_id, create_pr))
         if describe and stage_description(kind, folder, staged, repo_id):
-            logger.warning(f"{folder / CARD_NAME} was changed since the run wrote it, and goes up as it is.")
+            logger.warning(f"{folder / CARD_NAME} was changed after the run wrote it. It is pushed unchanged.")
         upload = partial(
             api.upload_folder,
             repo_id=repo_id,
@@ -168,7 +168,7 @@ def _push(
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A folder of the same name for what goes up; on the same file system where that can be, for links to large files."""
+    """A temporary folder of the same name for the files to upload, if possible on the same file system, for hard links."""
     with staging_folder(folder) as temporary:
         staged = Path(temporary, folder.resolve().name)
         staged.mkdir()
@@ -176,7 +176,7 @@ def _staging(folder: Path) -> Iterator[Path]:
 
 
 def staging_folder(folder: Path) -> tempfile.TemporaryDirectory:
-    """A temporary folder in another one, or where that cannot be written to in the system's own place."""
+    """A temporary folder in the given folder, or in the system's temporary folder if that is not writable."""
     try:
         return tempfile.TemporaryDirectory(prefix=".push-", dir=folder)
     except OSError:
@@ -184,29 +184,30 @@ def staging_folder(folder: Path) -> tempfile.TemporaryDirectory:
 
 
 def make_branch(api: HfApi, repo_id: str, branch: str) -> None:
-    """Makes a branch if need be."""
+    """Creates a branch if it does not exist."""
     if branch != "main" and not branch.startswith("refs/"):
         persistently(partial(api.create_branch, repo_id, branch=branch, exist_ok=True))
 
 
 def _push_base(api: HfApi, repo_id: str, create_pr: bool, config: DeltaConfig) -> tuple[str | None, str | None]:
     """
-    Uploads the base of deltas that is only a folder of this machine, such as a parent with a new head, into a branch of their
-    repository: so they load from anywhere, and main holds nothing but deltas.
+    Uploads the local base of deltas (a parent with a new head, for example) into a branch of their repository.
+
+    So the deltas load from anywhere, and the main branch holds only deltas.
 
     Returns:
-        `tuple`: its repository and commit; `None` for both where it cannot go up.
+        `tuple`: the base's repository and commit; `None` for both if it cannot be uploaded.
     """
     branch, folder = f"parent-{config.base_hash[:8]}", Path(config.base_model)
     try:
         if create_pr:
-            raise SMDError("a pull request has no place for it")
+            raise SMDError("a pull request cannot hold it")
         with _staging(folder) as staged:
             stage_model(folder, staged)
-            # Python files are not run for this check: whoever loads the delta makes it too.
+            # Do not run Python files for this check: loading the delta repeats it.
             dtype, is_custom = getattr(torch, config.dtype), config.base_custom_code
             if not is_custom and weights_hash(load_model(str(folder), dtype=dtype)) != config.base_hash:
-                raise SMDError("the weights there are no longer those that the deltas belong to")
+                raise SMDError("its weights have changed since the deltas were made")
             make_branch(api, repo_id, branch)
             message = "The parent of the deltas"
             upload = partial(
@@ -215,14 +216,14 @@ def _push_base(api: HfApi, repo_id: str, create_pr: bool, config: DeltaConfig) -
             return repo_id, persistently(upload).oid
     except SMDError as error:
         logger.warning(
-            f"The base of the deltas, {folder}, is not pushed with them: {str(error).rstrip('.')}. Whoever uses the deltas has to "
+            f"The base of the deltas, {folder}, is not pushed with them: {str(error).rstrip('.')}. Users of the deltas must "
             "pass the base: SparseDelta.from_pretrained(...).merge(base)."
         )
         return None, None
 
 
-def _tie_together(api: HfApi, repo_ids: dict[str, str], private: bool | None) -> None:
-    """A collection of what belongs together. It is an extra: where it cannot be made, a line in the log says so."""
+def _make_collection(api: HfApi, repo_ids: dict[str, str], private: bool | None) -> None:
+    """Makes a collection of a run's repositories. If that fails, it only logs a warning."""
     namespace, name = repo_ids["child"].split("/")
     notes = {
         "child": "The evolved model",
@@ -237,5 +238,5 @@ def _tie_together(api: HfApi, repo_ids: dict[str, str], private: bool | None) ->
         for kind, repo_id in repo_ids.items():
             add = partial(api.add_collection_item, slug, repo_id, "model", note=notes[kind], exists_ok=True)
             persistently(add)
-    except Exception as error:  # of whatever kind: all models are pushed
-        logger.warning(f"No collection was made of {', '.join(repo_ids.values())} ({one_line(str(error))}).")
+    except Exception as error:  # all models are pushed already, so no error may end the run
+        logger.warning(f"No collection of {', '.join(repo_ids.values())} could be created ({one_line(str(error))}).")

@@ -1,9 +1,10 @@
 """
-Classes of the model without an image in the data: what a gain owes to no longer predicting them.
+Absent classes: classes of the model that have no image in the data. Measures the share of a gain that comes from no longer
+predicting them.
 
-A model of 1,000 classes that meets images of 199 can gain much by learning which classes do not come. That is a gain from the
-class prior, and another user's images may have other classes. So models are also compared with predictions restricted to
-the classes at hand, where nothing is to be gained that way.
+If a model of 1,000 classes is evolved on images of 199, it can gain much by learning which classes are absent. This gain comes
+from the class prior, and another user's images may have other classes. So models are also compared with predictions
+restricted to the present classes, where nothing can be gained in this way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +16,17 @@ from .statistics import Comparison, compare
 
 
 def classes_at_hand(labels: np.ndarray, others: Sequence[int] | np.ndarray = ()) -> np.ndarray:
-    """The classes that have an image, among these labels or others: sorted, int64."""
+    """The present classes: all classes in `labels` or `others`, sorted, int64."""
     return np.union1d(np.asarray(labels, dtype=np.int64), np.asarray(others, dtype=np.int64))
 
 
 def predicted_elsewhere(logits: np.ndarray, at_hand: np.ndarray) -> float:
-    """The share of images, 0 to 1, whose prediction is none of the classes at hand."""
+    """The share of images, 0 to 1, whose predicted class is absent."""
     return float(1 - np.isin(logits.argmax(axis=1), at_hand).mean())
 
 
 def restricted(logits: np.ndarray, labels: np.ndarray, at_hand: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of shape `(n, len(at_hand))` of the classes at hand alone, and labels in their numbering."""
+    """Restricts logits to the present classes, to the shape `(n, len(at_hand))`, and renumbers the labels."""
     return logits[:, at_hand], np.searchsorted(at_hand, labels)
 
 
@@ -39,16 +40,17 @@ def compare_restricted(
     seed: int = 0,
 ) -> Comparison | None:
     """
-    Two models on the same images, with predictions restricted to the classes at hand.
+    Compares two models on the same images, with predictions restricted to the present classes.
 
     Args:
-        logits_baseline, logits_candidate (`np.ndarray` of shape `(n, classes)`): of all classes; the models may differ in how many.
-        labels (`np.ndarray` of shape `(n,)`): integers, all among `at_hand`.
-        at_hand (`np.ndarray`): as [`classes_at_hand`] returns them.
+        logits_baseline, logits_candidate (`np.ndarray` of shape `(n, classes)`): logits of all classes. The models may have
+            different numbers of classes.
+        labels (`np.ndarray` of shape `(n,)`): integers, all in `at_hand`.
+        at_hand (`np.ndarray`): the present classes, from [`classes_at_hand`].
         names (`tuple[str, str]`, *optional*), seed (`int`, *optional*): as for [`~statistics.compare`].
 
     Returns:
-        [`Comparison`] or `None`: `None` where both models have no other classes, or there is one class alone.
+        [`Comparison`] or `None`: `None` if neither model has absent classes, or only one class is present.
     """
     if len(at_hand) < 2 or max(logits_baseline.shape[1], logits_candidate.shape[1]) <= len(at_hand):
         return None
@@ -57,7 +59,7 @@ def compare_restricted(
 
 
 def absent_lines(entry: Mapping[str, Any] | None) -> list[str]:
-    """What the terminal is told of classes without an image: `absent_classes` of a gain report, if it has any."""
+    """The terminal's lines about absent classes, from the entry `absent_classes` of a gain report, if any."""
     if entry is None:
         return []
     scores, difference = entry["restricted"], entry["restricted"]["difference"]
@@ -79,7 +81,5 @@ def absent_lines(entry: Mapping[str, Any] | None) -> list[str]:
             signed = "{:+{form}} ({:+{form}} to {:+{form}})".format(*change, form=form)
             changes.append(f"{name} {before:{form}} before, {after:{form}} after, {signed}")
     lines.append(f"Predictions restricted to the {entry['with_images']:,} classes with images: {'; '.join(changes)}.")
-    lines.append(
-        "What is gained only by no longer predicting classes without images is not in this restricted difference."
-    )
+    lines.append("The restricted difference excludes any gain from no longer predicting classes without images.")
     return lines

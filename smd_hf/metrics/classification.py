@@ -1,6 +1,6 @@
 """
-Metrics without a gradient, by name: what `--fitness` takes beside `nll` and `accuracy`. They are built in, or those of
-scikit-learn (see `sklearn_metrics.py`) or of `evaluate`.
+Classification metrics by name, which `--fitness` accepts besides `nll` and `accuracy`: built-in metrics, and metrics of
+scikit-learn (see `sklearn_metrics.py`) and `evaluate`.
 """
 
 import json
@@ -22,25 +22,30 @@ from .statistics import calibration_error, log_softmax64, row_blocks
 logger = logging.get_logger(__name__)
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
-"""From logits `(n, num_labels)` and labels `(n,)` to a number."""
+"""Maps logits `(n, num_labels)` and labels `(n,)` to a number."""
 
 ComputeMetrics = Callable[[EvalPrediction], Mapping[str, float]]
 
 METRICS = ("macro_f1", "balanced_accuracy", "top_k_accuracy", "calibration_error", "expected_cost", "error")
-"""Names of the built-in metrics; `top_k_accuracy` stands for `top_5_accuracy` and its kin."""
+"""Names of the built-in metrics. `top_k_accuracy` takes a number for `k`: `top_5_accuracy`."""
 
 
 def error(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images that are classified wrongly."""
+    """The share of images that are misclassified."""
     return float(np.mean(logits.argmax(-1) != labels))
 
 
 def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
     """
-    The share of images whose class is among the `k` likeliest.
+    The share of images whose label is among the `k` most likely classes.
+
+    Args:
+        logits (`numpy.ndarray`): of shape `(n, num_labels)`.
+        labels (`numpy.ndarray`): of shape `(n,)`.
+        k (`int`, *optional*, defaults to 5): number of classes.
 
     Raises:
-        `SMDError`: if the model has no more than `k` classes, as the share is then always 1.
+        `SMDError`: if the model has at most `k` classes, because the share is then always 1.
     """
     if k >= logits.shape[1]:
         raise SMDError(
@@ -55,19 +60,19 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
 
 def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
-    How many classes are likelier than the label's, int64, of shape `(n,)`, without sorting.
+    The number of classes that are more likely than the label, int64, of shape `(n,)`, without sorting.
 
-    Of equal logits, that of the greater class number counts as likelier; NaN counts as greater than any number.
+    Among equal logits, the class with the greater index counts as more likely. NaN counts as greater than any number.
 
     Args:
         logits (`numpy.ndarray`): of shape `(n, num_labels)`.
         labels (`numpy.ndarray`): of shape `(n,)`, from 0 to `num_labels - 1`.
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
-    # Counted by what is no greater, so that NaN counts as greater.
+    # Count the logits that are not greater, so that NaN counts as greater.
     greater = logits.shape[1] - np.count_nonzero(logits <= own, axis=1)
     equal = logits == own
-    # Of a NaN neither comparison holds; ties are rare, and looked at row by row.
+    # Both comparisons are false for NaN. Ties are rare, so they are resolved row by row.
     for row in np.flatnonzero((np.count_nonzero(equal, axis=1) > 1) | np.isnan(own[:, 0])):
         label = labels[row]
         if np.isnan(own[row, 0]):
@@ -79,13 +84,13 @@ def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def expected_cost(logits: np.ndarray, labels: np.ndarray, cost_matrix: Sequence[Sequence[float]]) -> float:
     """
-    The mean cost of the classes that the model calls.
+    The mean cost of the predicted classes.
 
     Args:
         logits (`numpy.ndarray`): of shape `(n, num_labels)`.
         labels (`numpy.ndarray`): of shape `(n,)`.
-        cost_matrix (array of shape `(num_labels, num_labels)`): in row i and column j, what it costs to call an image of class
-            i a j.
+        cost_matrix (array of shape `(num_labels, num_labels)`): entry [i, j] is the cost of predicting class j for an image of
+            class i.
 
     Raises:
         `SMDError`: if the matrix does not fit the number of labels.
@@ -94,29 +99,29 @@ def expected_cost(logits: np.ndarray, labels: np.ndarray, cost_matrix: Sequence[
     if costs.shape != (logits.shape[1],) * 2:
         raise SMDError(
             f"cost_matrix has shape {costs.shape}, but the model has {logits.shape[1]} labels: expected one row and one column "
-            "a label."
+            "per label."
         )
     return float(costs[labels, logits.argmax(-1)].mean())
 
 
 def builtin_metric(name: str, cost_matrix: str | None = None) -> Metric | None:
     """
-    The built-in metric of that name; `None` if there is none.
+    Returns the built-in metric with this name, or `None` if there is none.
 
     Args:
         name (`str`): one of `METRICS`, with a number for `k`.
-        cost_matrix (`str`, *optional*): JSON, for `expected_cost`.
+        cost_matrix (`str`, *optional*): in JSON, for `expected_cost`.
 
     Raises:
-        `SMDError`: for `expected_cost` without a matrix, or with one that is no matrix of numbers.
+        `SMDError`: if `expected_cost` has no cost matrix, or the matrix is not a square matrix of finite numbers.
     """
     if top := re.fullmatch(r"top_([1-9]\d*)_accuracy", name):
         return lambda logits, labels: top_k_accuracy(logits, labels, int(top[1]))
     if name == "expected_cost":
         if cost_matrix is None:
             raise SMDError(
-                "fitness='expected_cost' needs a cost_matrix: a JSON list of rows, in row i and column j what it costs to call "
-                "an image of class i a j, such as [[0, 1], [5, 0]]."
+                "fitness='expected_cost' needs a cost_matrix: a JSON list of rows, for example [[0, 1], [5, 0]]. Entry [i, j] "
+                "is the cost of predicting class j for an image of class i."
             )
         costs = parse_cost_matrix(cost_matrix)
         return lambda logits, labels: expected_cost(logits, labels, costs)
@@ -126,36 +131,36 @@ def builtin_metric(name: str, cost_matrix: str | None = None) -> Metric | None:
 
 
 def parse_cost_matrix(text: str) -> list[list[float]]:
-    """A cost matrix from JSON; [`SMDError`] if it is not a square matrix of finite numbers."""
+    """Reads a cost matrix from JSON. Raises [`SMDError`] if it is not a square matrix of finite numbers."""
     try:
         costs = json.loads(text)
         square = np.asarray(costs, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise SMDError(
-            f"cost_matrix is not JSON of a matrix ({error}). Give a list of rows, such as [[0, 1], [5, 0]]."
+            f"cost_matrix is not a matrix in JSON ({error}). Give a list of rows, for example [[0, 1], [5, 0]]."
         ) from error
     if square.ndim != 2 or square.shape[0] != square.shape[1] or not np.isfinite(square).all():
         raise SMDError(
-            f"cost_matrix has shape {square.shape} or entries that are not finite. Give as many rows as columns of finite "
-            "numbers, such as [[0, 1], [5, 0]]."
+            f"cost_matrix has shape {square.shape} or entries that are not finite. Give a square matrix of finite numbers, for "
+            "example [[0, 1], [5, 0]]."
         )
     return costs
 
 
 class EvaluateMetric:
     """
-    A metric of `evaluate` as a `compute_metrics`.
+    A metric of `evaluate`, usable as `compute_metrics`.
 
-    It is given what it asks for: classes called as `predictions`, or probabilities as `prediction_scores`.
+    The metric gets the inputs that it declares: predicted classes as `predictions`, or probabilities as `prediction_scores`.
 
     Args:
-        name_or_path (`str`): a metric on the Hub, or a script, or a folder that holds a script of its own name.
-        options (mapping, *optional*): passed on to the metric's `compute`, such as `{"average": "macro"}`; `config_name`
-            among them goes to `evaluate.load`.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): metrics of the Hub are Python files, which run only then.
+        name_or_path (`str`): a metric on the Hub, a script, or a folder that holds a script with the folder's name.
+        options (mapping, *optional*): passed to the metric's `compute`, for example `{"average": "macro"}`. The entry
+            `config_name` is passed to `evaluate.load`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): allows metrics from the Hub, which are Python files.
 
     Raises:
-        `SMDError`: if the metric cannot be loaded, or may not be.
+        `SMDError`: if the metric cannot be loaded, or needs `trust_remote_code`.
     """
 
     def __init__(self, name_or_path: str, options: Mapping[str, Any] | None = None, trust_remote_code: bool = False):
@@ -166,9 +171,9 @@ class EvaluateMetric:
         local = Path(name_or_path).expanduser()
         if not local.exists() and not trust_remote_code:
             raise SMDError(
-                f"metric_name_or_path='{name_or_path}' is no local file or folder, and a metric of the Hub is a Python file that "
-                "would run here. Turn on trust_remote_code if you trust it, give the path of a copy of its script, or choose a "
-                f"built-in fitness: {', '.join(METRICS)} (such as top_5_accuracy)."
+                f"metric_name_or_path='{name_or_path}' is not a local file or folder, and a metric of the Hub is a Python file "
+                "that would run here. Turn on trust_remote_code if you trust it, give the path of a copy of its script, or "
+                f"choose a built-in fitness: {', '.join(METRICS)} (top_k_accuracy needs a number: top_5_accuracy)."
             )
         try:
             self.metric = evaluate.load(
@@ -176,13 +181,13 @@ class EvaluateMetric:
                 self.options.pop("config_name", None),
                 keep_in_memory=True,
             )
-        # Whatever goes wrong in a download, or in the script itself while it is imported.
+        # A download, or the script while it is imported, may raise anything.
         except Exception as error:
             raise SMDError(
                 f"metric_name_or_path='{name_or_path}' cannot be loaded ({type(error).__name__}: {one_line(str(error))}). "
                 "`evaluate` downloads the script of a metric from the Hub: check the name and the connection, copy the script "
-                "here and give its path, install what it imports, or choose a built-in fitness: "
-                f"{', '.join(METRICS)} (such as top_5_accuracy)."
+                "here and give its path, install the packages that it imports, or choose a built-in fitness: "
+                f"{', '.join(METRICS)} (top_k_accuracy needs a number: top_5_accuracy)."
             ) from error
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -196,29 +201,29 @@ class EvaluateMetric:
             return self.metric.compute(**inputs, references=prediction.label_ids, **self.options)
         except (TypeError, ValueError) as error:
             raise SMDError(
-                f"The metric '{self.name}' refuses what it is given ({one_line(str(error))}). Options of the metric go into "
-                'metric_kwargs, such as \'{"average": "macro"}\' for f1 with more than two classes.'
+                f"The metric '{self.name}' rejects its inputs ({one_line(str(error))}). Pass the metric's options in "
+                'metric_kwargs, for example \'{"average": "macro"}\' for f1 with more than two classes.'
             ) from error
 
     def first_key(self) -> str:
-        """The first key that it returns, found by calling it on four images of two classes."""
+        """The first key that the metric returns for four images of two classes."""
         labels = np.array([0, 1, 0, 1])
         return next(iter(self(EvalPrediction(predictions=np.eye(2)[[0, 1, 1, 0]], label_ids=labels))))
 
 
 def named_metrics(args: EvolutionArguments, has_own: bool = False) -> ComputeMetrics | None:
     """
-    What the arguments name, as a `compute_metrics`: a metric of `evaluate`, and other metrics as fitness or objectives.
+    Makes a `compute_metrics` of the metrics that the arguments name: a metric of `evaluate`, and the fitness or objectives.
 
-    Where `metric_name_or_path` is given and no fitness is chosen, the metric's first key becomes `args.fitness`.
+    If `metric_name_or_path` is given and no fitness is chosen, the metric's first key becomes `args.fitness`.
 
     Args:
-        args ([`EvolutionArguments`]): `fitness`, `objectives`, `metric_name_or_path`, `metric_kwargs`, `cost_matrix`.
-        has_own (`bool`, *optional*, defaults to `False`): whether there is a `compute_metrics` of the user's own. What it
-            returns may be named as a metric of scikit-learn, which is then not looked for.
+        args ([`EvolutionArguments`]): uses `fitness`, `objectives`, `metric_name_or_path`, `metric_kwargs` and `cost_matrix`.
+        has_own (`bool`, *optional*, defaults to `False`): whether the user passes a `compute_metrics`. Names then refer to its
+            keys, not to scikit-learn's metrics.
 
     Returns:
-        `Callable` or `None`: `None` where nothing is named.
+        `Callable` or `None`: `None` if the arguments name no metric.
 
     Raises:
         `SMDError`: if a metric cannot be loaded, or the cost matrix is missing.
@@ -249,7 +254,7 @@ def named_metrics(args: EvolutionArguments, has_own: bool = False) -> ComputeMet
 
 
 def merged(*parts: ComputeMetrics | None) -> ComputeMetrics | None:
-    """What several `compute_metrics` return, in one dict; of keys that several return, the last one's value."""
+    """Merges the results of several `compute_metrics` into one dict. If several return a key, the last one wins."""
     given = [part for part in parts if part is not None]
     if not given:
         return None

@@ -1,4 +1,4 @@
-"""Two models on the same test images, as entries of the report."""
+"""Compares two models on the same test images, for the entries of a report."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ def measured(
     parent_logits: np.ndarray, logits: np.ndarray, labels: np.ndarray, name: str, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Another model beside the parent on the test split.
+    Compares a model with the parent on the test split.
 
     Args:
         parent_logits, logits (`np.ndarray` of shape `(n, classes)`), labels (`np.ndarray` of shape `(n,)`), seed (`int`): as
             for [`gain_report`].
-        name (`str`): what the model is called in the verdict and in `mcnemar`.
+        name (`str`): the model's name in the verdict and in `mcnemar`.
 
     Returns:
-        `tuple[dict, dict]`: its scores, and the paired difference with `significant` and `verdict`.
+        `tuple[dict, dict]`: the model's scores, and the paired difference with `significant` and `verdict`.
     """
     comparison = compare(parent_logits, logits, labels, names=("parent", name), seed=seed)
     difference = difference_entry(comparison)

@@ -1,4 +1,4 @@
-"""How differently the members of an ensemble answer: their log-probabilities in, numbers out."""
+"""Measures of the diversity of an ensemble, computed from its members' log-probabilities."""
 
 import math
 
@@ -9,10 +9,13 @@ from .statistics import log_softmax64, row_blocks
 
 def disagreement(predictions: np.ndarray) -> float:
     """
-    Share of images on which two members predict different classes, mean over all pairs of members; 0 to 1.
+    Share of images on which two members predict different classes, mean over all pairs of members, 0 to 1.
 
     Args:
-        predictions (`np.ndarray` of shape `(members, n)`): predicted classes. One member alone has no pair: NaN.
+        predictions (`np.ndarray` of shape `(members, n)`): predicted classes.
+
+    Returns:
+        `float`: NaN for a single member.
     """
     predictions = np.asarray(predictions)
     members, n = predictions.shape
@@ -28,8 +31,10 @@ def mean_pairwise_kl(log_probs: np.ndarray) -> float:
     no loop over pairs is needed.
 
     Args:
-        log_probs (`np.ndarray` of shape `(members, n, classes)`): log-probabilities, or logits. Infinite where one member
-            gives no probability to what another deems possible. One member alone has no pair: NaN.
+        log_probs (`np.ndarray` of shape `(members, n, classes)`): log-probabilities or logits.
+
+    Returns:
+        `float`: infinite if one member gives zero probability to a class that another gives more. NaN for a single member.
     """
     log_probs = np.asarray(log_probs)
     members, n, classes = log_probs.shape
@@ -49,14 +54,16 @@ def output_correlation(log_probs: np.ndarray) -> float:
     Pearson correlation of the predicted probabilities of two members, over all images and classes, mean over all pairs.
 
     Args:
-        log_probs (`np.ndarray` of shape `(members, n, classes)`): log-probabilities, or logits. NaN for one member alone
-            and for a member whose output is constant.
+        log_probs (`np.ndarray` of shape `(members, n, classes)`): log-probabilities or logits.
+
+    Returns:
+        `float`: NaN for a single member, or if a member's output is constant.
     """
     log_probs = np.asarray(log_probs)
     members, n, classes = log_probs.shape
     gram = np.zeros((members, members))
     for rows in row_blocks(n, members * classes):
-        # Probabilities sum to one over the classes: their mean is 1 / classes, exactly.
+        # Probabilities sum to one over the classes, so their mean is exactly 1 / classes.
         centred = (np.exp(log_softmax64(log_probs[:, rows])) - 1 / classes).reshape(members, -1)
         gram += centred @ centred.T
     scale = np.sqrt(np.diag(gram))

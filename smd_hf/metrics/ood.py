@@ -1,10 +1,10 @@
 """
-Images from another distribution: how well a model's confidence tells them from those it knows.
+Out-of-distribution detection: how well a model's confidence separates in-distribution from out-of-distribution images.
 
-A second data set, whose labels are of no meaning, goes through the model as the first does. The score of an image is its
-largest probability (Hendrycks and Gimpel 2017) or the log of the sum of exponentials of its logits, which is its negative
-energy at temperature 1 (Liu et al. 2020); both should be greater for images of the known distribution. The measure is the
-area under the ROC curve (AUROC), the probability that they are.
+The labels of the out-of-distribution images have no effect. An image's score is its largest probability (Hendrycks and
+Gimpel 2017), or the log of the sum of the exponentials of its logits, its negative energy at temperature 1 (Liu et al.
+2020). Both should be greater for in-distribution images. The metric is the area under the ROC curve (AUROC): the probability
+that they are.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from .statistics import largest_log_prob, row_blocks
 
 
 def max_softmax(logits: np.ndarray) -> np.ndarray:
-    """The log of the largest probability, float64, of shape `(n,)`: in the order of the probabilities, but never rounded to 1."""
+    """The log of the largest probability, float64, of shape `(n,)`. Unlike the probability, it never rounds to 1."""
     return largest_log_prob(logits)
 
 
@@ -33,12 +33,12 @@ OOD_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "ood_auroc": max_softmax,
     "ood_energy_auroc": negative_energy,
 }
-"""Names of the measures, greater is better, and the score of an image that each goes by."""
+"""Names of the metrics (greater is better) and the score of an image that each uses."""
 
 
 def auroc(name: str, inside: np.ndarray, outside: np.ndarray) -> float:
     """
-    The probability that an image of the known distribution has the greater score; equal scores count half.
+    The probability that an in-distribution image scores higher than an out-of-distribution image. Ties count half.
 
     Args:
         name (`str`): one of `OOD_METRICS`.
@@ -50,15 +50,19 @@ def auroc(name: str, inside: np.ndarray, outside: np.ndarray) -> float:
 
 
 Pair = tuple[np.ndarray, np.ndarray]
-"""A model's logits on images of the known and of another distribution."""
+"""A model's logits on in-distribution and on out-of-distribution images."""
 
 
 def compare_auroc(parent: Pair, evolved: Pair, confidence: float = 0.95) -> dict[str, dict[str, Any] | None]:
     """
     AUROC of two models on the same images, and the difference with its interval (DeLong et al. 1988, as in Sun and Xu 2014).
 
+    Args:
+        parent, evolved (pair of `numpy.ndarray`): each model's logits on in-distribution and on out-of-distribution images.
+        confidence (`float`, *optional*, defaults to 0.95): level of the interval.
+
     Returns:
-        `dict`: by name of the measure `parent`, `evolved`, `difference` and `interval`; `None` where a logit is not finite.
+        `dict`: for each metric by name, `parent`, `evolved`, `difference` and `interval`; `None` if a logit is not finite.
     """
     if not all(np.isfinite(logits).all() for logits in (*parent, *evolved)):
         return dict.fromkeys(OOD_METRICS)
@@ -66,7 +70,7 @@ def compare_auroc(parent: Pair, evolved: Pair, confidence: float = 0.95) -> dict
     for name, score in OOD_METRICS.items():
         shares = [placements(score(inside), score(outside)) for inside, outside in (parent, evolved)]
         before, after = (auroc(name, *each) for each in (parent, evolved))
-        # The variance of a mean over either set of images.
+        # The sum of the variances of the means over the two sets of images.
         variance = sum(np.var(b - a, ddof=1) / len(a) for a, b in zip(*shares) if len(a) > 1)
         reach = float(norm.ppf(0.5 + confidence / 2) * np.sqrt(variance))
         difference = after - before
@@ -80,7 +84,7 @@ def compare_auroc(parent: Pair, evolved: Pair, confidence: float = 0.95) -> dict
 
 
 def outside_lines(report: Mapping[str, Any] | None) -> list[str]:
-    """What the terminal is told of images of another distribution: `images`, and what [`compare_auroc`] gives."""
+    """The terminal's lines about out-of-distribution images, from a report with `images` and [`compare_auroc`]'s result."""
     if report is None:
         return []
     lines = []
@@ -89,14 +93,14 @@ def outside_lines(report: Mapping[str, Any] | None) -> list[str]:
             entry = report[name]
             low, high = entry["interval"]
             lines.append(
-                f"{name} on {report['images']['test']:,} images of another distribution: {entry['parent']:.4f} before, "
+                f"{name} on {report['images']['test']:,} out-of-distribution images: {entry['parent']:.4f} before, "
                 f"{entry['evolved']:.4f} after; difference {entry['difference']:+.4f} ({low:+.4f} to {high:+.4f})."
             )
     return lines
 
 
 def placements(inside: np.ndarray, outside: np.ndarray) -> Pair:
-    """For each image of one set, the share of the other set that is on the right side of it; the mean of either is the AUROC."""
+    """For each image, the share of the other set that it is ranked correctly against. The mean over either set is the AUROC."""
     ranks = rankdata(np.concatenate([inside, outside]))
     among_inside, among_outside = rankdata(inside), rankdata(outside)
     return (

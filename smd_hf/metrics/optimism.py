@@ -1,4 +1,4 @@
-"""The winner's curse: how good the best of many candidates looks on the images it was chosen on, by chance alone."""
+"""The winner's curse: by chance alone, the best of many candidates looks better on the images that chose it."""
 
 import math
 
@@ -9,9 +9,17 @@ from ..errors import SMDError
 
 def expected_maximum(k: int, *, floor: bool = False) -> float:
     """
-    Expected maximum of `k` independent standard normal variables, `integral of x d(Phi(x)^k)`; with `floor`, of these and 0.
+    Expected maximum of `k` independent standard normal variables, `integral of x d(Phi(x)^k)`.
 
-    0.56 for 2, 1.54 for 10, 2.34 for 64 (David and Nagaraja 2003, Order Statistics, section 3.1, integrated by parts).
+    It is 0.56 for 2, 1.54 for 10 and 2.34 for 64 (David and Nagaraja 2003, Order Statistics, section 3.1, integrated by
+    parts).
+
+    Args:
+        k (`int`): number of variables, at least 1.
+        floor (`bool`, *optional*, defaults to `False`): includes 0 in the maximum.
+
+    Raises:
+        `SMDError`: if `k` is below 1.
     """
     if k < 1:
         raise SMDError(f"The expected maximum needs at least one candidate, got {k}.")
@@ -32,27 +40,27 @@ def expected_optimism(
     keeps_parent: bool = False,
 ) -> float:
     """
-    How far above the parent the best of `n_candidates` looks on the images it was chosen on, if none is truly better.
+    The apparent gain of the best of `n_candidates` on the images that chose it, if no candidate is truly better.
 
-    On each image candidate minus parent is -1, 0 or 1; it is not 0 on a share d of the images, and its mean is 0. The
-    paired difference of accuracy over n images then has the standard deviation `sqrt(d / n)`, and the best of k has the
-    expectation `sqrt(d / n) * E[max of k standard normals]`. The candidates' differences are taken as independent and
-    normal; they share the parent and the images, and a positive correlation makes the true optimism smaller (Slepian
-    1962), so this is an upper bound. Choosing by another score than accuracy makes it smaller, too.
+    On each image, candidate minus parent is -1, 0 or 1. It is not 0 on a share d of the images, and its mean is 0. The
+    paired difference of accuracy over n images then has the standard deviation `sqrt(d / n)`, and the best of k candidates
+    has the expectation `sqrt(d / n) * E[max of k standard normals]`. This assumes that the differences are independent and
+    normal. They share the parent and the images, and a positive correlation makes the true optimism smaller (Slepian 1962),
+    so this is an upper bound. Choosing by another score than accuracy makes it smaller, too.
 
     Args:
         n_candidates (`int`): number of candidates that were compared.
-        n_images (`int`): number of images they were compared on.
-        accuracy (`float`): accuracy of the parent, 0 to 1. It counts only if `discordance` is not given.
+        n_images (`int`): number of images that they were compared on.
+        accuracy (`float`): accuracy of the parent, 0 to 1. It is used only if `discordance` is not given.
         discordance (`float`, *optional*): mean share of the images on which exactly one of parent and candidate is right.
-            Defaults to `2 a (1 - a)`, that of unrelated models of accuracy a: several times too much for children.
+            Defaults to `2 a (1 - a)`, the share for unrelated models of accuracy a. For children it is several times too high.
         keeps_parent (`bool`, *optional*, defaults to `False`): the parent stays unless a candidate looks better (elitism).
 
     Returns:
         `float`: expected apparent gain of accuracy, 0 to 1 (0.009 is 0.9 percentage points).
 
     Raises:
-        `SMDError`: a count below 1, or a share outside 0 to 1.
+        `SMDError`: if a count is below 1, or a share is outside [0, 1].
     """
     d = 2 * accuracy * (1 - accuracy) if discordance is None else discordance
     if n_images < 1 or not 0 <= accuracy <= 1 or not 0 <= d <= 1:

@@ -14,11 +14,11 @@ from ..messages import one_line
 from .statistics import log_softmax64
 
 ELSEWHERE = ("accuracy", "top_k_accuracy")
-"""Names of scikit-learn that are built in here; `top_k_accuracy` with a number for `k`."""
+"""scikit-learn's names of metrics that smd_hf has built in (`top_k_accuracy` with a number for `k`)."""
 
 
 class _Predictions(ClassifierMixin, BaseEstimator):
-    """Logits as a classifier of scikit-learn, of which a scorer asks for classes or for probabilities."""
+    """Wraps logits as a scikit-learn classifier, so that a scorer can get classes or probabilities."""
 
     def __init__(self, num_labels: int):
         self.num_labels = num_labels
@@ -34,10 +34,10 @@ class _Predictions(ClassifierMixin, BaseEstimator):
 @cache
 def sklearn_scorers() -> dict[str, Any]:
     """
-    The scorers for classification, by name; all are better when greater.
+    scikit-learn's classification scorers by name. For all of them, greater is better.
 
-    They are those of `sklearn.metrics.get_scorer_names()` that are not about regression, clusters or several labels an image,
-    and Cohen's kappa, which has no name there.
+    They include the scorers in `sklearn.metrics.get_scorer_names()`, except scorers for regression, clusters or several labels
+    per image, and Cohen's kappa, which has no name there.
     """
     named = {name: get_scorer(name) for name in get_scorer_names() if name not in ELSEWHERE}
     kinds = {name: scorer._score_func.__module__.rpartition(".")[2] for name, scorer in named.items()}
@@ -48,14 +48,14 @@ def sklearn_scorers() -> dict[str, Any]:
 
 def sklearn_metric(name: str) -> Callable[[np.ndarray, np.ndarray], float] | None:
     """
-    A metric of scikit-learn, from logits `(n, num_labels)` and labels `(n,)` to a number that is better when greater.
+    A metric of scikit-learn. It maps logits `(n, num_labels)` and labels `(n,)` to a number. Greater is better.
 
     Args:
         name (`str`): one of [`sklearn_scorers`].
 
     Returns:
-        `Callable` or `None`: `None` if there is no such scorer. It raises [`SMDError`] where scikit-learn refuses the
-        labels, such as a binary metric those of more classes.
+        `Callable` or `None`: `None` if there is no such scorer. The metric raises [`SMDError`] if scikit-learn rejects the
+        labels: a binary metric rejects more than two classes, for example.
     """
     scorer = sklearn_scorers().get(name)
     if scorer is None:
@@ -64,14 +64,14 @@ def sklearn_metric(name: str) -> Callable[[np.ndarray, np.ndarray], float] | Non
     def metric(logits: np.ndarray, labels: np.ndarray) -> float:
         try:
             with warnings.catch_warnings():
-                # scikit-learn says of every child where a class is never predicted.
+                # scikit-learn warns for every child that never predicts some class.
                 warnings.simplefilter("ignore")
                 return float(scorer(_Predictions(logits.shape[1]), logits, labels))
         except ValueError as error:
             raise SMDError(
-                f"The metric '{name}' of scikit-learn refuses these images and a model of {logits.shape[1]} labels "
-                f"({one_line(str(error))}). Choose one for any number of classes, such as f1_macro, roc_auc_ovr or "
-                "matthews_corrcoef; metrics of probabilities need an image of each class."
+                f"The metric '{name}' of scikit-learn does not fit these images and a model with {logits.shape[1]} labels "
+                f"({one_line(str(error))}). Choose one for any number of classes, for example f1_macro, roc_auc_ovr or "
+                "matthews_corrcoef. Metrics of probabilities need an image of each class."
             ) from error
 
     return metric

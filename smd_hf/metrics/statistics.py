@@ -1,9 +1,9 @@
 """
-What was measured, and how far it can be trusted: arrays of logits in, numbers out.
+Scores of models and paired comparisons of two models, computed from their logits.
 
-Two models that predict the same images are compared image by image. The shared difficulty of the images then cancels,
-and a gain much smaller than the error bar of either accuracy can be told from chance. Everything here is numpy and scipy;
-sums are float64, randomness is seeded, and memory stays bounded by blocks of rows up to a million images.
+Two models are compared image by image. The difficulty of the images cancels, so a gain much smaller than the error bar of
+either accuracy can be told from chance. Everything uses numpy and scipy. Sums are in float64, randomness is seeded, and rows
+are processed in blocks, which bounds the memory for up to a million images.
 """
 
 import math
@@ -24,11 +24,11 @@ _MAX_UNITS = 20_000  # images are pooled into at most this many units before res
 @dataclass(frozen=True)
 class Reliability:
     """
-    Confidence against accuracy, in equal-width bins of the confidence (`reliability` makes it).
+    Confidence and accuracy in equal-width bins of the confidence. Made by `reliability`.
 
     Args:
-        confidence (`np.ndarray` of shape `(bins,)`): mean of the largest probability; NaN where the bin is empty.
-        accuracy (`np.ndarray` of shape `(bins,)`): share of right predictions; NaN where the bin is empty.
+        confidence (`np.ndarray` of shape `(bins,)`): mean of the largest probability; NaN for an empty bin.
+        accuracy (`np.ndarray` of shape `(bins,)`): share of right predictions; NaN for an empty bin.
         count (`np.ndarray` of shape `(bins,)`): number of images.
     """
 
@@ -40,7 +40,7 @@ class Reliability:
 @dataclass(frozen=True)
 class Scores:
     """
-    One model on one set of images.
+    Scores of one model on one set of images.
 
     Args:
         n (`int`): number of images.
@@ -66,7 +66,7 @@ class Difference:
 
     Args:
         estimate (`float`): the difference as measured.
-        interval (`tuple[float, float]`): its confidence interval; NaN where the difference is not finite.
+        interval (`tuple[float, float]`): its confidence interval; NaN if the difference is not finite.
     """
 
     estimate: float
@@ -76,13 +76,13 @@ class Difference:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Two models on the same images (`compare` makes it). Every difference is candidate minus baseline.
+    Comparison of two models on the same images. Made by `compare`. Every difference is candidate minus baseline.
 
     Args:
-        names (`tuple[str, str]`): what the verdict calls baseline and candidate.
-        baseline, candidate (`Scores`): each model by itself.
+        names (`tuple[str, str]`): names of baseline and candidate in the verdict.
+        baseline, candidate (`Scores`): scores of each model.
         accuracy, nll, calibration_error (`Difference`): the paired differences.
-        only_baseline_correct, only_candidate_correct (`int`): images which one of the two alone got right.
+        only_baseline_correct, only_candidate_correct (`int`): number of images that only one of the two got right.
         p_value (`float`): McNemar's exact test of these two counts.
         confidence (`float`): level of the intervals, `1 - alpha`.
         significant (`bool`): the candidate is more accurate and `p_value < alpha`.
@@ -107,13 +107,13 @@ class Comparison:
 
 
 def log_softmax64(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities in float64 over the last axis. Log-probabilities come back unchanged, -inf stays -inf."""
+    """Log-probabilities over the last axis, in float64. Log-probabilities as input are unchanged, and -inf stays -inf."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         return special.log_softmax(np.asarray(logits, dtype=np.float64), axis=-1)
 
 
 def _two_log_probs(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The label's and the largest of [`log_softmax64`], to the bit, without the others: float64, of shape `(n,)` each."""
+    """The label's value of [`log_softmax64`] and the largest, equal to the bit: float64, each of shape `(n,)`."""
     logits = np.asarray(logits, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         largest = logits.max(axis=1)
@@ -125,7 +125,7 @@ def _two_log_probs(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
 
 
 def largest_log_prob(logits: np.ndarray) -> np.ndarray:
-    """The largest of [`log_softmax64`], to the bit: float64, of shape `(n,)`; NaN where there is a NaN."""
+    """The largest value of [`log_softmax64`], equal to the bit: float64, of shape `(n,)`; NaN for a row with NaN."""
     first = np.zeros(len(logits), dtype=np.int64)
     parts = [_two_log_probs(logits[rows], first[rows])[1] for rows in row_blocks(*logits.shape)]
     return np.concatenate([np.empty(0), *parts])
@@ -143,13 +143,13 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         `np.ndarray` of shape `(n,)`, float64.
 
     Raises:
-        `SMDError`: shapes that do not match, no image, or a label outside the classes.
+        `SMDError`: if shapes do not match, there is no image, or a label is not one of the classes.
     """
     return _Outcomes.of(logits, labels).nll
 
 
 def correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether the largest logit (the first, if tied) is the label's: bool of shape `(n,)`. A row with NaN is wrong."""
+    """Whether the largest logit (the first in a tie) is the label's: bool of shape `(n,)`. A row with NaN is wrong."""
     return _Outcomes.of(logits, labels).correct
 
 
@@ -159,7 +159,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Reliability:
-    """Mean confidence, accuracy and number of images in each of `bins` equal-width bins of the largest probability."""
+    """Mean confidence, accuracy and number of images in `bins` equal-width bins of the largest probability."""
     outcomes = _Outcomes.of(logits, labels, bins)
     count = np.bincount(outcomes.bin, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -178,7 +178,7 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) 
 
 @dataclass(frozen=True)
 class _Outcomes:
-    """Per image: the label's NLL, the largest probability and its bin, and whether the prediction is right."""
+    """For each image: the label's NLL, the largest probability and its bin, and whether the prediction is right."""
 
     nll: np.ndarray
     confidence: np.ndarray
@@ -204,7 +204,7 @@ class _Outcomes:
             own, largest = _two_log_probs(logits[rows], labels[rows])
             loss[rows], confidence[rows] = -own, np.exp(largest)
             right[rows] = (logits[rows].argmax(axis=1) == labels[rows]) & ~np.isnan(largest)
-        # (lo, hi] as in the paper; a NaN confidence sorts behind the last edge and is put into the last bin.
+        # (lo, hi] as in the paper. A NaN confidence sorts behind the last edge and goes into the last bin.
         index = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
         return cls(loss, confidence, right, np.clip(index, 0, bins - 1), bins)
 
@@ -219,7 +219,7 @@ class _Outcomes:
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices that cover `rows` rows in order, each short enough to hold its rows of `columns` float64 at once."""
+    """Slices that cover `rows` rows in order. Each slice is small enough to hold its rows of `columns` float64 at once."""
     step = max(1, _BLOCK_ELEMENTS // columns)
     return (slice(start, start + step) for start in range(0, rows, step))
 
@@ -229,21 +229,21 @@ def row_blocks(rows: int, columns: int) -> Iterator[slice]:
 
 def mcnemar_exact(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, float]:
     """
-    McNemar's exact test: are two models equally often right on the same images?
+    McNemar's exact test: are two models right equally often on the same images?
 
-    Only images which one model alone got right say anything. If neither model is better, each such image is a fair coin:
-    the p-value is the two-sided binomial one (McNemar 1947, Psychometrika 12; exact form), 1 if there is none or a tie.
+    Only images that exactly one model got right count. If neither model is better, each such image is a fair coin. The
+    p-value is that of the two-sided binomial test (McNemar 1947, Psychometrika 12; exact form). It is 1 for a tie.
 
     Args:
         correct_a, correct_b (`np.ndarray` of shape `(n,)`): bool, in the same order of images.
 
     Returns:
-        `tuple[int, int, float]`: images that only a got right, that only b got right, and the p-value.
+        `tuple[int, int, float]`: number of images that only a got right, number that only b got right, and the p-value.
     """
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.shape != b.shape:
         raise SMDError(
-            f"A paired test needs the same images for both models, but got {a.shape} and {b.shape} answers."
+            f"A paired test needs the same images for both models, but got {a.shape} and {b.shape} predictions."
         )
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
     if only_a == only_b:
@@ -263,18 +263,18 @@ def compare(
     seed: int = 0,
 ) -> Comparison:
     """
-    Compare two models on the same images: scores, paired differences with intervals, McNemar's test and a verdict.
+    Compares two models on the same images: scores, paired differences with intervals, McNemar's test and a verdict.
 
-    Whether the gain is significant is decided by McNemar's exact p-value alone. Accuracy and NLL have percentile
-    bootstrap intervals. The calibration error is biased upwards on few images (it is a sum of absolute values), and each
-    resampling adds that bias once more: its interval is the basic one, `2 estimate - percentiles`, which takes the bias
-    out (where an overconfident parent becomes calibrated, percentiles covered the truth in 58 to 68 % of simulated
-    experiments, the basic interval in 92 to 96 %).
+    McNemar's exact p-value alone decides whether the gain is significant. Accuracy and NLL have percentile bootstrap
+    intervals. The calibration error is biased upwards on few images, because it is a sum of absolute values, and each
+    resampling adds that bias again. Its interval is therefore the basic one, `2 estimate - percentiles`, which removes the
+    bias. In simulated experiments, in which an overconfident parent becomes calibrated, percentile intervals covered the
+    truth in 58 to 68 % of cases and basic intervals in 92 to 96 %.
 
     Args:
         logits_baseline, logits_candidate (`np.ndarray` of shape `(n, classes)`): logits or log-probabilities.
         labels (`np.ndarray` of shape `(n,)`): integers from 0 to classes - 1.
-        names (`tuple[str, str]`, *optional*, defaults to `("parent", "evolved")`): names for the verdict.
+        names (`tuple[str, str]`, *optional*, defaults to `("parent", "evolved")`): names in the verdict.
         alpha (`float`, *optional*, defaults to 0.05): level of the test; the intervals have level `1 - alpha`.
         bins (`int`, *optional*, defaults to 15): bins of the calibration error.
         resamples (`int`, *optional*, defaults to 5000): number of bootstrap samples.
@@ -284,7 +284,7 @@ def compare(
         `Comparison`
 
     Raises:
-        `SMDError`: shapes that do not match, or labels outside the classes.
+        `SMDError`: if shapes do not match, or a label is not one of the classes.
     """
     a, b = (_Outcomes.of(logits, labels, bins) for logits in (logits_baseline, logits_candidate))
     baseline, candidate = a.scores(), b.scores()
@@ -296,7 +296,7 @@ def compare(
         means = _resampled_means(columns, gaps=(a, b), resamples=resamples, seed=seed)
         errors = np.abs(means[:, 2 + bins :]).sum(axis=1) - np.abs(means[:, 2 : 2 + bins]).sum(axis=1)
         error = candidate.calibration_error - baseline.calibration_error
-        # Rounded, because a matrix product may sum equal columns in unequal order: equal models differ by exactly zero.
+        # Rounded so that equal models differ by exactly zero: a matrix product may sum equal columns in different orders.
         low, high = _percentiles(np.round(errors, 12), 1 - alpha)
         accuracy_difference = Difference(gain / baseline.n, _percentiles(means[:, 0], 1 - alpha))
         nll_difference = Difference(candidate.nll - baseline.nll, _percentiles(means[:, 1], 1 - alpha))
@@ -322,12 +322,13 @@ def _resampled_means(
     columns: np.ndarray, *, gaps: tuple[_Outcomes, ...] = (), resamples: int, seed: int
 ) -> np.ndarray:
     """
-    Bootstrap means (Efron and Tibshirani 1993, chapter 13) of `columns` (shape `(n, k)`), followed for each model in `gaps` by its `bins` columns that hold
-    correct - confidence in the image's own bin and zero elsewhere: shape `(resamples, k + bins of all gaps)`.
+    Bootstrap means (Efron and Tibshirani 1993, chapter 13) of `columns` of shape `(n, k)`, and of `bins` further columns for
+    each model in `gaps`.
 
-    Everything is a mean over images, so one product of resampling counts and per-unit sums gives all statistics at once.
-    Above 20,000 images the units that are drawn are random groups of images, whose means have the same variance: cost and
-    memory stay bounded.
+    These hold correct - confidence in the image's bin and zero in the others. The result has the shape
+    `(resamples, k + bins of all gaps)`. Everything is a mean over images, so one product of resampling counts and per-unit
+    sums computes all statistics at once. Above 20,000 images, random groups of images are drawn instead of images. Their
+    means have the same variance, and cost and memory stay bounded.
     """
     rng = np.random.default_rng(seed)
     n = len(columns)
@@ -375,7 +376,7 @@ def _verdict(
         note = f"; its likelihood is worse ({likelihood})" if low > 0 else ""
         return f"significant gain: {names[1]} is more accurate than {names[0]} ({numbers}){note}."
     if p_value < alpha:
-        note = f"; its likelihood is better all the same ({likelihood})" if high < 0 else ""
+        note = f"; its likelihood is better, though ({likelihood})" if high < 0 else ""
         return f"significant loss: keep {kept} ({numbers} for {names[1]}){note}."
     note = f"; {names[1]} has the better likelihood, though ({likelihood})" if high < 0 else ""
     return f"no significant gain: keep {kept} ({numbers} for {names[1]}){note}."

@@ -1,8 +1,8 @@
 """
-Spreading the scoring over processes: each does a share of the cells (variant, batch), and all get every result.
+Distributes the scoring over processes: each scores a share of the cells (variant, batch), and all get every result.
 
-Batches are the same on any number of processes and results are put together in a fixed order, so that 1, 2 and 4
-processes give the same bytes.
+Batches do not depend on the number of processes, and results are combined in a fixed order. So 1, 2 and 4 processes give the
+same bytes.
 """
 
 import atexit
@@ -23,18 +23,21 @@ MODES = names(choices.Spread)
 
 
 SEGMENTS = 64
-"""Sums over batches are taken by so many contiguous parts of the data, whatever the number of processes, then over these."""
+"""Sums over batches are taken within this many contiguous segments of the data, then over the segments. The number does not
+depend on the number of processes."""
 
 
 def segment(number: int, numbers: range) -> int:
-    """Which contiguous part of the data a batch belongs to."""
+    """The contiguous segment of the data that a batch belongs to."""
     return (number - numbers.start) * min(SEGMENTS, len(numbers)) // len(numbers)
 
 
 def _end_gloo() -> None:
     """
-    Ends the threads of gloo while the interpreter is still there. One that frees a tensor later aborts the process, so that a
-    run which has come to its end has failed for the launcher (pytorch/pytorch#190489).
+    Ends gloo's threads while the interpreter still runs.
+
+    A thread that frees a tensor later aborts the process, and the launcher reports a finished run as failed
+    (pytorch/pytorch#190489).
     """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()
@@ -42,16 +45,19 @@ def _end_gloo() -> None:
 
 class Spread:
     """
-    Which process scores what.
+    The processes of a run: decides what each of them scores, and exchanges values between them.
 
     Args:
         mode (`str`, *optional*, defaults to `"auto"`): `"data"`: each process scores all variants on every
-            `num_processes`-th batch; `"children"`: each scores every `num_processes`-th variant on all data; `"auto"`:
-            whichever leaves the busiest process less to do.
-        process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1): of accelerate.
+            `num_processes`-th batch; `"children"`: each scores every `num_processes`-th variant on all batches; `"auto"`:
+            chooses the one with less work for the busiest process.
+        process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1): as in accelerate.
 
     Attributes:
-        stop ([`Stop`]): whether this process has been told to end.
+        stop ([`Stop`]): whether this process has been asked to stop.
+
+    Raises:
+        `SMDError`: if the mode is unknown.
     """
 
     def __init__(self, mode: str = "auto", process_index: int = 0, num_processes: int = 1):
@@ -69,17 +75,17 @@ class Spread:
         self, num_variants: int, numbers: range, known: Collection[Any] = (), by_segments: bool = False
     ) -> dict[int, Collection[int]]:
         """
-        What is left to this process.
+        The cells that this process has to score.
 
         Args:
-            num_variants (`int`): how many variants there are.
+            num_variants (`int`): number of variants.
             numbers (`range`): the numbers of the batches.
-            known (collection, *optional*): what needs no scoring: cells as (variant, batch), or segments.
-            by_segments (`bool`, *optional*, defaults to `False`): all variants, on whole segments of the data (see
-                [`segment`]), for sums over batches that go by them.
+            known (collection, *optional*): what is already scored: cells as (variant, batch), or segments.
+            by_segments (`bool`, *optional*, defaults to `False`): gives each process all variants on whole segments of the
+                data (see [`segment`]), as sums over batches need.
 
         Returns:
-            dict of `int` to collection of `int`: for each batch that this process has a part in, which variants.
+            dict of `int` to collection of `int`: the variants to score, for each batch of this process.
         """
         everything, mine = range(num_variants), slice(self.process_index, None, self.num_processes)
         if by_segments:
@@ -98,7 +104,7 @@ class Spread:
         return {number: each & part for number, each in left.items() if each & part}
 
     def _mode(self, num_variants: int, by_batch: Sequence[int]) -> str:
-        """Which way is done sooner, for so many variants in all and so many on each batch."""
+        """The mode with less work for the busiest process, given the number of variants, in total and for each batch."""
         if self.mode != "auto":
             return self.mode
         processes = range(self.num_processes)
@@ -107,18 +113,18 @@ class Spread:
         return "data" if busiest_by_data <= busiest_by_children else "children"
 
     def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Gives tensors the values that they have on the first process, in place, on every process."""
+        """Copies the first process's values into the tensors of every process, in place."""
         for tensor in tensors if self.num_processes > 1 else ():
             whole = tensor.detach().contiguous()
-            # Bytes of any dtype: not every backend takes each.
+            # As bytes: not every backend supports every dtype.
             torch.distributed.broadcast(whole.reshape(-1).view(torch.uint8), src=0)
             tensor.detach().copy_(whole)
 
     def each(self, count: int, value: Callable[[int], T]) -> list[T]:
         """
-        `value(number)` for each number below `count`, on every process, each worked out by one of them.
+        Returns `value(number)` for each number below `count`. One process computes each value, and every process gets all.
 
-        So all processes go by the same values, also those of a function that does not give the same value twice.
+        So all processes use the same values, even if the function is not deterministic.
         """
         mine = range(count)[self.process_index :: self.num_processes]
         values: dict[int, T] = {}
@@ -128,11 +134,12 @@ class Spread:
 
     def together(self, work: Callable[[], T]) -> list[T]:
         """
-        What `work` returns on each process, in their order, on every process.
+        Runs `work` on each process and returns all results, ordered by process, on every process.
 
         Raises:
-            Whatever `work` raises here; `RuntimeError`, naming the process and its error, where it raised elsewhere; on all
-            processes, what ends the run where one has been told to end (see [`Stop`]). No process is left waiting.
+            The error of `work`, on a process where it fails. `RuntimeError` with that process and its error, on the other
+            processes. If one process has been asked to stop, its exception on all processes (see [`Stop`]). So no process is
+            left waiting.
         """
         if self.num_processes == 1:
             return [work()]

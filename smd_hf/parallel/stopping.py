@@ -1,9 +1,9 @@
 """
-How a run is told to end: by Ctrl-C, by SIGTERM, or because its time is up.
+Stops a run on Ctrl-C, on SIGTERM, or when its time is up.
 
-A signal only leaves a note. The run looks at it between two cells (a child on a batch), when the parent is in the model again
-and the cell is recorded, and ends with an exception that all processes raise together. A process that waits for others in a
-collective cannot look: a thread ends it instead, some seconds later, for what it waits for may be gone.
+A signal handler only sets a flag. The run checks it between two cells (a child on a batch), when the parent's weights are
+restored and the cell is recorded. It then stops with an exception, which all processes raise together. A process that waits
+for others in a collective cannot check the flag, and the others may be gone. So a thread ends it after some seconds.
 """
 
 import atexit
@@ -17,18 +17,18 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE = 5.0
-"""Seconds that a process which has been told to end may wait for others."""
+"""Seconds that a process may wait for others after it has been asked to stop."""
 
 FOLLOWS = 2.0
-"""Seconds within which a launcher tells the other processes to end, once one of them is gone."""
+"""Seconds within which a launcher stops the other processes after one of them has ended."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was ended by Ctrl-C, between two cells. The message says how to go on."""
+    """Ctrl-C stopped the run, between two cells. The message says how to resume it."""
 
 
 class Terminated(SystemExit):
-    """The run was ended by SIGTERM, between two cells; where nothing catches it, the process exits with code 143."""
+    """SIGTERM stopped the run, between two cells. If nothing catches it, the process exits with code 143."""
 
     def __init__(self, *args: object):
         super().__init__(*args)
@@ -36,19 +36,19 @@ class Terminated(SystemExit):
 
 
 class OutOfTime(Exception):
-    """The time for a generation is up: it is given up, and the parent is in the model again."""
+    """The time for a generation is up. The generation is abandoned, and the parent's weights are restored."""
 
 
 ENDINGS = (Interrupted, Terminated, OutOfTime)
-"""What [`Stop.check`] raises, in one process or in all."""
+"""The exceptions that [`Stop.check`] raises, in one process or in all."""
 
 
 class Stop:
     """
-    Whether a run has been told to end.
+    Whether a run has been asked to stop.
 
     Attributes:
-        signal (`int`, *optional*): the signal that told it.
+        signal (`int`, *optional*): the signal that asked for it.
     """
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class Stop:
 
     @property
     def wanted(self) -> bool:
-        """Whether the run is to end at the next place where it can: [`Stop.check`] would raise."""
+        """Whether the run should stop at the next check: [`Stop.check`] would raise."""
         return self.signal is not None or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def check(self) -> None:
         """
-        Ends the run here if it has been told to.
+        Stops the run if it has been asked to.
 
         Raises:
             `Interrupted`, `Terminated`: after a signal.
@@ -79,7 +79,7 @@ class Stop:
 
     @contextmanager
     def before(self, seconds: float | None) -> Iterator[None]:
-        """Sets a deadline for what happens inside, so many seconds from now; none for `None`."""
+        """Sets a deadline for the context, in seconds from now. `None` sets none."""
         self._deadline = None if seconds is None else time.monotonic() + seconds
         try:
             yield
@@ -89,10 +89,10 @@ class Stop:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """
-        Around a collective. If it fails because another process has been told to end, so has this one, or will be in a moment.
+        Wraps a collective. If it fails because another process was asked to stop, this process is asked too, or soon will be.
 
         Raises:
-            `Interrupted`, `Terminated`: in place of the collective's own error.
+            `Interrupted`, `Terminated`: instead of the collective's error.
         """
         self._waiting_since = time.monotonic()
         try:
@@ -110,14 +110,14 @@ class Stop:
     @contextmanager
     def listening(self, num_processes: int = 1) -> Iterator[None]:
         """
-        Takes note of SIGINT and SIGTERM as long as the context lasts; then the handlers of before are back.
+        Handles SIGINT and SIGTERM within the context, then restores the previous handlers.
 
-        A second SIGINT raises `KeyboardInterrupt` at once, wherever the process is. Outside of the main thread, which alone
-        may handle signals, nothing is listened to.
+        A second SIGINT raises `KeyboardInterrupt` at once, wherever the process is. The context has no effect outside the main
+        thread, because only the main thread can handle signals.
 
         Args:
-            num_processes (`int`, *optional*, defaults to 1): of the run. Of several, each ends by itself if it cannot end with
-                the others (see `GRACE`).
+            num_processes (`int`, *optional*, defaults to 1): number of processes of the run. With several, each process ends
+                by itself if it cannot stop together with the others (see `GRACE`).
         """
         self.signal = None
         if threading.current_thread() is not threading.main_thread():
@@ -125,15 +125,15 @@ class Stop:
             return
         process = os.getpid()
 
-        def take_note(number: int, frame: FrameType | None) -> None:
-            # A process that was forked from this one, to read images, is told by this one when it is to end.
+        def handle(number: int, frame: FrameType | None) -> None:
+            # This process stops the processes that it has forked to read images.
             if os.getpid() != process:
                 return
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = self.signal or number
 
-        before = {number: signal.signal(number, take_note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         watch = _Watch(self) if num_processes > 1 else None
         ending: Interrupted | Terminated | None = None
         try:
@@ -142,7 +142,7 @@ class Stop:
             ending = told
             raise
         except Exception as error:
-            # Without the others, collectives fail.
+            # Collectives fail when the other processes have ended.
             if self.signal is None or num_processes == 1:
                 raise
             ending = self._ending()
@@ -156,18 +156,18 @@ class Stop:
                 _expect_another(signal.SIGINT if isinstance(ending, Interrupted) else signal.SIGTERM)
 
     def stuck_since(self, told: float) -> float | None:
-        """Since when a process that was told to end at `told` has not come to it; `None` where it is on its way."""
+        """The time since which a process has been stuck that was asked to stop at `told`; `None` if it is not stuck."""
         if self.signal is None:
-            return told  # The handler has not run: the main thread is in the midst of a call.
+            return told  # The handler has not run: the main thread is inside a call.
         return None if self._waiting_since is None else max(told, self._waiting_since)
 
 
 def _expect_another(number: int) -> None:
     """
-    Passes over one more signal, and any while the interpreter ends: it would change the exit code of a process that is ending.
+    Ignores one more signal, and all signals while the interpreter ends: they would change the exit code.
 
-    A launcher tells each process, one after another, and again those that are left when one is gone. A process that has ended
-    because another was told may hear of it only now.
+    A launcher signals each process in turn, and the remaining ones again when one has ended. A process that has stopped
+    because another was signalled may get its own signal only now.
     """
     before = signal.getsignal(number)
     signal.signal(number, lambda *_: signal.signal(number, before))
@@ -175,7 +175,7 @@ def _expect_another(number: int) -> None:
 
 
 class _Watch:
-    """A thread that hears of signals while the main thread is in a call which does not return."""
+    """A thread that notices signals while the main thread is inside a call that does not return."""
 
     def __init__(self, stop: Stop):
         self.stop = stop
@@ -187,7 +187,7 @@ class _Watch:
         self._thread.start()
 
     def end(self) -> None:
-        """The fd of before is back, and the thread has ended."""
+        """Restores the previous file descriptor and ends the thread."""
         signal.set_wakeup_fd(self._before)
         self._over.set()
         self._writer.close()
@@ -205,6 +205,6 @@ class _Watch:
         while not self._over.wait(0.1):
             since = self.stop.stuck_since(told)
             if since is not None and time.monotonic() - since > GRACE:
-                message = f"Process {os.getpid()} was told to end and waits for others in vain: it ends by itself.\n"
+                message = f"Process {os.getpid()} was asked to stop, but other processes do not respond: it exits.\n"
                 os.write(2, message.encode())
                 os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""The front that a run ends with: its members on the test images, as a table, a plot and an ensemble."""
+"""Writes the front of a run: a table and a plot of its members."""
 
 import csv
 import io
@@ -16,14 +16,14 @@ PLOT_NAME = "front.png"
 
 
 def write_front(table: dict[str, Any], folder: Path) -> None:
-    """Writes `front.json`, the members as `front.csv`, and `front.png`."""
+    """Writes the table as `front.json`, its members as `front.csv`, and the plot `front.png`."""
     write_json(folder / FRONT_NAME, table)
     write_text(folder / TABLE_NAME, as_csv(table))
     plot_front(table, folder / PLOT_NAME)
 
 
 def front_lines(front: RunFront | None) -> list[str]:
-    """What the terminal is told of a front."""
+    """The terminal's lines about a front."""
     if front is None:
         return []
     count, names = sum(member["on_front"] for member in front.table["members"]), ", ".join(names_of(front.table))
@@ -32,7 +32,7 @@ def front_lines(front: RunFront | None) -> list[str]:
 
 
 def as_csv(table: dict[str, Any]) -> str:
-    """The members, one a line; an empty field where there is no value."""
+    """The members as CSV, one per line. A missing value is an empty field."""
     names = names_of(table)
     splits = [split for split in ("selection", "test") if table["members"][0][split] is not None]
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The figure of a front: a panel for each pair of objectives."""
+"""Plots a front, with one panel for each pair of objectives."""
 
 import os
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from .plots import BLUE, GREY, ORANGE, save_figure, style_axes
 
 def plot_front(table: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """
-    Every pair of objectives: the candidates on the selection images, and the members of the front on the test images too.
+    Plots each pair of objectives: all candidates on the selection images, and the front's members on the test images too.
 
-    A thin line joins the two values of a member. How far it goes is what the splits differ, and how much the choice has flattered.
+    A thin line joins the two values of a member. It shows the difference between the splits, and the optimism of the choice.
 
     Args:
-        table (`Mapping`): of [`RunFront`].
+        table (`Mapping`): the table of a [`RunFront`].
         path (`str` or `os.PathLike`): the PNG file.
 
     Returns:
-        `Path`: the file written.
+        `Path`: the written file.
     """
     names = names_of(table)
     size = len(names) - 1
@@ -66,7 +66,7 @@ def plot_front(table: Mapping[str, Any], path: str | os.PathLike) -> Path:
 
 
 def names_of(table: Mapping[str, Any]) -> list[str]:
-    """The objectives of a front, in their order."""
+    """The names of a front's objectives, in order."""
     return [objective["name"] for objective in table["objectives"]]
 
 

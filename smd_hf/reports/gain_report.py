@@ -1,8 +1,8 @@
 """
-What a run has to say for itself: `gain_report.json`, and the before/after table for the terminal.
+The gain report: `gain_report.json`, and the before/after table for the terminal.
 
-The report holds every number that a model card may print. It is strict JSON with sorted keys: what is not finite becomes
-null, and a value of `arguments` that is a token is never written.
+The report holds every number that a model card may print. It is strict JSON with sorted keys. Numbers that are not finite
+become null, and tokens among the `arguments` are never written.
 """
 
 import math
@@ -38,7 +38,7 @@ _PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python, of smd_hf and of the packages that decide on the result, without importing them."""
+    """Versions of Python, smd_hf and the packages that affect the result, without importing them."""
     versions = {package: metadata.version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), "smd_hf": __version__, **versions}
 
@@ -59,36 +59,38 @@ def gain_report(
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    Compare parent and evolved model on the test split and say how the evolved model came about.
+    Compares parent and evolved model on the test split and describes the run.
 
     Args:
-        parent_logits, evolved_logits (`np.ndarray` of shape `(n, classes)`): logits on the test split, which took no part
-            in scoring or choosing.
+        parent_logits, evolved_logits (`np.ndarray` of shape `(n, classes)`): logits on the test split. It must not have been
+            used for scoring or choosing.
         labels (`np.ndarray` of shape `(n,)`): integers from 0 to classes - 1.
-        arguments (`Mapping`): the arguments of the run that are not at their default.
-        method (`Mapping`): `decomposition`, `seed` and what else describes the method; copied to the top level.
+        arguments (`Mapping`): the run's arguments that are not at their default.
+        method (`Mapping`): `decomposition`, `seed` and other entries that describe the method. Copied to the top level.
         cost (`Mapping`): `images_forwarded`, `parent_passes` (in units of one parent pass over the fitness data), `seconds`.
         data (`Mapping`): names and sizes of the three disjoint splits `fitness`, `selection` and `test`.
-        candidates (`Mapping`, *optional*): what was chosen from: `n_candidates`, `n_images` of the split they were
-            compared on, and optionally `discordance` (share of these images on which exactly one of parent and candidate
-            is right, mean over candidates), `keeps_parent` and `accuracy` (of the parent there; the one on the test split
-            if absent). See `optimism.expected_optimism`. Other entries are copied.
+        candidates (`Mapping`, *optional*): the candidates that were compared: `n_candidates`, `n_images` of the split they
+            were compared on, and optionally `discordance` (share of these images on which exactly one of parent and
+            candidate is right, mean over candidates), `keeps_parent` and `accuracy` (of the parent on that split; defaults
+            to the accuracy on the test split). See `optimism.expected_optimism`. Other entries are copied.
         ensemble_logits (`np.ndarray` of shape `(n, classes)`, *optional*): log-probabilities of the ensemble.
-        present (`np.ndarray`, *optional*): the classes that have an image in the other splits. Where the model has classes
-            without any image, the report says so (`absent_classes`).
+        present (`np.ndarray`, *optional*): the classes that have an image in the other splits. If other classes of the model
+            have no image, the report has an entry `absent_classes`.
         versions (`Mapping`, *optional*, defaults to `package_versions()`): package versions.
         seed (`int`, *optional*, defaults to 0): seed of the bootstrap.
 
     Returns:
-        `dict`: plain Python values that survive a round trip through JSON. `parent`, `evolved` (and `ensemble`) hold
-        `n_test`, `accuracy`, `nll` and `calibration_error`; `difference` (and `ensemble_difference`) the paired differences
-        to the parent with their intervals and McNemar's test; `significant` and `verdict` speak of the evolved model,
-        those of the ensemble are in `ensemble_difference`. `absent_classes`, where there are any, counts the model's `classes`,
-        those `with_images` and `without_images`; gives the share of test images on which parent and evolved model predict one
-        without images (`predicted`); and both models' scores with predictions `restricted` to the others, with the difference.
+        `dict`: plain Python values that survive a round trip through JSON. `parent` and `evolved` (and `ensemble`) hold
+        `n_test`, `accuracy`, `nll` and `calibration_error`. `difference` (and `ensemble_difference`) hold the paired
+        differences to the parent, with intervals and McNemar's test. `significant` and `verdict` refer to the evolved model;
+        `ensemble_difference` has the same entries for the ensemble. `absent_classes` is there if some of the
+        model's classes have no image. It counts all `classes`, and the classes `with_images` and `without_images`. It holds
+        the share of test images on which each model predicts a class without images (`predicted`), and the scores of both
+        models, with their difference, if predictions are `restricted` to the other classes.
 
     Raises:
-        `SMDError`: shapes that do not match, labels outside the classes, an entry of `method` that is also the report's.
+        `SMDError`: if shapes do not match, a label is not one of the classes, or an entry of `method` has the name of an entry
+            of the report.
     """
     comparison = compare(parent_logits, evolved_logits, labels, seed=seed)
     report: dict[str, Any] = {
@@ -113,15 +115,15 @@ def gain_report(
         report |= _absent_entry(parent_logits, evolved_logits, labels, classes_at_hand(labels, present), seed)
     taken = sorted(report.keys() & method.keys())
     if taken:
-        raise SMDError(f"`method` must not hold {taken}: the gain report has entries of these names. Rename them.")
+        raise SMDError(f"`method` must not hold {taken}: the gain report has entries with these names. Rename them.")
     return _plain({**report, **method})
 
 
 def write_report(report: Mapping[str, Any], folder: str | os.PathLike) -> Path:
     """
-    Write `gain_report.json` into `folder` (made if need be) and return its path.
+    Writes `gain_report.json` into `folder`, which is created if it does not exist, and returns its path.
 
-    It is written beside its place and then renamed: after a crash there is the old report or the new one, never half of one.
+    The file is replaced atomically: after a crash, the old report or the new one is there.
     """
     path = Path(folder) / REPORT_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +132,7 @@ def write_report(report: Mapping[str, Any], folder: str | os.PathLike) -> Path:
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """The before/after table of a gain report, for the terminal: the evolved model, then the ensemble if there is one."""
+    """The before/after table of a gain report for the terminal: the evolved model, then the ensemble, if any."""
     parent, level = report["parent"], report["confidence"]
     blocks = [_block("parent", parent, "evolved", report["evolved"], report["difference"], level), report["verdict"]]
     if "ensemble" in report:
@@ -141,7 +143,7 @@ def format_table(report: Mapping[str, Any]) -> str:
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """The same table for any two models that `statistics.compare` has compared, under their own names."""
+    """The table of [`format_table`] for any two models that `statistics.compare` has compared."""
     first, second = scores_entry(comparison.baseline), scores_entry(comparison.candidate)
     name, other_name = comparison.names
     table = _block(name, first, other_name, second, difference_entry(comparison), comparison.confidence)
@@ -215,7 +217,7 @@ def _block(name: str, scores: Mapping, other_name: str, other: Mapping, differen
 
 
 def _plain(value: Any) -> Any:
-    """The value in types that JSON knows; what is not finite becomes None, what JSON has no type for its string."""
+    """Converts a value to JSON's types. A number that is not finite becomes None, a value of another type its string."""
     if isinstance(value, Enum):
         return _plain(value.value)
     if isinstance(value, np.ndarray | np.generic):

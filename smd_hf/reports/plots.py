@@ -1,9 +1,9 @@
 """
 Figures of a run, as PNG files for model cards and README.
 
-Each function draws one `matplotlib.figure.Figure` of its own: pyplot's global state and the user's backend stay untouched,
-and the files hold no date, so that equal data give equal bytes. Colours are Okabe and Ito's, safe for colour-blind readers;
-parent, evolved model and ensemble differ in marker as well as in colour.
+Each function draws its own `matplotlib.figure.Figure` and does not touch pyplot's global state or the user's backend. The
+files hold no date, so equal data give equal bytes. The colours are Okabe and Ito's, safe for colour-blind readers. Parent,
+evolved model and ensemble differ in marker as well as in colour.
 """
 
 import os
@@ -30,12 +30,12 @@ def plot_fitness(
     label: str = "fitness (higher is better)",
 ) -> Path:
     """
-    Children's fitness by generation against their parent's.
+    Plots the fitness of the children and of their parent by generation.
 
     Args:
         generations (`Sequence[Mapping]`): one per generation, with `children` (list of fitness values), `parent` (fitness
-            of the parent that they were made from) and `best` (fitness of the best model after the generation). Values
-            that are not finite are left out; children far below the rest are drawn as triangles at the lower edge.
+            of their parent) and `best` (fitness of the best model after the generation). Values that are not finite are
+            left out. Children far below the rest are drawn as triangles at the lower edge.
         path (`str` or `os.PathLike`): the PNG file.
         label (`str`, *optional*): label of the fitness axis.
 
@@ -47,8 +47,8 @@ def plot_fitness(
     levels = np.array([value for g in generations for value in (g["parent"], g["best"])], dtype=np.float64)
     finite = np.concatenate([*children, levels])
     finite = finite[np.isfinite(finite)]
-    # Broken children would squeeze all others into a line: cut three interquartile ranges below the lower quartile, and
-    # draw what is cut just below the lowest of the rest.
+    # Failed children would squeeze all others into a line. Cut three interquartile ranges below the lower quartile, and draw
+    # the children that are cut just below the lowest of the rest.
     low, middle, high = np.quantile(finite, [0.25, 0.5, 0.75]) if len(finite) else (0.0, 0.0, 0.0)
     cut = min([low - 3 * max(high - low, 1e-3 * abs(middle)), *levels[np.isfinite(levels)]])
     kept = finite[finite >= cut]
@@ -76,13 +76,13 @@ def plot_fitness(
 
 def plot_gain(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """
-    Accuracy and NLL of parent, evolved model and ensemble (if any) from a gain report.
+    Plots accuracy and NLL of parent, evolved model and ensemble (if any) from a gain report.
 
-    The bars are the intervals of the paired difference to the parent, drawn around the model's own value: a bar that does
-    not touch the parent's line is a difference which its interval tells from zero.
+    A bar is the interval of the paired difference to the parent, drawn around the model's value. If it does not touch the
+    parent's line, the interval excludes zero.
 
     Args:
-        report (`Mapping`): made by `report.gain_report`.
+        report (`Mapping`): made by `gain_report`.
         path (`str` or `os.PathLike`): the PNG file.
 
     Returns:
@@ -132,12 +132,12 @@ def plot_reliability(
     names: tuple[str, str] = ("parent", "evolved"),
 ) -> Path:
     """
-    Reliability diagram of two models: accuracy against confidence, and below it the share of images in each bin.
+    Plots the reliability diagram of two models: accuracy against confidence, and below it the share of images in each bin.
 
     Args:
         parent, evolved (`Reliability`): made by `statistics.reliability` with the same number of bins.
         path (`str` or `os.PathLike`): the PNG file.
-        names (`tuple[str, str]`, *optional*, defaults to `("parent", "evolved")`): names for the legend.
+        names (`tuple[str, str]`, *optional*, defaults to `("parent", "evolved")`): names in the legend.
 
     Returns:
         `Path`: the file written.
@@ -169,12 +169,12 @@ def plot_calibration_curve(
     points: Sequence[tuple[float, float]], chosen: float, target: float, path: str | os.PathLike
 ) -> Path:
     """
-    How sigma was chosen: share of predictions that the mutation flips against sigma.
+    Plots the calibration of sigma: share of flipped predictions against sigma.
 
     Args:
         points (`Sequence[tuple[float, float]]`): sigma and share of flipped predictions (0 to 1), in any order.
-        chosen (`float`): the sigma that was taken.
-        target (`float`): the share that was aimed at.
+        chosen (`float`): the chosen sigma.
+        target (`float`): the target share.
         path (`str` or `os.PathLike`): the PNG file.
 
     Returns:
@@ -186,7 +186,7 @@ def plot_calibration_curve(
     axes.axvline(chosen, color=ORANGE, linewidth=1.5, label=f"chosen sigma {chosen:.3g}")
     axes.plot(sigma, flipped, color=BLUE, marker="o", label="measured")
     axes.set_xscale("log")
-    # Linear up to twice the target, where the choice is made, logarithmic above.
+    # Linear up to twice the target, where sigma is chosen; logarithmic above.
     axes.set_yscale("symlog", linthresh=2 * target, linscale=1)
     top = max([2 * target, *flipped])
     ticks = [0, target, *(share for share in (0.1, 0.2, 0.5, 1.0) if 2 * target < share <= 1.2 * top)]
@@ -204,7 +204,7 @@ def plot_ensemble_size(
     sizes: Sequence[int], accuracies: Sequence[float], parent_accuracy: float, path: str | os.PathLike
 ) -> Path:
     """
-    Accuracy of the ensemble by its number of members, against the parent's.
+    Plots the accuracy of the ensemble by its number of members, and the parent's accuracy.
 
     Args:
         sizes (`Sequence[int]`): numbers of members.
@@ -237,7 +237,7 @@ def plot_shift(
     names: tuple[str, str] = ("before", "after"),
 ) -> Path:
     """
-    Sample images in two rows: as the parent was trained on them, and as it meets them now.
+    Plots sample images in two rows: images that the parent was trained on, and the same images after the shift.
 
     Args:
         images_before, images_after (`Sequence`): equally many PIL images or arrays, `(h, w)` or `(h, w, 3)`, uint8 or
@@ -272,7 +272,7 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def style_axes(axes: Axes, grid: str = "both") -> None:
-    """The look of every figure: two spines, a pale grid along `"x"`, `"y"` or `"both"`, one size of letters."""
+    """Styles the axes of every figure: two spines, a pale grid along `"x"`, `"y"` or `"both"`, one font size."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -282,14 +282,14 @@ def style_axes(axes: Axes, grid: str = "both") -> None:
 
 
 def legend_above(axes: Axes, columns: int = 4) -> None:
-    """A legend of so many columns over the axes, where it hides nothing."""
+    """Puts a legend above the axes, where it hides nothing."""
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=_SIZE - 1, frameon=False, borderaxespad=0.2
     )
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
-    """Writes a figure with constrained layout as PNG, making its folder if need be; equal figures give equal bytes."""
+    """Writes a figure as PNG and creates its folder if it does not exist. Equal figures give equal bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)

@@ -1,4 +1,4 @@
-"""What a run has to say at its end: the report, plots, the example of the model cards, and the cards themselves."""
+"""Writes the files of a finished run: the report, the plots, the example and the model cards."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 if TYPE_CHECKING:
     from ..trainer import EvolutionTrainer
 
-# Data sets whose builder says how the files look, not what they are.
+# Builders that name a file format, not a data set.
 GENERIC_BUILDERS = ("parquet", "imagefolder", "csv", "json", "arrow", "webdataset", "generator", "text", "pandas")
 
 
@@ -38,7 +38,7 @@ def run_report(
     Args:
         trainer ([`EvolutionTrainer`]): after its last generation.
         evolved_logits (`numpy.ndarray`): on the test data, of shape `(n, num_labels)`.
-        cost (`dict`): of evolution alone.
+        cost (`dict`): of the evolution only.
         found ([`Harvest`]): the ensemble and the children that are kept beside.
     """
     args, run, test = trainer.args, trainer.run, trainer.test_batches
@@ -55,7 +55,7 @@ def run_report(
         trainer.parent_test_logits,
         evolved_logits,
         test.labels,
-        # Where the files lie on this machine is nobody's concern.
+        # Paths of this machine stay private.
         arguments={name: value for name, value in args.non_default().items() if name != "output_dir"},
         method=describe_method(trainer),
         cost=cost,
@@ -71,7 +71,7 @@ def run_report(
 
 
 def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
-    """What decides on the result, by the names of the arguments."""
+    """The settings that determine the result, named as the arguments."""
     args, mutation, calibration = trainer.args, trainer.mutation, trainer.run.calibration
     return {
         "parent_name": shown_name(trainer.parent_name),
@@ -99,12 +99,12 @@ def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
 
 
 def shown_name(name: str) -> str:
-    """A Hub id as it is, of a folder the last part alone."""
+    """A Hub id unchanged; the last part of a folder's path."""
     return name if is_hub_id(name) else Path(name).name or name
 
 
 def describe_data(trainer: "EvolutionTrainer") -> dict[str, Any]:
-    """Name and sizes of the three disjoint sets."""
+    """The data set's name, and the sizes of the three disjoint splits."""
     info = getattr(trainer.train_dataset, "info", None)
     name = None if info is None or info.builder_name in GENERIC_BUILDERS else info.dataset_name
     return {
@@ -123,8 +123,9 @@ def describe_data(trainer: "EvolutionTrainer") -> dict[str, Any]:
 
 def write_run_files(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, found: Harvest) -> None:
     """
-    Writes the report, the plots, the example and the model cards: of the evolved model into `output_dir`, of the ensemble and
-    of the deltas into their folders there.
+    Writes the report, the plots, the example and the model cards.
+
+    Those of the evolved model go into `output_dir`, those of the ensemble and the deltas into their folders in it.
     """
     folder, report = Path(trainer.args.output_dir), trainer.report
     _plot(trainer, evolved_logits, folder)
@@ -165,7 +166,7 @@ def _plot(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, folder: Path)
 
 
 def _examples(trainer: "EvolutionTrainer", found: Harvest, folder: Path) -> dict[str, Any]:
-    """What each artifact says of the first test image, which is saved as `example.png`."""
+    """Saves the first test image as `example.png` and returns each artifact's predictions for it."""
     column, processor = trainer.image_column, trainer.processing_class
     if column is None or num_channels(trainer.model) != 3:
         return {}

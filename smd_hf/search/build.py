@@ -1,4 +1,4 @@
-"""The method by the names that arguments give it: how children are made and run, and what becomes of them."""
+"""Builds the parts of the method that the arguments name: recombination, mutation and the compiled model."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,16 +24,15 @@ def make_recombination(
     args: EvolutionArguments, num_labels: int, compute_loss_func: Callable | None = None
 ) -> Recombination:
     """
-    The strategy that the arguments name.
+    Builds the recombination that the arguments name.
 
     Args:
-        args ([`EvolutionArguments`]): of the run.
-        num_labels (`int`): of the model.
-        compute_loss_func (`Callable`, *optional*): as in Trainer: the loss of a Gauss-Newton step, in place of
-            `args.loss`.
+        args ([`EvolutionArguments`]): the run's arguments.
+        num_labels (`int`): number of labels of the model.
+        compute_loss_func (`Callable`, *optional*): as in Trainer. Replaces `args.loss` as the loss of a Gauss-Newton step.
 
     Raises:
-        `SMDError`: for a loss that does not fit the number of labels.
+        `SMDError`: if the loss does not fit the number of labels.
     """
     if args.recombination != GaussNewton.name:
         return RECOMBINATIONS[args.recombination](args.recombination_top_k)
@@ -46,15 +45,15 @@ def make_recombination(
 
 def make_mutation(model: nn.Module, args: EvolutionArguments, suffix_costs: Callable[[], Sequence[float]]) -> Mutation:
     """
-    What makes the children that the arguments ask for.
+    Builds the mutation that the arguments describe.
 
     Args:
         model (`torch.nn.Module`): the parent.
-        args ([`EvolutionArguments`]): of the run.
-        suffix_costs (`Callable`): gives the costs by which `allocation="cost"` goes; not called otherwise.
+        args ([`EvolutionArguments`]): the run's arguments.
+        suffix_costs (`Callable`): returns the costs of the blocks; called only for `allocation="cost"`.
 
     Raises:
-        `SMDError`: for a pattern that matches no parameter, or a decomposition that cannot be.
+        `SMDError`: if a pattern matches no parameter, or the decomposition does not fit the population.
     """
     space = parameter_space(model, args.mutable_parameters, args.frozen_parameters)
     scaling = scaling_directions(args.scaling_share, args.directions, len(space.names))
@@ -79,5 +78,5 @@ def make_mutation(model: nn.Module, args: EvolutionArguments, suffix_costs: Call
 
 
 def compiled(model: nn.Module, args: EvolutionArguments) -> Callable:
-    """The model's call, compiled once for all children: their weights come and go in the same tensors."""
+    """Compiles the model once for all children: their weights are written into the same tensors."""
     return torch.compile(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)

@@ -1,4 +1,4 @@
-"""One generation: mutate, score, select, recombine. Everything of a run that is not Trainer's."""
+"""Runs generations: mutate, score, recombine, select. This is the part of a run that does not depend on Trainer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 KEEP_PARENT = Candidate("parent", ())
 PARENT = Variant("parent", changed=frozenset())
 PROBES = 4
-"""How many children show what a sigma does."""
+"""Number of children that measure the effect of a sigma."""
 
 
 def _discordance(candidates: list[Candidate], scores: list[Score]) -> float | None:
@@ -41,21 +41,21 @@ class Evolution:
     Evolves a model in place, generation by generation.
 
     Args:
-        model (`torch.nn.Module`): the parent; after [`Evolution.step`], the next one.
+        model (`torch.nn.Module`): the parent. Each [`Evolution.step`] replaces it by the next parent.
         mutation ([`Mutation`]), evaluator ([`Evaluator`]), fitness ([`Fitness`]), recombination ([`Recombination`]): the
-            method.
-        fitness_batches ([`ImageBatches`]): score the children.
-        selection_batches ([`ImageBatches`], *optional*): choose among finished candidates; the fitness data where there
-            are none.
-        elitism (`bool`, *optional*, defaults to `True`): the parent is among the candidates.
-        survivors (`int`, *optional*, defaults to 0): children race by successive halving, until no more than so many are
-            left; 0: they do not race.
-        keep_parent (`bool`, *optional*, defaults to `False`): remembers each generation's parent, for
-            [`Evolution.last_parent`]: as much memory as the weights that change.
-        outside ([`OutsideImages`], *optional*): images of another distribution, which count where fitness is about them.
+            parts of the method.
+        fitness_batches ([`ImageBatches`]): images that the children are scored on.
+        selection_batches ([`ImageBatches`], *optional*): images that the candidates are scored on. Defaults to the fitness
+            images.
+        elitism (`bool`, *optional*, defaults to `True`): the parent is a candidate too.
+        survivors (`int`, *optional*, defaults to 0): children race by successive halving until at most this many are left.
+            With 0, they do not race.
+        keep_parent (`bool`, *optional*, defaults to `False`): keeps each generation's parent for
+            [`Evolution.last_parent`]. This takes as much memory as the weights that change.
+        outside ([`OutsideImages`], *optional*): out-of-distribution images. They are used only if the fitness needs them.
 
     Attributes:
-        last ([`Generation`], *optional*): the last generation, once there is one; its scores are empty where it was restored.
+        last ([`Generation`], *optional*): the last generation; `None` before the first. A restored generation has no scores.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class Evolution:
         Runs one generation and leaves the next parent in the model.
 
         Args:
-            generation (`int`): from 0; keys masks and noise.
+            generation (`int`): counts from 0. Keys masks and noise.
             sigma (`float`): mutation strength.
-            on_scored (`Callable`, *optional*): called with a child's index when it is scored, and its fitness; `None`
-                where other processes have a part of it.
+            on_scored (`Callable`, *optional*): called with a child's index and its fitness when the child has been scored.
+                The fitness is `None` if other processes score a part of the child.
 
         Raises:
-            `SMDError`: if the parent's own logits are not finite.
-            `RuntimeError`: if the parent did not come back exactly: a bug, and nothing is saved.
+            `SMDError`: if the parent's logits are not finite.
+            `RuntimeError`: if the parent's weights were not restored exactly. This is a bug, and nothing is saved.
         """
         parent_hash = weights_hash(self.model)
         children = self.mutation.children(generation, sigma)
@@ -111,8 +111,8 @@ class Evolution:
         parent, parent_fitness, scored = self._score(children, on_scored, sums)
         if weights_hash(self.model) != parent_hash:
             raise RuntimeError(
-                "The parent's weights are not what they were before its children were scored. This is a bug in smd_hf, or the "
-                "model changes its own weights in a forward pass. Nothing was saved."
+                "The parent's weights changed while its children were scored. This is a bug in smd_hf, or the model changes "
+                "its own weights in a forward pass. Nothing was saved."
             )
         candidates, results = self._finalists(scored, sums)
         best = self._best(candidates, [fitness for _, fitness in results])
@@ -133,7 +133,7 @@ class Evolution:
         return self.last
 
     def _advance(self, chosen: Candidate) -> None:
-        """The chosen candidate becomes the parent."""
+        """Makes the chosen candidate the parent."""
         self._undo = []
         if chosen.parts:
             undo = keep(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
@@ -143,20 +143,21 @@ class Evolution:
 
     def restore(self, record: dict[str, Any], selected: Score | None = None) -> None:
         """
-        Goes through a recorded generation again, without scoring anything.
+        Repeats a recorded generation without scoring anything.
 
         Args:
-            record (`dict`): a [`Generation.record`]; the model holds that generation's parent, and afterwards the next one.
-            selected ([`Score`], *optional*): of the next parent on the selection split, where it is known.
+            record (`dict`): a [`Generation.record`]. The model must hold that generation's parent; afterwards it holds the
+                next one.
+            selected ([`Score`], *optional*): the next parent's score on the selection split, if known.
 
         Raises:
-            `SMDError`: if it is of another population.
+            `SMDError`: if the record has another number of children.
         """
         children = self.mutation.children(record["generation"], record["sigma"])
         if len(children) != len(record["children"]):
             raise SMDError(
                 f"Generation {record['generation']} of the run to resume has {len(record['children'])} children; these arguments "
-                f"make {len(children)}. Resume with the arguments that it began with."
+                f"make {len(children)}. Resume with the arguments of that run."
             )
         chosen = Candidate(record["chosen"], tuple((children[index], weight) for index, weight in record["parts"]))
         self._advance(chosen)
@@ -164,7 +165,7 @@ class Evolution:
         self._parent_result = None if selected is None else (selected, self.last.selection[chosen.name])
 
     def _best(self, candidates: list[Candidate], fitness: list[float]) -> int:
-        """The first of equals: the parent before all others; where children are pruned, these before the parent."""
+        """The fittest candidate. The parent wins a tie, unless children are pruned: then a child wins it."""
         best = int(np.argmax(fitness))
         if self.mutation.prune and candidates[best] is KEEP_PARENT:
             return next(
@@ -173,7 +174,7 @@ class Evolution:
         return best
 
     def score_on(self, fitness_batches: ImageBatches) -> None:
-        """Other fitness data from here on; where they are the selection data too, the parent is scored on them again."""
+        """Replaces the fitness images. If they are the selection images too, the parent is scored on them again."""
         if self.selection_batches is self.fitness_batches:
             self.selection_batches = fitness_batches
             self._parent_result = None
@@ -181,7 +182,7 @@ class Evolution:
 
     @contextmanager
     def last_parent(self) -> Iterator[None]:
-        """For as long as the context lasts, the model is the parent of the last generation's children again."""
+        """Within the context, the model holds the parent of the last generation's children again."""
         with applied(self.mutation.parameters, self._undo):
             self.mutation.parent_changed()
             yield
@@ -225,18 +226,18 @@ class Evolution:
             self._warned_of_failed_children = True
             logger.warning(
                 f"{len(failed)} of {len(scored)} children have scores that are not finite (the first is child {failed[0]} of "
-                f"generation {children[0].generation}) and lose, whatever the others do. A smaller sigma avoids it."
+                f"generation {children[0].generation}). They cannot be selected. A smaller sigma avoids this."
             )
         return scores[0], fitness[0], scored
 
     def _finalists(
         self, children: list[ScoredChild], sums: Any | None
     ) -> tuple[list[Candidate], list[tuple[Score, float]]]:
-        """All candidates of all rounds, with score and fitness on the selection split; the parent first where it counts."""
+        """All rounds' candidates, with score and fitness on the selection split. With elitism, the parent comes first."""
         finalists: list[Candidate] = []
         results: list[tuple[Score, float]] = []
         if self.elitism:
-            # As the last generation's choice, it has been scored on these images already.
+            # The last generation chose it, so it has been scored on these images already.
             finalists = [KEEP_PARENT]
             results = self._score_candidates([KEEP_PARENT]) if self._parent_result is None else [self._parent_result]
         rounds = self.recombination.propose(children, sums)
@@ -255,7 +256,7 @@ class Evolution:
         return finalists, results
 
     def _of_first_process(self, proposed: list[Candidate] | None) -> list[Candidate] | None:
-        """The same proposal everywhere, also where machines are unlike and solve equations to other last bits."""
+        """The first process's proposal, on every process: different machines may solve equations to different last bits."""
         [first, *_] = self.evaluator.spread.together(lambda: proposed)
         return first
 
@@ -272,13 +273,19 @@ class Evolution:
         return list(zip(scores, fitness))
 
     def outside_scores(self, variants: list[Variant], part: str) -> list[Score | None]:
-        """Scores on a part of the images of another distribution, where fitness is about them; otherwise `None` for each."""
+        """
+        Scores variants on out-of-distribution images, if the fitness needs them; otherwise returns `None` for each.
+
+        Args:
+            variants (list of [`Variant`]): what to score.
+            part (`str`): `"fitness"`, `"selection"` or `"test"`.
+        """
         if self.outside is None:
             return [None] * len(variants)
         return self.evaluator.score(variants, getattr(self.outside, part), keep_logits=True)
 
     def variant(self, child: Child) -> Variant:
-        """A child as the evaluator takes it."""
+        """The child as a variant that the evaluator can score."""
         return Variant(
             f"child {child.index}", lambda: self.mutation.changes(child), self.mutation.changed_names(child)
         )
@@ -290,9 +297,9 @@ class Evolution:
 
     def flipped(self, sigma: float, sample: ImageBatches, num_probes: int = PROBES) -> float:
         """
-        The mean share of predictions on a sample that a child of this sigma changes.
+        The mean share of a sample's predictions that a child of this sigma flips.
 
-        The children are those of generation -1, spread over the population: the same noise for every sigma.
+        The children belong to generation -1, so every sigma gets the same noise. They are evenly spaced in the population.
         """
         children = self.mutation.children(-1, sigma)
         probes = [
@@ -306,9 +313,9 @@ class Evolution:
 
 
 def check_parent(score: Score) -> None:
-    """Raises [`SMDError`] for a parent whose logits are not finite."""
+    """Raises [`SMDError`] if the parent's logits are not finite."""
     if not score.finite:
         raise SMDError(
-            "The parent's own logits are not finite (NaN or infinity) on this data, so no child can be compared with it. Check "
+            "The parent's logits are not finite (NaN or infinity) on this data, so no child can be compared with it. Check "
             "that the checkpoint loaded fully and fits its image processor, and load it in float32 if it is in float16."
         )

@@ -1,4 +1,4 @@
-"""Which children survive: their order by fitness, with those that failed behind all others."""
+"""Computes the fitness of variants and ranks children by it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,17 @@ LOWER_IS_BETTER_ENDINGS = ("nll", "loss", "error", "perplexity", "distance", "co
 
 class Fitness:
     """
-    The number that selection maximises, from what a variant got right.
+    The number that selection maximises, computed from a variant's score.
 
     Args:
-        name (`str`): `"nll"`, `"accuracy"`, one of `OOD_METRICS`, or a key that `compute_metrics` returns (that of
-            [`~smd_hf.metrics.classification.named_metrics`] for all other names), with or without the prefix `eval_`.
-        compute_metrics (`Callable`, *optional*): as in Trainer: from an `EvalPrediction` (logits, labels) to a dict.
-        greater_is_better (`bool`, *optional*): by default, a key that ends as one of `LOWER_IS_BETTER_ENDINGS` does is better
-            when lower, any other when greater, and so is `neg_...`.
+        name (`str`): `"nll"`, `"accuracy"`, one of `OOD_METRICS`, or a key that `compute_metrics` returns, with or without the
+            prefix `eval_`. [`~smd_hf.metrics.classification.named_metrics`] computes all other named metrics.
+        compute_metrics (`Callable`, *optional*): as in Trainer. Maps an `EvalPrediction` (logits, labels) to a dict.
+        greater_is_better (`bool`, *optional*): defaults to `False` for a name with one of the endings
+            `LOWER_IS_BETTER_ENDINGS`, and to `True` for any other and for scikit-learn's names `neg_...` and `d2_...`.
+
+    Raises:
+        `SMDError`: if the name needs `compute_metrics` and there is none.
     """
 
     def __init__(
@@ -43,34 +46,36 @@ class Fitness:
         if self.needs_logits and not self.needs_outside and compute_metrics is None:
             builtin = ("nll", "accuracy", *METRICS, *OOD_METRICS)
             raise SMDError(
-                f"fitness='{name}' is no built-in metric ({', '.join(builtin)}) and no classification scorer of scikit-learn (such as "
-                f"f1_macro), and there is no compute_metrics to return it.{did_you_mean(self.name, (*builtin, *sklearn_scorers()))} "
-                "Choose one of these (of top_k_accuracy with a number, such as top_5_accuracy), name a metric of `evaluate` by "
+                f"fitness='{name}' is not a built-in metric ({', '.join(builtin)}) or a classification scorer of scikit-learn "
+                f"(f1_macro, for example), and there is no compute_metrics to return it."
+                f"{did_you_mean(self.name, (*builtin, *sklearn_scorers()))} "
+                "Choose one of these (top_k_accuracy needs a number: top_5_accuracy), name a metric of `evaluate` with "
                 "metric_name_or_path, or pass compute_metrics to the trainer."
             )
         if greater_is_better is None or not self.needs_logits or self.needs_outside:
-            # scikit-learn's names of these beginnings are better when greater, such as neg_log_loss.
+            # scikit-learn's metrics with these prefixes are better when greater: neg_log_loss, for example.
             turned = self.name.startswith(("neg_", "d2_"))
             greater_is_better = turned or not self.name.lower().endswith(LOWER_IS_BETTER_ENDINGS)
         self.greater_is_better = greater_is_better
 
     @property
     def label(self) -> str:
-        """For the axis of a plot: the metric, and its sign where fitness is its negative."""
+        """The label of a plot's axis: the metric's name, after "negative" if fitness is the negative metric."""
         return self.name if self.greater_is_better else f"negative {self.name}"
 
     @property
     def computes_metrics(self) -> bool:
-        """Whether it is a key of `compute_metrics`."""
+        """Whether `compute_metrics` returns it."""
         return self.needs_logits and not self.needs_outside
 
     def value(self, score: Score, labels: np.ndarray, metrics: Mapping[str, float] | None = None) -> float:
         """
-        The metric itself, in its own direction and units.
+        The metric, in its own direction and units.
 
         Args:
-            score ([`Score`]), labels (`numpy.ndarray`): of the same images.
-            metrics (mapping, *optional*): what `compute_metrics` returns for them, where that is known.
+            score ([`Score`]): of a variant.
+            labels (`numpy.ndarray`): of the same images, of shape `(n,)`.
+            metrics (mapping, *optional*): the result of `compute_metrics` on these images, if it is already known.
 
         Raises:
             `SMDError`: if `compute_metrics` does not return the key as one number.
@@ -87,12 +92,16 @@ class Fitness:
             if key in metrics:
                 return as_number(key, metrics[key])
         raise SMDError(
-            f"fitness='{self.name}' is not among what compute_metrics returns: {', '.join(map(str, metrics))}. Choose one of "
-            "these, or 'nll' or 'accuracy'."
+            f"compute_metrics does not return fitness='{self.name}'. It returns: {', '.join(map(str, metrics))}. Choose one of "
+            "these, 'nll' or 'accuracy'."
         )
 
     def __call__(self, score: Score, labels: np.ndarray, metrics: Mapping[str, float] | None = None) -> float:
-        """Fitness, better when greater; minus infinity where a logit or the metric is not finite. Arguments as for `value`."""
+        """
+        The fitness: greater is better, and minus infinity if a logit or the metric is not finite.
+
+        Takes the arguments of [`Fitness.value`].
+        """
         if not score.finite:
             return float("-inf")
         value = self.value(score, labels, metrics)
@@ -101,28 +110,29 @@ class Fitness:
         return value if self.greater_is_better else -value
 
     def raw(self, fitness: float) -> float:
-        """The metric in its own direction, from a fitness."""
+        """Converts a fitness to the metric in its own direction."""
         return fitness if self.greater_is_better else -fitness
 
 
 def as_number(key: str, value: Any) -> float:
-    """A metric as a float, or an error that names it."""
+    """Converts a metric to a float. Raises [`SMDError`] with the metric's name if it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
         raise SMDError(
-            f"compute_metrics returns {type(value).__name__} for '{key}', but fitness is one number a child. Return a float."
+            f"compute_metrics returns {type(value).__name__} for '{key}', but fitness is one number per child. Return a float."
         ) from None
 
 
 @dataclass(frozen=True)
 class ScoredChild:
     """
-    A child with what it got right on the fitness data.
+    A child and its result on the fitness data.
 
     Args:
-        child ([`Child`]), score ([`Score`]), fitness (`float`): the last two on the images that it has seen.
-        eliminated (`bool`, *optional*, defaults to `False`): it lost a race before it had seen all.
+        child ([`Child`]): the child.
+        score ([`Score`]), fitness (`float`): on the images that the child was scored on.
+        eliminated (`bool`, *optional*, defaults to `False`): the child lost a race before it was scored on all images.
     """
 
     child: Child
@@ -132,11 +142,11 @@ class ScoredChild:
 
 
 def ranked(children: Sequence[ScoredChild]) -> list[ScoredChild]:
-    """Children from the fittest down, the earlier first where two are equal; without those that failed or lost a race."""
+    """Sorts children by fitness, the fittest first and ties by index. Drops children that failed or lost a race."""
     alive = [scored for scored in children if np.isfinite(scored.fitness) and not scored.eliminated]
     return sorted(alive, key=lambda scored: (-scored.fitness, scored.child.index))
 
 
 def auroc_of(name: str, score: Score) -> float:
-    """The same of a variant that was scored on both data sets, with all its logits."""
+    """The AUROC of a variant's score. The score must have all logits, also of the out-of-distribution images."""
     return auroc(name, score.logits, score.outside.logits)

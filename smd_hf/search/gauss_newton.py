@@ -1,10 +1,10 @@
 """
-Gauss-Newton recombination: one step in the span of the children, from what their forward passes have measured.
+Gauss-Newton recombination: takes one step in the span of the children, computed from their logits.
 
-Each child's change of the logits, D_i = f(theta + delta_i) - f(theta), is a measured directional derivative. In the span of
-the children, theta + sum c_i delta_i, a loss l has the gradient g_i = sum <l', D_i> and, by Gauss and Newton, the
-curvature H_ij = sum D_i' l'' D_j, with l' and l'' its derivatives by the logits; for cross-entropy these are p - y and
-diag p - p p' (Schraudolph 2002). Both are sums over images, so they stream over batches. The step solves
+Each child's change of the logits, D_i = f(theta + delta_i) - f(theta), measures a directional derivative. In the span of
+the children, theta + sum c_i delta_i, a loss l has the gradient g_i = sum <l', D_i> and the Gauss-Newton curvature
+H_ij = sum D_i' l'' D_j. Here l' and l'' are the loss's derivatives with respect to the logits. For cross-entropy they are
+p - y and diag p - p p' (Schraudolph 2002). Both are sums over images, so they are added up batch by batch. The step solves
 (H + lambda I) c = -g.
 """
 
@@ -20,24 +20,25 @@ from .mutation import Child
 from .recombination import Best, Candidate, Recombination
 
 DAMPING = (0.03, 0.3, 3.0)
-"""Values of lambda that are tried, in units of the mean curvature of a child."""
+"""Values of lambda to try, in units of the mean curvature of a child."""
 
 STEPS = (0.5, 1.5)
-"""Lengths that are tried of the best of the steps of length 1."""
+"""Lengths to try for the best of the steps of length 1."""
 
 CHUNK_NUMBERS = 2**22
-"""How many derivatives (directions x images x classes) are held in float64 at a time."""
+"""How many derivatives (directions x images x classes) are held in float64 at once."""
 
 
 class GaussNewtonSums:
     """
-    Gradient and curvature in the span of the children, batch by batch: on the logits' device, or on the CPU where that has no
-    float64 (MPS).
+    Sums gradient and curvature in the span of the children, batch by batch.
+
+    The sums are taken on the logits' device, or on the CPU if the device has no float64 (MPS).
 
     Args:
-        children (sequence of [`Child`]): in the order in which their logits come. Of a mirrored pair, half the difference
-            of the two counts, the central difference.
-        loss ([`Loss`]): what is to be lowered.
+        children (sequence of [`Child`]): in the order of their logits. A mirrored pair is one direction, measured by the
+            central difference.
+        loss ([`Loss`]): the loss that the step lowers.
     """
 
     def __init__(self, children: Sequence[Child], loss: Loss):
@@ -51,14 +52,14 @@ class GaussNewtonSums:
 
     def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
         """
-        One batch's part.
+        Computes one batch's part of the sums.
 
         Args:
             logits (sequence of `torch.Tensor`): the parent's, then each child's, of shape `(batch, num_labels)`.
             labels (`torch.Tensor`): of shape `(batch,)`.
 
         Returns:
-            `numpy.ndarray`: float64, of shape `(directions, directions + 1)`: H, and g as the last column.
+            `numpy.ndarray`: H with g as the last column, float64, of shape `(directions, directions + 1)`.
         """
         parent, *children = logits
         size = len(self.plus)
@@ -69,7 +70,7 @@ class GaussNewtonSums:
             rows = slice(start, start + chunk)
             base = parent[rows].to(device).double()
             changes = torch.stack([self._change(children, place, rows, base) for place in range(size)])
-            # What is not finite is a child that loses anyway: it is left out of the step.
+            # A child with logits that are not finite cannot be selected: leave it out of the step.
             changes = torch.where(torch.isfinite(changes).all(-1, keepdim=True), changes, 0.0)
             slope, curved = _derivatives(self.loss, base, labels[rows].to(device), changes)
             flat = changes.flatten(1)
@@ -88,15 +89,17 @@ def _derivatives(
     loss: Loss, logits: torch.Tensor, labels: torch.Tensor, changes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The loss's first derivative by the logits, and its second times each change.
+    The loss's gradient with respect to the logits, and its Hessian times each change.
 
     Args:
-        loss ([`Loss`]): of logits of shape `(batch, num_labels)` and labels of shape `(batch,)`.
-        logits, labels (`torch.Tensor`): where.
+        loss ([`Loss`]): the loss to differentiate.
+        logits (`torch.Tensor`): of shape `(batch, num_labels)`.
+        labels (`torch.Tensor`): of shape `(batch,)`.
         changes (`torch.Tensor`): of shape `(directions, batch, num_labels)`.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: of the shapes of the logits and of the changes.
+        `tuple[torch.Tensor, torch.Tensor]`: the gradient with the shape of the logits, and the products with the shape of the
+        changes.
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf, changes = logits.clone().requires_grad_(), changes.clone()
@@ -107,13 +110,13 @@ def _derivatives(
 
 class GaussNewton(Recombination):
     """
-    One Gauss-Newton step in the span of all children, its damping and length chosen on the selection split.
+    Takes one Gauss-Newton step in the span of all children. The selection split chooses its damping and length.
 
-    The fittest child is a candidate too, so that it is taken where no step helps.
+    The fittest children are candidates too, in case no step helps.
 
     Args:
-        top_k (`int`): how many of the fittest children are candidates beside the steps.
-        loss ([`Loss`]): what is to be lowered.
+        top_k (`int`): how many of the fittest children are candidates besides the steps.
+        loss ([`Loss`]): the loss that the step lowers.
     """
 
     name = "gauss_newton"
@@ -148,16 +151,17 @@ class GaussNewton(Recombination):
 
 def damped_steps(curvature: np.ndarray, gradient: np.ndarray) -> dict[float, np.ndarray]:
     """
-    The solutions c of (|H| + lambda I) c = -g, by the damping lambda in units of the mean of |H|'s eigenvalues.
+    Solves (|H| + lambda I) c = -g for each damping lambda, in units of the mean eigenvalue of |H|.
 
-    |H| has the absolute values of H's eigenvalues (Dauphin et al. 2014); for cross-entropy, it is H.
+    |H| has the absolute values of H's eigenvalues (Dauphin et al. 2014). For cross-entropy, |H| = H.
 
     Args:
         curvature (`numpy.ndarray`): H, symmetric, of shape `(n, n)`.
         gradient (`numpy.ndarray`): g, of shape `(n,)`.
 
     Returns:
-        dict of `float` to `numpy.ndarray` of shape `(n,)`; empty where no child changes any logit.
+        dict of `float` to `numpy.ndarray` of shape `(n,)`: the solution c by damping. Empty if no child changes a logit, or
+        if H or g is not finite.
     """
     if not np.isfinite(curvature).all() or not np.isfinite(gradient).all():
         return {}

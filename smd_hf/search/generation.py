@@ -1,4 +1,4 @@
-"""What happened in one generation, as the run remembers, records and logs it."""
+"""One generation's results: how a run keeps, records and logs them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,20 +15,20 @@ from .recombination import Candidate
 @dataclass
 class Generation:
     """
-    What happened in one generation.
+    The results of one generation.
 
     Args:
-        generation (`int`): from 0.
-        sigma (`float`): before `match_norm` and the tensors' own scales.
-        parent ([`Score`]): of the parent on the fitness data.
-        parent_fitness (`float`): likewise.
-        children (list of [`ScoredChild`]): in their order.
-        selection (dict of `str` to `float`): fitness of each finished candidate on the selection split, by name.
-        chosen ([`Candidate`]): the next parent; without parts where the parent is kept.
-        selected ([`Score`]): of the chosen one on the selection split.
+        generation (`int`): counts from 0.
+        sigma (`float`): mutation strength, before `match_norm` and the scale of each tensor.
+        parent ([`Score`]): the parent's score on the fitness data.
+        parent_fitness (`float`): the parent's fitness on the same data.
+        children (list of [`ScoredChild`]): by index.
+        selection (dict of `str` to `float`): fitness of each candidate on the selection split, by the candidate's name.
+        chosen ([`Candidate`]): the next parent. It has no parts if the parent stays.
+        selected ([`Score`]): the next parent's score on the selection split.
         discordance (`float`, *optional*): share of selection images on which exactly one of parent and candidate is right,
-            mean over the candidates; `None` where the parent was not among them.
-        objectives (`dict`, *optional*): values of several objectives, as [`ParetoEvolution`] finds them.
+            mean over the candidates. `None` if the parent was not a candidate.
+        objectives (`dict`, *optional*): values of several objectives, from [`ParetoEvolution`].
     """
 
     generation: int
@@ -43,7 +43,7 @@ class Generation:
     objectives: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
-        """The generation as JSON values: enough to build each child, and the next parent, again."""
+        """The generation as JSON values. They suffice to rebuild each child and the next parent."""
         return {
             "generation": self.generation,
             "sigma": self.sigma,
@@ -65,12 +65,12 @@ class Generation:
         cls, record: dict[str, Any], children: Sequence[Child], chosen: Candidate, selected: Score | None
     ) -> "Generation":
         """
-        The generation again, with its fitness values but without the scores that they come from.
+        Restores a generation from its record. It has fitness values, but not the scores that they came from.
 
         Args:
-            record (`dict`): as [`Generation.record`] gives it.
-            children (sequence of [`Child`]), chosen ([`Candidate`]): made again.
-            selected ([`Score`], *optional*): of the chosen one, where that was kept.
+            record (`dict`): from [`Generation.record`].
+            children (sequence of [`Child`]), chosen ([`Candidate`]): rebuilt from the record.
+            selected ([`Score`], *optional*): the next parent's score on the selection split, if known.
         """
         return cls(
             record["generation"],
@@ -89,7 +89,11 @@ class Generation:
         )
 
     def logs(self, fitness: Fitness) -> dict[str, float]:
-        """The generation as Trainer logs it, metrics in their own direction; of the children that saw all images."""
+        """
+        The generation's logs for Trainer, with metrics in their own direction.
+
+        Best, mean and standard deviation count only the children that were scored on all images.
+        """
         name, raw = fitness.name, fitness.raw
         values = [scored.fitness for scored in ranked(self.children)]
         seen = sum(scored.score.num_images for scored in self.children)

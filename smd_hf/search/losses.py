@@ -1,4 +1,4 @@
-"""Losses that are differentiable in the logits: what a Gauss-Newton step lowers. No derivative passes through a model."""
+"""The losses that a Gauss-Newton step can lower. They are differentiated with respect to the logits, not the weights."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from ..arguments.choices import names
 from ..errors import SMDError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From logits `(batch, num_labels)` in float64 and labels `(batch,)` to the sum of the images' losses."""
+"""Maps logits `(batch, num_labels)` in float64 and labels `(batch,)` to the sum of the images' losses."""
 
 LOSSES = names(choices.Loss)
 
@@ -23,7 +23,7 @@ def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] |
 
     Args:
         label_smoothing (`float`, *optional*, defaults to 0): share of each label that is spread evenly over all classes.
-        class_weights (sequence of `float`, *optional*): what an image of each class counts.
+        class_weights (sequence of `float`, *optional*): weight of an image of each class.
     """
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] |
 
 
 def focal(gamma: float = 2.0) -> Loss:
-    """Focal loss, -(1 - p)^gamma log p of the right class (Lin et al. 2017): images that are easy count less."""
+    """Focal loss, -(1 - p)^gamma log p of the right class (Lin et al. 2017): easy images count less."""
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         log_p = logits.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
@@ -48,11 +48,11 @@ def expected_cost(cost_matrix: Sequence[Sequence[float]] | np.ndarray) -> Loss:
     The expected cost of a prediction drawn from the model's probabilities.
 
     Args:
-        cost_matrix (array of shape `(num_labels, num_labels)`): in row i and column j, the cost of predicting class j for an image of class
-            i.
+        cost_matrix (array of shape `(num_labels, num_labels)`): entry [i, j] is the cost of predicting class j for an image of
+            class i.
 
     Raises:
-        `SMDError`: if it is not square, or holds what is not finite.
+        `SMDError`: if it is not a square matrix of finite numbers.
     """
     costs = np.asarray(cost_matrix, dtype=np.float64)
     if costs.ndim != 2 or costs.shape[0] != costs.shape[1] or not np.isfinite(costs).all():
@@ -69,13 +69,13 @@ def expected_cost(cost_matrix: Sequence[Sequence[float]] | np.ndarray) -> Loss:
 
 
 def ordinal(num_labels: int) -> Loss:
-    """The expected distance |i - j| between the predicted and the right class: for classes that have an order."""
+    """The expected distance |i - j| between the predicted and the right class, for ordered classes."""
     places = np.arange(num_labels)
     return expected_cost(np.abs(places[:, None] - places[None, :]))
 
 
 def from_compute_loss_func(compute_loss_func: Callable) -> Loss:
-    """Trainer's `compute_loss_func(outputs, labels, num_items_in_batch)`, which with one item in the batch is a sum."""
+    """Wraps Trainer's `compute_loss_func(outputs, labels, num_items_in_batch)`. With `num_items_in_batch=1` it is a sum."""
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return compute_loss_func(ImageClassifierOutput(logits=logits), labels, num_items_in_batch=1)
@@ -91,16 +91,17 @@ def make_loss(
     cost_matrix: Sequence[Sequence[float]] | None = None,
 ) -> Loss:
     """
-    The loss of that name.
+    Builds a loss by name.
 
     Args:
         name (`str`): one of `LOSSES`.
-        num_labels (`int`): of the model.
-        label_smoothing (`float`, *optional*), class_weights (sequence of `float`, *optional*): for `cross_entropy`.
-        cost_matrix (*optional*): for `expected_cost`.
+        num_labels (`int`): number of labels of the model.
+        label_smoothing (`float`, *optional*, defaults to 0): for `cross_entropy`.
+        class_weights (sequence of `float`, *optional*): for `cross_entropy`, of shape `(num_labels,)`.
+        cost_matrix (*optional*): for `expected_cost`, of shape `(num_labels, num_labels)`.
 
     Raises:
-        `SMDError`: for another name, or what does not fit the number of labels.
+        `SMDError`: if the name is unknown, or an argument does not fit the number of labels.
     """
     if class_weights is not None and len(class_weights) != num_labels:
         raise SMDError(f"class_weights has {len(class_weights)} numbers, but the model has {num_labels} labels.")
@@ -113,8 +114,8 @@ def make_loss(
     if name == "expected_cost":
         if cost_matrix is None or np.shape(cost_matrix) != (num_labels, num_labels):
             raise SMDError(
-                f"loss='expected_cost' needs a cost_matrix of shape ({num_labels}, {num_labels}): in row i and column j, "
-                "what it costs to call an image of class i a j."
+                f"loss='expected_cost' needs a cost_matrix of shape ({num_labels}, {num_labels}): entry [i, j] is the cost of "
+                "predicting class j for an image of class i."
             )
         return expected_cost(cost_matrix)
     raise SMDError(f"loss='{name}' is not one of {', '.join(LOSSES)}.")

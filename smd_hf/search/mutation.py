@@ -1,9 +1,9 @@
 """
-Mutation: children of the current parent, put into the model in place and taken out again to the bit.
+Mutation: computes the children of the current parent, as changes of its weights.
 
 A child is theta + m * sigma * s * eps: eps is keyed noise, m its subspace, s the scale of each tensor (its standard
-deviation where sigma is relative, else 1). A child that scales has its tensors times 1 + sigma or 1 - sigma. Where children are
-pruned, it is theta with zeros in its subspace. Only a description is kept; the changes are made when they are needed.
+deviation if sigma is relative, else 1). A child that scales multiplies its tensors by 1 + sigma or 1 - sigma. A pruned child
+is theta with zeros in its subspace. Only a description of each child is kept. Its changes are computed when they are needed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,16 +25,15 @@ logger = logging.get_logger(__name__)
 @dataclass(frozen=True)
 class Child:
     """
-    All that tells a child from its siblings: with the parent's weights, it can be built again from this alone.
+    The description of a child. Together with the parent's weights, it suffices to rebuild the child.
 
     Args:
-        generation (`int`), index (`int`): from 0.
+        generation (`int`), index (`int`): count from 0.
         direction (`int`): which subspace and noise.
         sign (`int`): 1, or -1 for the second of a mirrored pair.
-        sigma (`float`): mutation strength before `match_norm` and the tensor's own scale.
-        step (`float`): what the noise is multiplied by before the tensor's own scale; `sigma`, or sigma / sqrt(density)
-            under `match_norm`.
-        count (`int`): how many coordinates it changes.
+        sigma (`float`): mutation strength, before `match_norm` and the tensor's scale.
+        step (`float`): factor of the noise, before the tensor's scale: sigma, or sigma / sqrt(density) with `match_norm`.
+        count (`int`): number of coordinates that the child changes.
         density (`float`): `count` as a share of the mutable coordinates.
     """
 
@@ -50,21 +49,21 @@ class Child:
 
 class Mutation:
     """
-    Makes the children of a generation and the weights of each.
+    Makes the children of a generation and computes the weights of each.
 
     Args:
         model (`torch.nn.Module`): holds the parent's weights.
-        decomposition ([`Decomposition`]): which direction may change what.
+        decomposition ([`Decomposition`]): gives each direction its coordinates.
         seed (`int`, *optional*, defaults to 0): keys the noise.
         sigma_units (`str`, *optional*, defaults to `"relative"`): `"relative"` multiplies sigma by each tensor's standard
-            deviation in the parent (by its root mean square where all its values are equal); `"absolute"` does not.
+            deviation in the parent (by its root mean square if all its values are equal); `"absolute"` does not.
         match_norm (`bool`, *optional*, defaults to `False`): divides sigma by sqrt(density), so that children of every
             density are as far from the parent as a dense one.
         mirrored (`bool`, *optional*, defaults to `False`): children come in pairs, theta + delta and theta - delta.
-        prune (`bool`, *optional*, defaults to `False`): a child's coordinates become zero instead: delta is -theta there.
+        prune (`bool`, *optional*, defaults to `False`): sets a child's coordinates to zero instead: delta is -theta there.
 
     Raises:
-        `SMDError`: if sigma is relative and all mutable tensors are zero. Where some are, a warning says that they stay so.
+        `SMDError`: if sigma is relative and all mutable tensors are zero. If only some are zero, a warning names them.
     """
 
     def __init__(
@@ -95,32 +94,32 @@ class Mutation:
         return self.decomposition.space
 
     def parent_changed(self) -> None:
-        """Measures the parent's tensors again: to be called whenever its weights have changed for good."""
+        """Measures the parent's tensors again. Call it after every lasting change of its weights."""
         if self.prune or self.sigma_units == "absolute":
             self.scales = [1.0] * len(self.space.names)
         else:
             self.scales = [tensor_scale(self.parameters[name]) for name in self.space.names]
 
     def _check_zeros(self) -> None:
-        """Tensors of zeros have no scale to be relative to, and noise times 0 is no noise: that must not pass unseen."""
+        """Reports tensors of zeros: their scale is 0, so relative noise has no effect on them."""
         names = [name for name, scale in zip(self.space.names, self.scales) if scale == 0]
         if not names:
             return
         shown = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         if len(names) == len(self.scales):
             raise SMDError(
-                f"All mutable tensors hold nothing but zeros ({shown}), and sigma is relative to each tensor's standard "
-                "deviation, so no child would differ from the parent. Choose sigma_units='absolute' with a sigma of your own, or "
-                "other mutable_parameters."
+                f"All mutable tensors are zero ({shown}), and sigma is relative to each tensor's standard deviation, so no "
+                "child would differ from the parent. Choose sigma_units='absolute' and set sigma, or choose other "
+                "mutable_parameters."
             )
         logger.warning(
-            f"{len(names)} of {len(self.scales)} mutable tensors hold nothing but zeros ({shown}). They stay zero, as sigma is "
-            "relative to each tensor's standard deviation. To change them too, choose sigma_units='absolute' with a sigma of "
-            "your own; to leave them out without this warning, name them in frozen_parameters."
+            f"{len(names)} of {len(self.scales)} mutable tensors are zero ({shown}). They stay zero, because sigma is relative "
+            "to each tensor's standard deviation. To change them too, choose sigma_units='absolute' and set sigma. To leave "
+            "them out without this warning, name them in frozen_parameters."
         )
 
     def children(self, generation: int, sigma: float) -> list[Child]:
-        """The population of one generation, `directions` children or twice as many where they are mirrored."""
+        """The population of one generation: `directions` children, or twice as many if they are mirrored."""
         signs = (1, -1) if self.mirrored else (1,)
         children = []
         for direction in range(self.decomposition.directions):
@@ -140,8 +139,8 @@ class Mutation:
             tensor (`int`): the tensor's position in the space.
 
         Returns:
-            Flat indices (int64, `(k,)`; `None` for all) and what is added there (float32, `(k,)`; float64 for the pruning or
-            scaling of a float64 tensor); `None` for nothing.
+            Flat indices (int64, `(k,)`; `None` for all) and the values to add there (float32, `(k,)`; float64 for the pruning
+            or scaling of a float64 tensor). `None` if the child does not change the tensor.
         """
         decomposition = self.decomposition
         indices = decomposition.indices(child.generation, child.direction, tensor)
@@ -165,13 +164,13 @@ class Mutation:
         return indices, noise
 
     def _parent_values(self, tensor: int, indices: np.ndarray | None) -> np.ndarray:
-        """The parent's values there, as wide as sums with them are taken in."""
+        """The parent's values at the indices, in the dtype in which changes are added to them."""
         values = self.parameters[self.space.names[tensor]].detach().reshape(-1)
         values = values if indices is None else values.take(torch.from_numpy(indices).to(values.device))
         return values.to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
 
     def changes(self, child: Child) -> Iterator[tuple[str, Change]]:
-        """The child's weights where they differ from the parent's: (name in memory, [`Change`]), tensor by tensor."""
+        """The child's weights where they differ from the parent's: a pair (name in memory, [`Change`]) for each tensor."""
         return self.combination([(child, 1.0)])
 
     def changed_names(self, child: Child) -> frozenset[str]:
@@ -188,8 +187,8 @@ class Mutation:
         The weights theta + sum of coefficient x (child - theta), where they differ from the parent's.
 
         Args:
-            parts (list of ([`Child`], `float`)): children and their coefficients; sums are taken in float32 and in this
-                order, and rounded to the parameter's dtype once.
+            parts (list of ([`Child`], `float`)): children and their coefficients. They are summed in float32 and in this
+                order, and the sum is rounded to the parameter's dtype once.
         """
         for tensor, name in enumerate(self.space.names):
             mutation = self._sum_of_deltas(parts, tensor)
@@ -233,9 +232,9 @@ def zero_share(parameters: Mapping[str, torch.Tensor]) -> float:
 
 
 def tensor_scale(tensor: torch.Tensor) -> float:
-    """The standard deviation of a tensor's values, in float64; their root mean square where they are all equal."""
-    # In row-major order, whatever the memory layout: the order of a sum shows in its last bits.
-    # Copied first: MPS would convert before it copies, and has no float64.
+    """The standard deviation of a tensor's values, in float64; their root mean square if they are all equal."""
+    # Sum in row-major order, whatever the memory layout: the order changes the last bits.
+    # Copy first: MPS would convert before it copies, and has no float64.
     values = tensor.detach().cpu().double().contiguous().numpy()
     deviation = float(np.std(values))
     return deviation if deviation > 0 else float(np.sqrt(np.mean(values**2)))

@@ -1,4 +1,4 @@
-"""Which parameters of a model are mutable: patterns over names, with named groups."""
+"""Finds the mutable parameters of a model by patterns over their names and by named groups."""
 
 from fnmatch import fnmatchcase
 
@@ -15,7 +15,7 @@ GROUPS = ("all", "norms", "biases", "head")
 
 
 def norm_parameter_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that belong to normalisation layers: every module whose class is named so."""
+    """Names of the parameters of normalisation layers: the modules with "norm" in their class name."""
     return {
         f"{module_name}.{name}" if module_name else name
         for module_name, module in model.named_modules()
@@ -26,17 +26,17 @@ def norm_parameter_names(model: nn.Module) -> set[str]:
 
 def matching_parameters(model: nn.Module, patterns: list[str], argument: str) -> set[str]:
     """
-    Names of the parameters that at least one of the patterns matches.
+    Names of the parameters that match at least one of the patterns.
 
     Args:
         model (`torch.nn.Module`): the model.
-        patterns (`list[str]`): each a named group (`all`; `norms`: of normalisation layers; `biases`: those named bias;
-            `head`: of the classifier) or a shell-style pattern over names in memory or in the checkpoint, such as
+        patterns (`list[str]`): each is a named group (`all`; `norms`: normalisation layers; `biases`: parameters named bias;
+            `head`: the classifier) or a shell-style pattern over names in memory or in the checkpoint, for example
             `"*.layer.11.*"`.
-        argument (`str`): the argument that the patterns come from, for the message.
+        argument (`str`): name of the argument that holds the patterns, for the error message.
 
     Raises:
-        `SMDError`: for a pattern that matches nothing, with some of the names that there are.
+        `SMDError`: if a pattern matches nothing. The message shows some of the model's names.
     """
     names = [name for name, _ in model.named_parameters()]
     saved = checkpoint_names(model)
@@ -65,21 +65,21 @@ def parameter_space(
     model: nn.Module, mutable_parameters: list[str] | None = None, frozen_parameters: list[str] | None = None
 ) -> ParameterSpace:
     """
-    The parameters that mutation may change: those that `mutable_parameters` match, less those that `frozen_parameters` do.
+    The parameters that mutation may change: all that match `mutable_parameters`, except those that match `frozen_parameters`.
 
-    Buffers, BatchNorm's running statistics among them, and parameters that are not plain floating-point tensors, such as
-    quantised ones, are never mutable.
+    Buffers are never mutable, nor are quantised parameters: only plain floating-point parameters are. BatchNorm's running
+    statistics are buffers.
 
     Args:
         model (`torch.nn.Module`): the model.
-        mutable_parameters (`list[str]`, *optional*, defaults to everything): patterns as in [`matching_parameters`].
-        frozen_parameters (`list[str]`, *optional*, defaults to nothing): the same.
+        mutable_parameters (`list[str]`, *optional*, defaults to all): patterns as in [`matching_parameters`].
+        frozen_parameters (`list[str]`, *optional*, defaults to none): patterns as in [`matching_parameters`].
 
     Returns:
-        [`ParameterSpace`]: in the order in which blocks run, and the model's own within a block.
+        [`ParameterSpace`]: ordered by the blocks' depth and, within a block, as in the model.
 
     Raises:
-        `SMDError`: for a pattern that matches nothing, or if nothing is left.
+        `SMDError`: if a pattern matches nothing, or no parameter is left.
     """
     mutable = matching_parameters(model, mutable_parameters or ["all"], "mutable_parameters")
     frozen = matching_parameters(model, frozen_parameters, "frozen_parameters") if frozen_parameters else set()
@@ -93,8 +93,8 @@ def parameter_space(
     ]
     if not chosen:
         raise SMDError(
-            "No mutable parameter is left: frozen_parameters takes away all that mutable_parameters gives, or it is quantised "
-            f"({len(mutable)} tensors matched, {len(frozen)} frozen). Loosen one of the two."
+            f"No mutable parameter is left: mutable_parameters matches {len(mutable)} tensors, and all of them are frozen by "
+            f"frozen_parameters (which matches {len(frozen)}) or quantised. Widen mutable_parameters or narrow frozen_parameters."
         )
     names = tuple(name for name, _ in chosen)
     return ParameterSpace(

@@ -1,8 +1,8 @@
 """
-Recombination: scored children become candidates for the next parent.
+Recombination: turns scored children into candidates for the next parent.
 
-A candidate is theta + sum of coefficient x (child - theta). A strategy proposes candidates, round by round; each is scored
-on the selection split, and the best of all rounds is taken, with the parent among them where elitism is on.
+A candidate is theta + sum of coefficient x (child - theta). A recombination proposes candidates in rounds. Each candidate is
+scored on the selection split, and the best of all rounds becomes the parent. With elitism, the parent is a candidate too.
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ from .mutation import Child
 @dataclass(frozen=True)
 class Candidate:
     """
-    A finished proposal for the next parent.
+    A candidate for the next parent.
 
     Args:
-        name (`str`): what it is, for the log.
-        parts (tuple of ([`Child`], `float`)): the children it is made of, with their coefficients.
+        name (`str`): for logs and records.
+        parts (tuple of ([`Child`], `float`)): the children that it combines, with their coefficients.
     """
 
     name: str
@@ -30,29 +30,29 @@ class Candidate:
 
 class Recombination(ABC):
     """
-    A strategy that turns scored children into candidates.
+    Turns scored children into candidates.
 
     Args:
-        top_k (`int`): how many of the fittest children count.
+        top_k (`int`): how many of the fittest children are used.
     """
 
     name: str
-    """How arguments name it."""
+    """Its name in the arguments."""
 
     def __init__(self, top_k: int):
         self.top_k = top_k
 
     def sums(self, children: Sequence[Child]) -> Any | None:
         """
-        What is to be summed over batches while children are scored, if anything.
+        Sums to take over batches while children are scored; `None` if none are needed.
 
-        A callable from the logits of parent and children and the labels of a batch to an array; the sum over all batches
-        becomes its `total`, and it is passed to [`Recombination.propose`].
+        Returns a callable. It maps a batch's logits (of the parent and the children) and labels to an array. The sum over
+        all batches is stored as its `total`, and the callable is passed to [`Recombination.propose`].
         """
         return None
 
     def most_candidates(self, num_children: int) -> int:
-        """How many candidates of so many children there can be, in all rounds."""
+        """The greatest number of candidates, over all rounds, for a number of children."""
         return min(self.top_k, num_children)
 
     @abstractmethod
@@ -60,21 +60,21 @@ class Recombination(ABC):
         self, children: Sequence[ScoredChild], sums: Any | None = None
     ) -> Generator[list[Candidate], list[float], None]:
         """
-        Yields candidates round by round; each `yield` gives their fitness on the selection split, in their order.
+        Yields candidates in rounds. Each `yield` returns their fitness on the selection split, in the same order.
 
         Args:
-            children (sequence of [`ScoredChild`]): all of a generation, in their order.
-            sums (*optional*): what [`Recombination.sums`] gave, with its `total`.
+            children (sequence of [`ScoredChild`]): all children of a generation, by index.
+            sums (*optional*): the result of [`Recombination.sums`], with its `total`.
         """
 
 
 class Best(Recombination):
-    """Each of the `top_k` fittest children is a candidate: selection scores them again on images new to them."""
+    """Each of the `top_k` fittest children is a candidate. Selection scores them again, on other images."""
 
     name = "best"
 
     def candidates(self, children: Sequence[ScoredChild]) -> list[Candidate]:
-        """The fittest children as they are."""
+        """The fittest children, unchanged."""
         return [
             Candidate(f"child {scored.child.index}", ((scored.child, 1.0),))
             for scored in ranked(children)[: self.top_k]
@@ -87,7 +87,7 @@ class Best(Recombination):
 
 
 class TopKMean(Recombination):
-    """The mean of the weights of the `top_k` fittest children is the one candidate."""
+    """The only candidate is the mean of the weights of the `top_k` fittest children."""
 
     name = "top_k_mean"
 
@@ -103,8 +103,10 @@ class TopKMean(Recombination):
 
 class GreedySoup(Recombination):
     """
-    The greedy soup of Wortsman et al. (2022): from the fittest of the `top_k` children down, each goes into the mean of the
-    weights if the mean is then no worse on the selection split.
+    The greedy soup of Wortsman et al. (2022).
+
+    Goes through the `top_k` children, the fittest first, and adds each to the mean of the weights if the new mean is no worse
+    on the selection split.
     """
 
     name = "greedy_soup"

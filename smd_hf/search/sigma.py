@@ -1,4 +1,4 @@
-"""A sigma to begin with: found by bisection, as the one whose children flip a target share of predictions."""
+"""Calibrates sigma by bisection until children flip a target share of predictions, and schedules it over generations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from .evolution import Evolution
 
 FIRST_SIGMA = {"relative": 0.1, "absolute": 0.01}
-"""What is tried first, by `sigma_units`."""
+"""The first sigma to try, by `sigma_units`."""
 
 
 @dataclass(frozen=True)
 class Calibration:
     """
-    What the search for sigma found.
+    The result of a calibration.
 
     Args:
-        sigma (`float`): the sigma chosen.
+        sigma (`float`): the chosen sigma.
         flipped (`float`): share of predictions that its children flip, in [0, 1].
-        target (`float`): the share that was looked for.
-        curve (tuple of (`float`, `float`)): every (sigma, share flipped) that was measured, by sigma.
+        target (`float`): the share to reach.
+        curve (tuple of (`float`, `float`)): every measured pair (sigma, share of flipped predictions), sorted by sigma.
     """
 
     sigma: float
@@ -52,14 +52,14 @@ def calibrate_sigma(
     Finds sigma by bisection on its logarithm.
 
     Args:
-        flipped (`Callable`): from sigma to the mean share of predictions that differ from the parent's; grows with sigma.
+        flipped (`Callable`): maps sigma to the mean share of predictions that differ from the parent's. It grows with sigma.
         target (`float`): the share to reach, in (0, 1).
-        start (`float`): the first sigma that is tried; the bracket grows from there by factors of 4.
-        tolerance (`float`, *optional*, defaults to 0.1): stops within this share of the target.
-        max_probes (`int`, *optional*, defaults to 16): how many sigmas are tried at the most.
+        start (`float`): the first sigma to try. The bracket grows from it by factors of 4.
+        tolerance (`float`, *optional*, defaults to 0.1): stops when the share is this close to the target, relative to it.
+        max_probes (`int`, *optional*, defaults to 16): tries at most this many sigmas.
 
     Returns:
-        [`Calibration`]: of the sigma tried whose share is nearest to the target.
+        [`Calibration`]: of the tried sigma whose share is nearest to the target.
 
     Raises:
         `SMDError`: if no sigma flips any prediction.
@@ -92,11 +92,11 @@ def calibrate_sigma(
 
 def calibrated(evolution: "Evolution", batches: ImageBatches, samples: int, target: float) -> Calibration:
     """
-    The sigma at which children of an evolution flip a share of predictions.
+    Finds the sigma at which the children of an evolution flip a target share of predictions.
 
     Args:
-        evolution ([`Evolution`]): whose children.
-        batches ([`ImageBatches`]), samples (`int`): the images, of which so many are looked at.
+        evolution ([`Evolution`]): makes and scores the children.
+        batches ([`ImageBatches`]), samples (`int`): the children predict the first `samples` images.
         target (`float`): the share to reach, in (0, 1).
 
     Raises:
@@ -113,13 +113,13 @@ def scheduled_sigma(sigma: float, schedule: str, generation: int, num_generation
 
     Args:
         sigma (`float`): in generation 0.
-        schedule (`str`): `"constant"`; `"linear"`: falls by sigma / `num_generations` a generation; `"cosine"`: half a
-            cosine from sigma towards 0 (Loshchilov and Hutter 2017, without restarts). Neither reaches 0.
-        generation (`int`): from 0.
+        schedule (`str`): `"constant"`; `"linear"`: falls by sigma / `num_generations` per generation; `"cosine"`: half a
+            cosine from sigma towards 0 (Loshchilov and Hutter 2017, without restarts). Neither of the last two reaches 0.
+        generation (`int`): counts from 0.
         num_generations (`int`): of the whole run.
 
     Raises:
-        `SMDError`: for another name.
+        `SMDError`: if the schedule is unknown.
     """
     share = generation / num_generations
     if schedule == "constant":

@@ -1,9 +1,9 @@
 """
-Subspaces: which child may change which coordinates.
+Subspaces: decides which child changes which coordinates.
 
-A population of N children explores `directions` subspaces of the mutable coordinates (N, or N/2 where children come in
-mirrored pairs). A decomposition is a rule that gives each direction its coordinates, tensor by tensor, from keyed random
-numbers: nothing of the size of children times parameters is ever held.
+A population of N children explores `directions` subspaces of the mutable coordinates (N, or N/2 if children come in mirrored
+pairs). A decomposition gives each direction its coordinates, tensor by tensor, from keyed random numbers. It never holds an
+array as large as the children times the parameters.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from ..keyed_random import keyed_generator
 from ..models.blocks import contiguous_runs
 
 MIN_COST = 0.1
-"""No block gets more than ten times the children of the costliest one, however cheap it is to score."""
+"""The lowest cost that counts: no block gets more than ten times as many children as the most expensive one."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class ParameterSpace:
     The mutable parameters of a model, in a fixed order.
 
     Args:
-        names (`tuple[str, ...]`): the names in memory, as `model.named_parameters()` gives them.
-        keys (`tuple[str, ...]`): the names in a saved checkpoint, which key the random numbers: they outlive a release of
-            transformers that renames modules.
-        sizes (`tuple[int, ...]`): the number of coordinates of each.
-        blocks (`tuple[int, ...]`): for each, the position in depth of the block it belongs to, from 0.
+        names (`tuple[str, ...]`): names in memory, from `model.named_parameters()`.
+        keys (`tuple[str, ...]`): names in a saved checkpoint. They key the random numbers, because they do not change when a
+            release of transformers renames modules.
+        sizes (`tuple[int, ...]`): number of coordinates of each parameter.
+        blocks (`tuple[int, ...]`): depth of each parameter's block, from 0.
     """
 
     names: tuple[str, ...]
@@ -50,17 +50,17 @@ class Decomposition(ABC):
 
     Args:
         space (`ParameterSpace`): the mutable parameters.
-        directions (`int`): how many subspaces there are, at least 1.
+        directions (`int`): number of subspaces, at least 1.
         density (`float`, *optional*): share of the mutable coordinates that a direction changes, in (0, 1].
         seed (`int`, *optional*, defaults to 0): keys the masks.
         static (`bool`, *optional*, defaults to `False`): the same masks in every generation.
 
     Raises:
-        `SMDError`: if the density, or the number of directions, is not one that the decomposition can have.
+        `SMDError`: if the decomposition does not support the density or the number of directions.
     """
 
     name: str
-    """How arguments name it."""
+    """Its name in the arguments."""
 
     def __init__(
         self,
@@ -78,18 +78,18 @@ class Decomposition(ABC):
         self.offsets = np.concatenate([[0], np.cumsum(space.sizes)]).astype(np.int64)
 
     def check_density(self, density: float | None) -> float:
-        """The density in force for the one that was asked for (`None`: the decomposition's own)."""
+        """Returns the density to use. `None` stands for the decomposition's default. Raises [`SMDError`] if it cannot be used."""
         own = self.own_density()
         if density is not None and not np.isclose(density, own, rtol=1e-6):
             raise SMDError(
-                f"density={density} does not go with decomposition='{self.name}', whose children change a share of "
-                f"{own:.6g} of the coordinates. Leave density out, or take decomposition='random', which has any density."
+                f"density={density} does not fit decomposition='{self.name}': its children change a share of {own:.6g} of the "
+                "coordinates. Leave density out, or choose decomposition='random', which supports any density."
             )
         return own
 
     @abstractmethod
     def own_density(self) -> float:
-        """The density that the decomposition has by itself."""
+        """The decomposition's default density."""
 
     @abstractmethod
     def indices(self, generation: int, direction: int, tensor: int) -> np.ndarray | None:
@@ -97,41 +97,41 @@ class Decomposition(ABC):
         The coordinates of one tensor that a direction changes.
 
         Args:
-            generation (`int`), direction (`int`): from 0.
+            generation (`int`), direction (`int`): count from 0.
             tensor (`int`): the tensor's position in the space.
 
         Returns:
-            `numpy.ndarray` or `None`: increasing flat indices, int64, of shape `(k,)`, possibly empty; `None` for all.
+            `numpy.ndarray` or `None`: sorted flat indices, int64, of shape `(k,)`, possibly empty; `None` for all.
         """
 
     def noise_key(self, direction: int) -> int | None:
         """
-        Whose dense noise the direction takes its part of.
+        The key of the dense noise that the direction takes its values from.
 
-        `None`: its own, drawn for its coordinates alone. Else directions with the same number share one dense noise.
+        Directions with the same key share one dense noise. `None`: the direction draws noise for its own coordinates only.
         """
         return None
 
     def scales(self, direction: int) -> bool:
-        """Whether the direction multiplies its tensors by a number; else it adds noise to its coordinates."""
+        """Whether the direction multiplies its tensors by a number instead of adding noise."""
         return False
 
     def count(self, generation: int, direction: int) -> int:
-        """How many coordinates the direction changes."""
+        """The number of coordinates that the direction changes."""
         return sum(self.count_in(generation, direction, tensor) for tensor in range(len(self.space.sizes)))
 
     def count_in(self, generation: int, direction: int, tensor: int) -> int:
-        """How many coordinates of one tensor the direction changes."""
+        """The number of coordinates of one tensor that the direction changes."""
         indices = self.indices(generation, direction, tensor)
         return self.space.sizes[tensor] if indices is None else len(indices)
 
     def mask_generation(self, generation: int) -> int:
-        """The generation which keys the masks: always the first where subspaces are static."""
+        """The generation that keys the masks: always 0 if subspaces are static."""
         return 0 if self.static else generation
 
 
 class Dense(Decomposition):
-    """Every direction changes every coordinate: the control, ordinary evolution strategies."""
+    """Every direction changes every coordinate, as in ordinary evolution strategies: the control."""
 
     name = "dense"
 
@@ -158,15 +158,16 @@ class Random(Decomposition):
         density = self.own_density() if density is None else density
         if round(density * self.space.total) < 1:
             raise SMDError(
-                f"density={density} leaves a child no coordinate of the {self.space.total} mutable ones. Raise it to "
-                f"{1 / self.space.total:.2g} at the least, or make more parameters mutable."
+                f"density={density} is too low: a child would change none of the {self.space.total} mutable coordinates. Raise "
+                f"it to at least {1 / self.space.total:.2g}, or make more parameters mutable."
             )
         return density
 
     def counts(self, generation: int, direction: int) -> np.ndarray:
         """
-        How many coordinates of each tensor the direction changes: systematic sampling, so that the counts add up to
-        round(density x total) exactly and every coordinate of every tensor is as likely as any other.
+        The number of coordinates of each tensor that the direction changes.
+
+        Systematic sampling makes the counts add up to exactly round(density x total), and every coordinate equally likely.
         """
         key = (self.mask_generation(generation), direction)
         if self._last_counts is None or self._last_counts[0] != key:
@@ -191,10 +192,10 @@ class Random(Decomposition):
 
 class Cut(Decomposition):
     """
-    A dense noise cut into disjoint masks whose union is everything, `parts` of them to each noise.
+    Cuts each dense noise into `parts` disjoint masks that cover all coordinates.
 
-    Coordinates are dealt out in a random order, one after another through all tensors, so that the shares differ by one
-    coordinate at most.
+    Coordinates are dealt out in random order, one after another through all tensors. The masks differ by at most one
+    coordinate in size.
     """
 
     parts: int
@@ -219,7 +220,7 @@ class Cut(Decomposition):
         return len(range(self._first(direction, tensor), self.space.sizes[tensor], self.parts))
 
     def _order(self, generation: int, cut: int, tensor: int) -> np.ndarray:
-        """The order in which one tensor's coordinates are dealt; kept for the other parts of the same cut."""
+        """The order in which one tensor's coordinates are dealt. It is cached for the other parts of the same cut."""
         key = (generation, cut, tensor)
         if self._last_order is None or self._last_order[0] != key:
             size = self.space.sizes[tensor]
@@ -229,27 +230,27 @@ class Cut(Decomposition):
         return self._last_order[1]
 
     def _first(self, direction: int, tensor: int) -> int:
-        """The first place in the order that is dealt to the direction, given all that earlier tensors were dealt."""
+        """The first place in the order that the direction gets, after the coordinates of all earlier tensors were dealt."""
         return int((direction - self.offsets[tensor]) % self.parts)
 
 
 class Partition(Cut):
-    """One dense noise, cut into as many masks as there are directions."""
+    """Cuts one dense noise into as many masks as there are directions."""
 
     name = "partition"
 
     def __init__(self, space: ParameterSpace, directions: int, *args, **kwargs):
         if directions > space.total:
             raise SMDError(
-                f"A partition gives each child at least one coordinate of its own, but {directions} children are asked for "
-                f"and {space.total} coordinates are mutable. Lower population_size or make more parameters mutable."
+                f"A partition gives each child at least one coordinate, but there are {directions} children and only "
+                f"{space.total} mutable coordinates. Lower population_size or make more parameters mutable."
             )
         self.parts = directions
         super().__init__(space, directions, *args, **kwargs)
 
 
 class Antirandom(Cut):
-    """Pairs of directions: a random half of the coordinates and the other half, of one dense noise a pair."""
+    """Directions come in pairs with one dense noise: a random half of the coordinates, and the other half."""
 
     name = "antirandom"
     parts = 2
@@ -257,26 +258,27 @@ class Antirandom(Cut):
     def __init__(self, space: ParameterSpace, directions: int, *args, **kwargs):
         if directions % 2:
             raise SMDError(
-                f"decomposition='antirandom' makes children in pairs, a mask and its complement, but {directions} "
-                "subspaces are asked for. Choose an even population_size (a multiple of four with mirrored=True)."
+                f"decomposition='antirandom' makes children in pairs (a mask and its complement), but {directions} is an odd "
+                "number of subspaces. Choose an even population_size (a multiple of four with mirrored=True)."
             )
         super().__init__(space, directions, *args, **kwargs)
 
 
 class Blocks(Decomposition):
     """
-    Disjoint in depth: a direction changes weights of one contiguous run of blocks only, all of them or a random share.
+    Disjoint in depth: each direction changes one contiguous run of blocks, all of its weights or a random share.
 
-    With fewer directions than blocks, runs hold about as many coordinates each and each has one direction. With more, every
-    block is a run, and runs have equally many directions, where that does not come out even one more for the last, which are
-    the cheapest to score. Or, where costs are given, directions are drawn inversely to what they cost to score, by systematic
-    sampling in each generation: a run has its exact share over generations, and never a whole direction more or less.
+    With fewer directions than blocks, each direction has its own run, and the runs have about the same number of coordinates.
+    With more directions than blocks, each block is a run, and directions are shared out evenly. If they do not divide evenly,
+    the last runs get one more, because they are the cheapest to score. If costs are given, directions are shared out in
+    inverse proportion to the cost instead, by systematic sampling in each generation. A run then gets its exact share over
+    the generations, and in each generation less than one direction more or less.
 
-    `density` is the share of the *run's* coordinates that is changed, 1 by default.
+    `density` is the share of the *run's* coordinates to change. It defaults to 1.
 
     Args:
-        suffix_costs (sequence of `float`, *optional*): for each block of the space, what part of a full pass it takes from
-            there to the logits, in (0, 1]. Costs below `MIN_COST` count as that.
+        suffix_costs (sequence of `float`, *optional*): for each block of the space, the cost of a pass from there to the
+            logits, as a share of a full pass, in (0, 1]. Lower costs than `MIN_COST` count as `MIN_COST`.
     """
 
     name = "blocks"
@@ -322,9 +324,9 @@ class Blocks(Decomposition):
         return max(1, round(self.density * self.space.sizes[tensor]))
 
     def run(self, generation: int, direction: int) -> int:
-        """Which run of blocks a direction changes, by its number in depth."""
+        """The run of blocks that a direction changes, numbered by depth."""
         if not self._by_cost:
-            return (direction - self.directions) % len(self._ends)  # rounds of all the runs, but for the first
+            return (direction - self.directions) % len(self._ends)  # all rounds but the first are complete
         generation = self.mask_generation(generation)
         if self._last_start is None or self._last_start[0] != generation:
             self._last_start = (generation, keyed_generator("allocation", self.seed, generation).random())
@@ -347,22 +349,22 @@ def make_decomposition(
     suffix_costs: Sequence[float] | None = None,
 ) -> Decomposition:
     """
-    The decomposition of that name.
+    Builds a decomposition by name.
 
     Args:
         name (`str`): one of `DECOMPOSITIONS`: `dense`, `random`, `antirandom`, `partition` or `blocks`.
         space (`ParameterSpace`), directions (`int`), density (`float`, *optional*), seed (`int`), static (`bool`): as for
             [`Decomposition`].
-        suffix_costs (sequence of `float`, *optional*): as for [`Blocks`], the only one that takes them.
+        suffix_costs (sequence of `float`, *optional*): for [`Blocks`] only.
 
     Raises:
-        `SMDError`: for a name that is none of them, a density outside (0, 1], or one that does not go with the name.
+        `SMDError`: if the name is unknown, or the decomposition does not support the density.
     """
     if name not in DECOMPOSITIONS:
         raise SMDError(f"decomposition='{name}' is not one of {', '.join(DECOMPOSITIONS)}.")
     if density is not None and not 0 < density <= 1:
         raise SMDError(
-            f"density={density} is outside (0, 1]: it is the share of the coordinates that a child changes."
+            f"density={density} is outside (0, 1]. It is the share of the coordinates that a child changes."
         )
     costs = {} if suffix_costs is None else {"suffix_costs": suffix_costs}
     return DECOMPOSITIONS[name](space, directions, density, seed, static, **costs)

@@ -1,9 +1,8 @@
 """
-Children that scale whole tensors, beside those that add noise to coordinates.
+Children that scale whole tensors instead of adding noise to coordinates.
 
-A pretrained model that meets images from another source may be wrong in something as coarse as how strongly a layer answers,
-or how sure its logits are. One number a tensor reaches that, where noise on single coordinates would have to find it by
-chance.
+On images from another source, a pretrained model may be wrong in something coarse: a layer responds too strongly, or the
+logits are overconfident. One number per tensor corrects that. Noise on single coordinates would find it only by chance.
 """
 
 import numpy as np
@@ -13,14 +12,14 @@ from .subspaces import Decomposition
 
 class WithScaling(Decomposition):
     """
-    The directions of another decomposition, and before them some that multiply whole tensors by a number.
+    Puts directions that multiply whole tensors by a number before the directions of another decomposition.
 
-    Each of these has one tensor. Where there are more tensors than such directions, they have runs of neighbouring tensors,
-    equally many or one more each, whose signs are drawn anew in every generation.
+    Each of them scales one tensor. If there are more tensors, each scales a run of neighbouring tensors, and the runs differ
+    by at most one tensor in length. The sign of each tensor is drawn anew in every generation.
 
     Args:
-        noise ([`Decomposition`]): whose directions add noise.
-        scaling (`int`): how many directions scale; from 1 to as many as there are tensors.
+        noise ([`Decomposition`]): gives the directions that add noise.
+        scaling (`int`): number of directions that scale, from 1 to the number of tensors.
     """
 
     def __init__(self, noise: Decomposition, scaling: int):
@@ -53,11 +52,11 @@ class WithScaling(Decomposition):
 
 def scaling_directions(share: float, directions: int, tensors: int) -> int:
     """
-    How many of the directions scale.
+    The number of directions that scale.
 
     Args:
-        share (`float`): of the directions, in [0, 1).
-        directions (`int`): of both kinds; one at the least adds noise.
-        tensors (`int`): how many there are to scale; no two directions have the same.
+        share (`float`): share of the directions that should scale, in [0, 1).
+        directions (`int`): number of all directions. At least one adds noise.
+        tensors (`int`): number of tensors. No two directions scale the same one.
     """
     return min(round(share * directions), directions - 1, tensors)

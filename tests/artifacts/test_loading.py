@@ -89,7 +89,7 @@ def test_the_home_folder(tmp_path, monkeypatch):
 
 def test_what_cannot_be_loaded(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SMDError, match="none of what can be loaded"):
+    with pytest.raises(SMDError, match="holds nothing that can be loaded"):
         load(tmp_path / "empty")
     with pytest.raises(SMDError, match="dtype is 'float8'"):
         load(tmp_path / "empty", dtype="float8")
@@ -224,7 +224,7 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
     assert result["plain"] == "ViTForImageClassification" and result["child"] == 1
     assert result["unknown commit"] is None and result["remembered commit"] == commit.sha
     assert "subfolder=" in result["several"]
-    assert "does not say where its base is" in result["local"]
+    assert "does not name its base" in result["local"]
     assert "no model of that name" in result["nothing"] and "no revision 'v9'" in result["revision"]
     assert "could not be reached" in result["offline nothing"]
     for wrong in (None, "hf_wrongTokenThatNobodyMaySee"):

@@ -98,8 +98,8 @@ def test_a_run_without_bad_rows_is_that_on_the_rows_that_are_left(tmp_path, capl
     assert report["data"]["left_out"] == {"train_dataset": 7, "eval_dataset": 1}
     assert report["data"]["fitness"]["num_images"] == 32 and report["parent"]["n_test"] == 16
     card = (tmp_path / "skip" / "README.md").read_text()
-    assert "Of `train_dataset`, 7 images could not be read and took no part." in card
-    assert "Of `eval_dataset`, 1 image could" in card
+    assert "7 images of `train_dataset` could not be read and were not used." in card
+    assert "1 image of `eval_dataset` could not be read and was not used." in card
     assert "left_out" not in clean.report["data"]
     assert "could not be read" not in (tmp_path / "clean" / "README.md").read_text()
 

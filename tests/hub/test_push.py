@@ -331,7 +331,7 @@ def test_the_pushed_cards_are_valid_and_say_what_was_measured(run, pushed):
         }
         assert metadata["license"] == "bsd-3-clause" or run == "custom"
         assert metadata.get("base_model") == ("tester/parent" if run == "vit" else None)
-        assert f'"{repo_id}"' in card and "Run this beside" not in card
+        assert f'"{repo_id}"' in card and "Run this next to" not in card
 
         report = json.loads(files["gain_report.json"])
         same = local.keys() - {"parent_name", "arguments", "all_arguments"}
@@ -483,7 +483,7 @@ def troubled(tmp_path_factory):
 def test_a_push_that_fails_loses_nothing_and_its_command_works_later(troubled):
     result, root = troubled.result, troubled.root
     for name in "no token at the start", "wrong token at the start":
-        assert "could not be made on the Hub" in result[name] and "hf auth login" in result[name]
+        assert "could not be created on the Hub" in result[name] and "hf auth login" in result[name]
     assert not (root / "start" / "children.jsonl").exists()
     later = shlex.join(["smd-hf", "push", str(root / "by hand"), "--repo_id", "tester/by-hand", "--private"])
     for name in "no token", "no right", "no network", "offline":
@@ -533,7 +533,7 @@ def test_hub_strategy_decides_what_goes_up_meanwhile(troubled):
         steps = [2] if strategy == "every_save" else [2, 1]
         assert titles[:-1] == ["End of training", *(f"Training in progress, step {step}" for step in steps)]
         assert troubled.files(f"tester/{strategy}") == {}
-    assert b"A push of a checkpoint failed" in (troubled.root / "output.log").read_bytes()
+    assert b"The push of a checkpoint failed" in (troubled.root / "output.log").read_bytes()
 
 
 def test_branches_proposals_changed_cards_and_mistakes(troubled):
@@ -546,7 +546,7 @@ def test_branches_proposals_changed_cards_and_mistakes(troubled):
     assert result["my card"][0] == 0
     assert troubled.files("tester/resumed")["README.md"].decode() == "---\nlicense: mit\n---\n# My card\n"
     assert result["nothing"][0] == 2 and "holds nothing to push" in result["nothing"][2]
-    assert result["no name"][0] == 2 and "no name of a repository" in result["no name"][2]
+    assert result["no name"][0] == 2 and "is not a valid repository name" in result["no name"][2]
     assert result["usage"][0] == 2 and "smd-hf push --help" in result["usage"][2]
 
 

@@ -230,9 +230,9 @@ def test_a_base_that_cannot_go_up_stays_here_and_is_told_of(finished, tmp_path, 
     config = SparseDelta.from_pretrained(finished / "children" / "0000").config
     save_tiny_checkpoint("resnet", tmp_path / "other", seed=5)
     for create_pr, base, reason in (
-        (True, config.base_model, "a pull request has no place for it"),
+        (True, config.base_model, "a pull request cannot hold it"),
         (False, str(tmp_path / "gone"), "has no model.safetensors"),
-        (False, str(tmp_path / "other"), "the weights there are no longer those"),
+        (False, str(tmp_path / "other"), "its weights have changed since the deltas were made"),
     ):
         place = upload._push_base(None, "user/name", create_pr, replace(config, base_model=base))
         assert place == (None, None) and reason in told[-1] and ".merge(base)" in told[-1]

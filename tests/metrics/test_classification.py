@@ -170,20 +170,20 @@ def test_what_cannot_be_loaded_says_what_to_do(script, rows, tmp_path):
     with pytest.raises(SMDError, match="no_such_package"):
         EvaluateMetric(str(script))
     (script / "hits.py").write_text(SCRIPT)
-    with pytest.raises(SMDError, match=r"refuses what it is given .*metric_kwargs"):
+    with pytest.raises(SMDError, match=r"rejects its inputs .*metric_kwargs"):
         make_trainer(tmp_path, rows, metric_name_or_path=str(script), metric_kwargs={"average": "macro"})
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(fitness="f1"), r"'f1' of scikit-learn refuses .*4 labels .*multiclass.*such as f1_macro"),
-        (dict(fitness="f1_macr"), r"no built-in metric .* Did you mean 'f1_macro' .*metric_name_or_path"),
-        (dict(fitness="r2"), "no built-in metric .*no classification scorer"),
-        (dict(fitness="adjusted_rand_score"), "no classification scorer"),
-        (dict(fitness="top_k_accuracy"), "with a number"),
+        (dict(fitness="f1"), r"'f1' of scikit-learn does not fit .*4 labels .*multiclass.*for example f1_macro"),
+        (dict(fitness="f1_macr"), r"is not a built-in metric .* Did you mean 'f1_macro' .*metric_name_or_path"),
+        (dict(fitness="r2"), "is not a built-in metric .*or a classification scorer"),
+        (dict(fitness="adjusted_rand_score"), "or a classification scorer"),
+        (dict(fitness="top_k_accuracy"), "needs a number"),
         (dict(fitness="expected_cost"), "needs a cost_matrix"),
-        (dict(fitness="expected_cost", cost_matrix="[[0, 1]"), "is not JSON"),
+        (dict(fitness="expected_cost", cost_matrix="[[0, 1]"), "is not a matrix in JSON"),
         (dict(fitness="expected_cost", cost_matrix="[[0, 1]]"), r"shape \(1, 2\)"),
         (dict(fitness="expected_cost", cost_matrix="[[0, 1], [1, 0]]"), "4 labels"),
         (dict(fitness="top_4_accuracy"), "always 1"),

@@ -111,7 +111,7 @@ def test_as_fitness_it_scores_chooses_and_is_reported_on_three_disjoint_parts(na
     parent = Evaluator(tiny_model("vit"), torch.device("cpu"))
     logits = [parent.logits(batches) for batches in (trainer.test_batches, parts[2])]
     assert entry[name]["parent"] == pytest.approx(by_hand(name, *logits), abs=1e-9)
-    assert "## Images of another distribution" in (tmp_path / "README.md").read_text()
+    assert "## Out-of-distribution images" in (tmp_path / "README.md").read_text()
 
 
 def test_as_one_of_several_objectives(rows, others, tmp_path):
@@ -207,7 +207,7 @@ def test_the_command_line_takes_both(tmp_path, capfd):
     assert main([*command, "--objectives", "nll", "mutated_fraction", "ood_energy_auroc"]) == 0
     printed = capfd.readouterr().out
     assert "By nll, mutated_fraction, ood_energy_auroc, " in printed and "front.csv has the values" in printed
-    assert "ood_auroc on 3 images of another distribution: " in printed
+    assert "ood_auroc on 3 out-of-distribution images: " in printed
     assert (tmp_path / "out" / "front.png").is_file()
     assert main([*command, "--objectives", "nll"]) == 2
     [line] = capfd.readouterr().err.strip().splitlines()

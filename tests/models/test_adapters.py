@@ -83,7 +83,7 @@ def warnings(monkeypatch):
 def test_a_tensor_of_zeros_under_relative_sigma_is_told_of(warnings):
     mutation = make_mutation(["all"])
     [message] = warnings
-    assert "1 of 2 mutable tensors hold nothing but zeros (lora_B). They stay zero" in message
+    assert "1 of 2 mutable tensors are zero (lora_B). They stay zero" in message
     assert "sigma_units='absolute'" in message and "frozen_parameters" in message
     [child, _] = mutation.children(0, 0.1)
     changes = dict(mutation.changes(child))

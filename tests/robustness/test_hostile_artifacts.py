@@ -131,7 +131,7 @@ def test_a_tensor_of_too_many_dimensions_is_refused(tmp_path):
     header["classifier.1.bias.values"]["shape"] = [4] + [1] * 500
     header = json.dumps(header).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
-    with pytest.raises(SMDError, match="64 dimensions at the most"):
+    with pytest.raises(SMDError, match="at most 64 dimensions"):
         SparseDelta.from_pretrained(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_links_out_of_a_checkpoint_are_not_followed(name, tmp_path):
 @pytest.mark.parametrize("name", ["trainer_state.json", "evolution_state.json", "model.safetensors"])
 def test_a_pipe_in_a_checkpoint_is_not_waited_for(name, tmp_path):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(SMDError, match="no file and no folder"):
+    with pytest.raises(SMDError, match="is not a file or folder"):
         read_checkpoint(tmp_path)
 
 

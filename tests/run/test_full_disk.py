@@ -61,7 +61,10 @@ def whole(tmp_path_factory):
 def test_in_the_midst_of_a_checkpoint(whole, tmp_path):
     saving = dict(save_strategy="steps", save_steps=1)
     error = error_of(lambda: train(tmp_path, Full(2, lambda: len(whole) // 2), **saving))
-    assert error.startswith("SMDError: The disk of output_dir") and "make room, then resume the run" in error
+    assert (
+        error.startswith("SMDError: Nothing more can be written to output_dir")
+        and "free some space, then resume the run" in error
+    )
     assert (tmp_path / "checkpoint-1" / "model.safetensors").stat().st_size >= len(whole)
     assert not (tmp_path / "checkpoint-2" / "model.safetensors").exists()
     assert not list(tmp_path.rglob(".saving-*"))
@@ -74,7 +77,7 @@ def test_in_the_midst_of_a_line_of_the_ledger(whole, tmp_path):
     lines = ledger / "finished.jsonl"
     # The line of the second generation does not fit any more.
     error = error_of(lambda: train(tmp_path, Full(2, lambda: lines.stat().st_size + 100), save_strategy="no"))
-    assert error.startswith("SMDError: ") and "File too large" in error and "make room" in error
+    assert error.startswith("SMDError: ") and "File too large" in error and "free some space" in error
     assert lines.read_bytes().count(b"\n") == 1 and not lines.read_bytes().endswith(b"\n")
     resumed = train(tmp_path, resume=True, save_strategy="no")
     assert (tmp_path / "model.safetensors").read_bytes() == whole
@@ -83,7 +86,7 @@ def test_in_the_midst_of_a_line_of_the_ledger(whole, tmp_path):
 
 def test_a_device_without_room(tmp_path):
     (tmp_path / "children.jsonl").symlink_to("/dev/full")
-    with pytest.raises(SMDError, match="takes no more \\(No space left on device\\)"):
+    with pytest.raises(SMDError, match=r"Nothing more can be written to output_dir .* \(No space left on device\)"):
         train(tmp_path)
 
 

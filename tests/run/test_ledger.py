@@ -486,7 +486,7 @@ def test_a_full_disk_is_told_and_leaves_what_can_be_resumed(checkpoint, data, wh
     try:
         # The largest file so far is that of cells.
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
-        with pytest.raises(SMDError, match=r"takes no more .* resume the run"):
+        with pytest.raises(SMDError, match=r"Nothing more can be written to output_dir .* resume the run"):
             trainer.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -336,7 +336,7 @@ def test_what_does_not_go_together_is_refused(kwargs, expected, tmp_path):
 
 
 def test_an_unknown_objective_is_refused(rows, tmp_path):
-    with pytest.raises(SMDError, match="fitness='wisdom' is no built-in metric"):
+    with pytest.raises(SMDError, match="fitness='wisdom' is not a built-in metric"):
         make_trainer(tmp_path, rows, ["nll", "wisdom"])
 
 

@@ -69,7 +69,7 @@ def test_every_strategy_goes_by_its_name(tmp_path):
         cost_matrix="[[0",
         use_cpu=True,
     )
-    with pytest.raises(SMDError, match="cost_matrix is not JSON"):
+    with pytest.raises(SMDError, match="cost_matrix is not a matrix in JSON"):
         make_recombination(args, 2)
 
 

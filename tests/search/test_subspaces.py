@@ -122,14 +122,14 @@ def test_masks_do_not_depend_on_the_order_in_which_they_are_asked_for():
 @pytest.mark.parametrize(
     ("name", "directions", "density", "message"),
     [
-        ("partition", 10, None, "10 children are asked for and 9 coordinates"),
+        ("partition", 10, None, "there are 10 children and only 9 mutable coordinates"),
         ("antirandom", 3, None, "even population_size"),
         ("random", 2, 0.0, "outside"),
         ("random", 2, 1.5, "outside"),
-        ("random", 2, 0.01, "no coordinate"),
+        ("random", 2, 0.01, "would change none of the 9 mutable coordinates"),
         ("random", 2, float("nan"), "outside"),
-        ("partition", 4, 0.5, "does not go with"),
-        ("dense", 4, 0.5, "does not go with"),
+        ("partition", 4, 0.5, "does not fit decomposition="),
+        ("dense", 4, 0.5, "does not fit decomposition="),
         ("sparse", 4, None, "not one of"),
     ],
 )

@@ -131,7 +131,7 @@ def test_any_child_can_be_built_again_from_what_was_recorded(overconfident, tmp_
     choices = dict(scaling_share=0.9, recombination="best", num_generations=3, elitism=False, sigma=0.2)
     trainer = evolved(overconfident, tmp_path / "run", **choices)
     assert trainer.report["scaling_share"] == 0.9
-    assert "0.9 of them at the most, by scaling whole tensors" in (tmp_path / "run" / "README.md").read_text()
+    assert "a share of at most 0.9 of them, by scaling whole tensors" in (tmp_path / "run" / "README.md").read_text()
     records = [json.loads(line) for line in (tmp_path / "run" / "children.jsonl").read_text().splitlines()]
     chosen = [index for record in records for index, _ in record["parts"]]
     assert len(chosen) == 3 and any(trainer.mutation.decomposition.scales(index) for index in chosen)

@@ -1,1 +1,1 @@
-"""A child as a small artifact of its own: what it changes, against a pinned base."""
+"""Sparse deltas: a child stored as its changes of a pinned base."""

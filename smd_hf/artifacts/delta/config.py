@@ -1,8 +1,8 @@
 """
-What a sparse delta says of itself: `smd_delta_config.json`, strictly checked.
+The configuration of a sparse delta, `smd_delta_config.json`, and its strict checks.
 
-The file comes from anywhere, so it is taken for hostile until every entry has the type and the form that the format gives
-it. No number in it leads to an allocation, and the one place that it names, the base, is a Hub id or an absolute path.
+The file may come from anywhere, so it is not trusted until every entry has the type and form of the format. No number in it
+leads to an allocation. The only place that it names, the base, is a Hub id or an absolute path.
 """
 
 import json
@@ -29,7 +29,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def _entry(expected: str, holds: Callable[[Any], Any] = lambda value: True, **default: Any) -> Any:
-    """A field of the type in its annotation for which `holds` is true; `expected` says so in an error."""
+    """A field that is valid if it has the annotated type and `holds` is true. `expected` describes it in errors."""
 
     def validate(value: Any) -> None:
         if value is not None and not holds(value):
@@ -50,7 +50,7 @@ def _is_json(value: dict[str, Any]) -> bool:
 
 
 def _is_path(base_model: str) -> bool:
-    """Whether a base is named by the absolute path of a folder, in the one form that has no detours."""
+    """Whether a base is named by the absolute, normalised path of a folder."""
     return os.path.isabs(base_model) and os.path.normpath(base_model) == base_model and base_model.isprintable()
 
 
@@ -67,27 +67,27 @@ def is_repo_id(name: Any) -> bool:
 @dataclass
 class DeltaConfig:
     """
-    The facts about a delta that are not tensors. [`~DeltaConfig.checked`] makes one with errors for users.
+    The configuration of a delta. [`~DeltaConfig.checked`] makes one and explains invalid entries to the user.
 
     Args:
         base_hash (`str`): [`~smd_hf.models.checkpoints.weights_hash`] of the base, 64 hexadecimal digits.
-        child_hash (`str`): the same of the child.
-        dtype (`str`): the base's, as it must be loaded: `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`.
-        changes (`dict[str, int | None]`): for each changed tensor, by its name in a checkpoint of the base, how many
-            coordinates are stored; `None` where the whole tensor is.
+        child_hash (`str`): hash of the child, likewise.
+        dtype (`str`): dtype in which the base must be loaded: `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`.
+        changes (`dict[str, int | None]`): number of stored coordinates of each changed tensor, by its checkpoint name; `None`
+            if the whole tensor is stored.
         density (`float`): share of coordinates that the child changes, in [0, 1].
-        base_model (`str`, *optional*): Hub id of the base, or the absolute path of its folder; `None` where it has no place.
+        base_model (`str`, *optional*): Hub id of the base, or the absolute path of its folder; `None` if it has neither.
         base_revision (`str`, *optional*): commit of the base on the Hub, 40 hexadecimal digits; `None` for a folder.
-        base_custom_code (`bool`, *optional*, defaults to `False`): whether the base is defined by Python files of its own,
-            so that it loads with `trust_remote_code=True` alone.
-        seed (`int`, *optional*), generation (`int`, *optional*), child (`int`, *optional*): which child of which run;
-            generation and child count from 0.
-        record (`dict`, *optional*, defaults to `{}`): anything else worth keeping, of JSON's types.
-        smd_hf_version (`str`, *optional*, defaults to `""`): of the library that made the delta.
-        format_version (`int`, *optional*, defaults to 1): of the two files.
+        base_custom_code (`bool`, *optional*, defaults to `False`): whether the base has its own Python files and needs
+            `trust_remote_code=True` to load.
+        seed (`int`, *optional*), generation (`int`, *optional*), child (`int`, *optional*): which child of which run.
+            Generation and child count from 0.
+        record (`dict`, *optional*, defaults to `{}`): further information, in JSON's types.
+        smd_hf_version (`str`, *optional*, defaults to `""`): version of the library that made the delta.
+        format_version (`int`, *optional*, defaults to 1): version of the two files' format.
 
     Raises:
-        `StrictDataclassError`: for an entry of another type or form.
+        `StrictDataclassError`: if an entry has another type or form.
     """
 
     base_hash: str = _entry("64 hexadecimal digits", _HASH.fullmatch)
@@ -116,17 +116,17 @@ class DeltaConfig:
     format_version: Literal[1] = _entry(f"{FORMAT_VERSION}", default=FORMAT_VERSION)
 
     def validate_revision(self) -> None:
-        """A commit belongs to a base on the Hub."""
+        """Raises an error if a base that is not on the Hub has a commit."""
         if self.base_revision is not None and (self.base_model is None or self.base_is_folder):
             raise ValueError("base_revision")
 
     @classmethod
     def checked(cls, **entries: Any) -> "DeltaConfig":
         """
-        The configuration of these entries.
+        Makes a configuration from entries.
 
         Raises:
-            `SMDError`: naming the first entry of another type or form than [`DeltaConfig`] takes.
+            `SMDError`: if an entry does not have the type or form that [`DeltaConfig`] expects. The message names the first.
         """
         try:
             return cls(**entries)
@@ -139,27 +139,27 @@ class DeltaConfig:
                 else "null for a base that is not on the Hub"
             )
             raise SMDError(
-                f"{DELTA_CONFIG_NAME}: {name} is {shown(entries[name])}; expected {expected}. The delta is refused: mend the entry, or "
-                "get the file again from where it was made."
+                f"{DELTA_CONFIG_NAME}: {name} is {shown(entries[name])}; expected {expected}. The delta is refused: fix the entry, or "
+                "get the file again from its source."
             ) from error
 
     @property
     def base_is_folder(self) -> bool:
-        """Whether the base is a folder of the machine on which the delta was made."""
+        """Whether the base is a local folder of the machine that made the delta."""
         return self.base_model is not None and _is_path(self.base_model)
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """The configuration as the text of the file."""
         return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, content: bytes) -> "DeltaConfig":
         """
-        Read the file's bytes.
+        Reads the configuration from the file's bytes.
 
         Raises:
-            `SMDError`: for what is not strict JSON (a key given twice, NaN, another encoding than UTF-8 included), for
-                entries that are missing, unknown, or not what [`DeltaConfig`] takes.
+            `SMDError`: if the file is not strict JSON in UTF-8 (NaN and duplicate keys are errors), or if entries are missing,
+                unknown or invalid.
         """
         try:
             entries = json.loads(
@@ -177,18 +177,18 @@ class DeltaConfig:
 
 
 def shown(value: Any, quote: bool = True) -> str:
-    """A value out of a file as a message may show it: on one line, without control characters, and short."""
+    """A value from a file, for a message: on one line, without control characters, and short."""
     text = repr(value) if quote else repr(str(value))[1:-1]
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _check_names(entries: Any, known: set[str]) -> None:
-    """Refuses a file without exactly the entries of this format."""
+    """Raises [`SMDError`] if the file does not have exactly the entries of this format."""
     if not isinstance(entries, dict):
         raise SMDError(
             f"{DELTA_CONFIG_NAME} holds {shown(entries)}; expected an object, as SparseDelta.save_pretrained writes it."
         )
-    # A newer format may have other entries: its number says more than they do.
+    # Check the version first: a newer format may have other entries.
     version = entries.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise SMDError(

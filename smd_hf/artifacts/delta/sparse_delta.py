@@ -1,9 +1,9 @@
 """
-A child as a small artifact: the coordinates in which it differs from its base, and a hash of each.
+Stores a child as a small artifact: the coordinates in which it differs from its base, and the hashes of base and child.
 
-A delta holds the child's *new values*, so that applying it and taking it back are copies, exact in every dtype. It is
-keyed by the names in a checkpoint, which neither the release of transformers nor the way the model was built changes, and
-it belongs to one base: the hash of the base's weights is checked before anything is written, and the child's afterwards.
+A delta holds the child's *new values*. So applying and restoring are copies, exact in every dtype. Its keys are the names in a
+checkpoint, which depend neither on the release of transformers nor on how the model was built. A delta belongs to one base:
+the hash of the base's weights is checked before it is applied, and the hash of the child's afterwards.
 """
 
 import copy
@@ -38,9 +38,9 @@ class SparseDelta:
 
     Attributes:
         config ([`~smd_hf.artifacts.delta.config.DeltaConfig`]): base, hashes, density, seed, generation, child and `record`.
-        changes (`dict` of `str` to (indices, values)): by checkpoint name, on the CPU: flat indices (int32; int64 for a
-            tensor of 2^31 coordinates or more), strictly increasing, or `None` for the whole tensor, and the child's values
-            there, in the tensor's dtype.
+        changes (`dict` of `str` to (indices, values)): by checkpoint name, on the CPU. `indices` are flat and strictly
+            increasing (int32; int64 for a tensor of 2^31 coordinates or more), or `None` for the whole tensor. `values` are
+            the child's values at these coordinates, in the tensor's dtype.
 
     Example:
 
@@ -60,23 +60,23 @@ class SparseDelta:
     @classmethod
     def from_changes(cls, model: PreTrainedModel, changes: Iterable[tuple[str, Change]], **info: Any) -> "SparseDelta":
         """
-        The delta of a child in memory.
+        Makes the delta of a child from its changes.
 
         Args:
             model ([`~transformers.PreTrainedModel`]): holds the base's weights, before and after the call.
-            changes (iterable of (name in memory, (indices, values))): as [`~smd_hf.search.mutation.Mutation.changes`] yields them;
-                coordinates whose value is the base's are left out.
-            base_model (`str` or `os.PathLike`, *optional*): Hub id or folder of the base; defaults to where the model says
-                it was loaded from. It must be given where the model's weights have changed since.
-            base_revision (`str`, *optional*): the base's commit, or a branch or tag of which the cache knows the commit.
-                Defaults to the commit that the model was loaded from, where that can be told; otherwise the delta names
-                none, and its base is looked for on the main branch.
+            changes (iterable of (name in memory, (indices, values))): from [`~smd_hf.search.mutation.Mutation.changes`].
+                Coordinates with the base's value are left out.
+            base_model (`str` or `os.PathLike`, *optional*): Hub id or folder of the base. Defaults to the place that the model
+                was loaded from. Required if the model's weights have changed since then.
+            base_revision (`str`, *optional*): the base's commit, or a branch or tag whose commit is in the cache. Defaults to
+                the commit that the model was loaded from, if it is known. Otherwise the delta names no commit, and its base
+                is loaded from the main branch.
             density (`float`, *optional*): defaults to the share of the model's parameters that differ.
             seed (`int`, *optional*), generation (`int`, *optional*), child (`int`, *optional*), record (`dict`, *optional*):
                 see [`~smd_hf.artifacts.delta.config.DeltaConfig`].
 
         Raises:
-            `SMDError`: for a change that does not fit the model or is not finite, or information of a wrong type.
+            `SMDError`: if a change does not fit the model or is not finite, or an argument has a wrong type.
         """
         names = checkpoint_names(model)
         by_name: dict[str, Change] = {}
@@ -90,21 +90,21 @@ class SparseDelta:
     @classmethod
     def between(cls, base_model: PreTrainedModel, child_model: PreTrainedModel, **info: Any) -> "SparseDelta":
         """
-        The delta that makes one model out of another of the same architecture, buffers such as BatchNorm's included.
+        Makes the delta between two models of the same architecture. It includes persistent buffers (of BatchNorm, for example).
 
         Args:
-            base_model ([`~transformers.PreTrainedModel`]): where it starts. Where it was loaded from is taken from it.
-            child_model ([`~transformers.PreTrainedModel`]): where it leads.
-            info: as for [`~SparseDelta.from_changes`], but `base_model` and `base_revision`.
+            base_model ([`~transformers.PreTrainedModel`]): the base. The delta names the place that it was loaded from.
+            child_model ([`~transformers.PreTrainedModel`]): the child.
+            info: the arguments of [`~SparseDelta.from_changes`], except `base_model` and `base_revision`.
 
         Raises:
-            `SMDError`: for tensors that have no counterpart of the same shape and dtype in the other model.
+            `SMDError`: if a tensor has no counterpart with the same shape and dtype in the other model.
         """
         base, child = checkpoint_tensors(base_model), checkpoint_tensors(child_model)
         if base.keys() != child.keys():
             raise SMDError(
-                f"The base and the child are not of one architecture: {', '.join(sorted(base.keys() ^ child.keys())[:4])} "
-                "are tensors of one of them alone. Expected two models with the same configuration."
+                f"The base and the child do not have the same architecture: only one of them has the tensors "
+                f"{', '.join(sorted(base.keys() ^ child.keys())[:4])}. Expected two models with the same configuration."
             )
         for name, tensor in base.items():
             if child[name].shape != tensor.shape or child[name].dtype != tensor.dtype:
@@ -122,8 +122,8 @@ class SparseDelta:
         for name, (indices, values) in given.items():
             if name not in tensors:
                 raise SMDError(
-                    f"The child changes {shown(name)}, which {type(model).__name__} does not have. Expected names of its "
-                    "parameters, as model.named_parameters() gives them."
+                    f"The child changes {shown(name)}, but {type(model).__name__} has no such tensor. Expected names of its "
+                    "parameters, as in model.named_parameters()."
                 )
             smallest, count = smallest_change(name, tensors[name], indices, values)
             if count:
@@ -155,17 +155,17 @@ class SparseDelta:
         subfolder: str = "",
     ) -> "SparseDelta":
         """
-        Read a delta from a folder or the Hub: two files, no code, no pickle. The base is not loaded yet.
+        Reads a delta from a folder or the Hub: two files, no code, no pickle. Does not load the base yet.
 
         Args:
             repo_or_folder (`str` or `os.PathLike`): a repository of the Hub or a folder.
             revision (`str`, *optional*): branch, tag or commit.
             token (`str` or `bool`, *optional*): access token for private repositories.
-            cache_dir (`str` or `os.PathLike`, *optional*): where downloads are kept.
-            subfolder (`str`, *optional*, defaults to `""`): where in it, for a repository of several deltas.
+            cache_dir (`str` or `os.PathLike`, *optional*): folder for downloads.
+            subfolder (`str`, *optional*, defaults to `""`): subfolder of the delta, in a repository with several.
 
         Raises:
-            `SMDError`: if there is no delta, or it is damaged, tampered with or of an unknown format.
+            `SMDError`: if there is no delta, or if it is damaged, was tampered with or has an unknown format.
         """
         name = os.fspath(repo_or_folder)
         expanded = os.path.expanduser(name)
@@ -174,45 +174,45 @@ class SparseDelta:
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """
-        Write `smd_delta.safetensors` and `smd_delta_config.json`.
+        Writes `smd_delta.safetensors` and `smd_delta_config.json`.
 
         Args:
-            folder (`str` or `os.PathLike`): where to; made if need be. Each file is complete before it takes its place.
+            folder (`str` or `os.PathLike`): is created if it does not exist. Files in it are replaced atomically.
 
         Raises:
-            `SMDError`: if the folder cannot be written.
+            `SMDError`: if the folder cannot be written to.
         """
         write_delta(folder, self.config, self.changes)
 
     def apply_to(self, model: PreTrainedModel) -> AppliedDelta:
         """
-        Make the child out of its base, in place.
+        Turns the base into the child, in place.
 
         Args:
             model ([`~transformers.PreTrainedModel`]): the base, on any device.
 
         Returns:
-            [`AppliedDelta`]: `.restore()` puts the base back to the bit, as does leaving `with delta.apply_to(model):`.
+            [`AppliedDelta`]: `.restore()`, or the end of `with delta.apply_to(model):`, restores the base bit for bit.
 
         Raises:
-            `SMDError`: for another base, with both hashes named; for changes that do not fit; for a result that is not the
-                child. The model is then as it was.
+            `SMDError`: if the model is not the delta's base, if changes do not fit it, or if the result is not the child. The
+                model is then unchanged.
         """
         found, config = weights_hash(model), self.config
         if found != config.base_hash:
-            hint = " (it is the child already)" if found == config.child_hash else ""
+            hint = " (it is already the child)" if found == config.child_hash else ""
             where = f"{config.base_model} at {config.base_revision}" if config.base_revision else config.base_model
             raise SMDError(
                 f"The delta belongs to a base whose weights have the hash {config.base_hash}, but the hash of the model's "
-                f"weights is {found}{hint}. Expected the weights of {where or 'the base'} in {config.dtype}, unchanged: load "
-                "those and apply the delta to them."
+                f"weights is {found}{hint}. Expected the unchanged weights of {where or 'the base'} in {config.dtype}: load "
+                "them and apply the delta to them."
             )
         tensors = checkpoint_tensors(model)
         for name, (indices, values) in self.changes.items():
             if name not in tensors:
                 raise SMDError(
-                    f"The delta changes {shown(name)}, which its base {type(model).__name__} does not have. It is refused: "
-                    "get it again from where it was made."
+                    f"The delta changes {shown(name)}, but its base {type(model).__name__} has no such tensor. The delta is "
+                    "refused: get it again from its source."
                 )
             check(name, indices, values, tensors[name].shape, tensors[name].dtype)
         applied = AppliedDelta(tensors, self.changes, keepers(model))
@@ -220,9 +220,9 @@ class SparseDelta:
             made = weights_hash(model)
             if made != config.child_hash:
                 raise SMDError(
-                    f"The delta does not make the child it says: the weights would have the hash {made}, expected "
-                    f"{config.child_hash}. It is damaged or was edited, and the model is as it was: get the delta again from "
-                    "where it was made."
+                    f"The delta does not give the child that it names: the weights would have the hash {made}, expected "
+                    f"{config.child_hash}. It is damaged or was edited, and the model is unchanged: get the delta again from "
+                    "its source."
                 )
         except BaseException:
             applied.restore()
@@ -238,24 +238,23 @@ class SparseDelta:
         cache_dir: str | os.PathLike | None = None,
     ) -> PreTrainedModel:
         """
-        The child as a plain model, in eval mode.
+        Returns the child as a plain model, in eval mode.
 
         Args:
-            model ([`~transformers.PreTrainedModel`], *optional*): the base; it stays as it is. Loaded from where the delta
-                says if not given.
-            trust_remote_code (`bool`, *optional*, defaults to `False`): run the Python files of the base, where it is
-                defined by them.
+            model ([`~transformers.PreTrainedModel`], *optional*): the base, which stays unchanged. By default it is loaded
+                from the place that the delta names.
+            trust_remote_code (`bool`, *optional*, defaults to `False`): allows the Python files of the base to run.
             token (`str` or `bool`, *optional*), cache_dir (`str` or `os.PathLike`, *optional*): for loading the base.
 
         Raises:
-            `SMDError`: as for [`~SparseDelta.apply_to`]; if the base cannot be loaded, or the delta does not say from where.
+            `SMDError`: as in [`~SparseDelta.apply_to`], or if the base cannot be loaded, or the delta does not name its place.
         """
         if model is None:
             child = self._load_base(trust_remote_code, token, cache_dir)
         else:
             child = copy.deepcopy(model)
         self.apply_to(child)
-        # The base's place is not where these weights lie: a delta made of this child must not claim so.
+        # These weights are not stored at the base's place: a delta made of this child must not name it.
         child.config._name_or_path = child.name_or_path = ""
         child.config._commit_hash = None
         return child.eval()
@@ -266,12 +265,12 @@ class SparseDelta:
         base = self.config.base_model
         if base is None:
             raise SMDError(
-                "The delta does not say where its base is: it was made of a model that had no place on the Hub. Expected the "
+                "The delta does not name its base, because it was made from a model that was not on the Hub. Expected the "
                 f"base itself, whose weights have the hash {self.config.base_hash}: pass it, merge(model)."
             )
         if self._from_hub and self.config.base_is_folder:
             raise SMDError(
-                f"The delta comes from the Hub, but names a folder as its base ({shown(base)}), which is not looked at. Load "
+                f"The delta comes from the Hub, but names a folder as its base ({shown(base)}), which is not read. Load "
                 f"the base, whose weights have the hash {self.config.base_hash}, and pass it: merge(model)."
             )
         return load_model(
@@ -293,28 +292,28 @@ class SparseDelta:
         revision: str | None = None,
     ) -> CommitInfo:
         """
-        Upload the delta as one commit; the repository is made if need be.
+        Uploads the delta as one commit. The repository is created if it does not exist.
 
-        A base that is a folder of this machine is not named in the upload: whoever uses it passes the base to `merge`.
+        The upload does not name a base that is a local folder: users of the delta must pass the base to `merge`.
 
         Args:
             repo_id (`str`): `user/name`.
-            token (`str` or `bool`, *optional*): access token; defaults to that of `hf auth login`.
-            private (`bool`, *optional*): whether a new repository is private; defaults to the account's setting.
-            commit_message (`str`, *optional*, defaults to `"Upload sparse delta"`): of the commit.
+            token (`str` or `bool`, *optional*): access token. Defaults to the token of `hf auth login`.
+            private (`bool`, *optional*): whether a new repository is private. Defaults to the account's setting.
+            commit_message (`str`, *optional*, defaults to `"Upload sparse delta"`): the commit's message.
             revision (`str`, *optional*): the branch.
 
         Returns:
             `CommitInfo`: with the commit's URL.
 
         Raises:
-            `SMDError`: if the Hub cannot be reached or refuses.
+            `SMDError`: if the Hub cannot be reached or refuses the push.
         """
         config = self.config
         if config.base_is_folder:
             logger.warning(
-                f"The base of this delta is a folder of this machine ({config.base_model}), which the upload does not name. "
-                "Push the base, and make the delta with base_model='user/name', to have it load by itself."
+                f"The base of this delta is a local folder ({config.base_model}), which the upload does not name. To make the "
+                "delta load by itself, push the base and make the delta with base_model='user/name'."
             )
             config = replace(config, base_model=None)
         api = HfApi(token=token, library_name="smd_hf", library_version=__version__)
@@ -325,27 +324,27 @@ class SparseDelta:
                 return api.upload_folder(
                     repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=revision
                 )
-            # Which exceptions a broken connection raises depends on the HTTP library under huggingface_hub.
+            # The exceptions of a broken connection depend on the HTTP library of huggingface_hub.
             except Exception as error:
                 reason = (str(error).strip().splitlines() or [""])[0]
                 if isinstance(token, str) and token:
                     reason = reason.replace(token, "***")
                 raise SMDError(
                     f"The delta could not be pushed to '{repo_id}' ({type(error).__name__}: {shown(reason, quote=False)}). Check the name, the "
-                    "network and that you may write there (`hf auth login`, or token=...). Nothing is lost: save it with "
+                    "network and your write access (`hf auth login`, or token=...). Nothing is lost: save it with "
                     f"save_pretrained(folder), and push later with `hf upload {repo_id} folder`."
                 ) from error
 
 
 def _base(model: PreTrainedModel, info: Mapping[str, Any]) -> dict[str, str | None]:
-    """Where the base is: as told, or as the model remembers."""
+    """The place of the base: as given, or as the model remembers it."""
     base = info.get("base_model", model.name_or_path or None)
     base = None if base is None else os.fspath(base)
     if base is not None and os.path.isdir(folder := os.path.expanduser(base)):
-        # A relative path means nothing to another process, and would look like the id of a model on the Hub.
+        # A relative path is not valid in another process, and could be taken for a Hub id.
         return {"base_model": os.path.abspath(folder), "base_revision": None}
     revision = info.get("base_revision")
     if revision is None and base == model.name_or_path:
-        # Not every release of transformers keeps the commit that a model was loaded from.
+        # Some releases of transformers do not store the commit that a model was loaded from.
         revision = getattr(model.config, "_commit_hash", None)
     return {"base_model": base, "base_revision": revision if base is None else cached_commit(base, revision)}

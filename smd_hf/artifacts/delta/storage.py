@@ -1,9 +1,8 @@
 """
-A delta's two files: found in a folder or on the Hub, read with distrust, written whole.
+The two files of a delta: finds them in a folder or on the Hub, reads and checks them, and writes them atomically.
 
-No other file of the repository is opened, whatever it holds. What is read is bounded by the files' own sizes and checked
-against each other, so that a delta which comes out of here is sound in itself; whether it fits a model is seen when it
-meets one.
+No other file of the repository is opened. The files are not trusted: reading is bounded by their sizes, and they are checked
+against each other, so a delta that has been read is consistent. Whether it fits a model is checked when it is applied.
 """
 
 import os
@@ -35,10 +34,10 @@ VALUE_DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
-"""What a tensor of a classifier may be; integers are counters that BatchNorm keeps."""
+"""The possible dtypes of a classifier's tensors. Integers are BatchNorm's counters."""
 
 _INDEX_DTYPES = ("I32", "I64")
-_MAX_DIMENSIONS = 64  # of what PyTorch computes with
+_MAX_DIMENSIONS = 64  # PyTorch's limit
 _ANY_SHAPE = torch.Size([2**63 - 1])
 
 
@@ -46,21 +45,21 @@ def find_file(
     name: str, filename: str, source: Mapping[str, Any], subfolder: str = "", unreachable_is_missing: bool = False
 ) -> Path | None:
     """
-    The path of a file of a folder or a Hub repository, downloaded if need be.
+    The path of a file in a folder or a Hub repository. Downloads it if it is not in the cache.
 
     Args:
         name (`str`): folder or repository.
-        filename (`str`): of the file.
+        filename (`str`): name of the file.
         source (mapping): `revision`, `token` and `cache_dir`.
-        subfolder (`str`, *optional*, defaults to `""`): where in it.
+        subfolder (`str`, *optional*, defaults to `""`): subfolder of the file.
         unreachable_is_missing (`bool`, *optional*, defaults to `False`): whether a file that is not in the cache counts as
-            missing when the Hub cannot be asked.
+            missing if the Hub cannot be reached.
 
     Returns:
-        `Path` or `None`: `None` where there is no such file.
+        `Path` or `None`: `None` if the file does not exist.
 
     Raises:
-        `SMDError`: for no such folder, repository or revision, a refusal, or a Hub that cannot be reached.
+        `SMDError`: if the repository or revision does not exist, or the Hub cannot be reached or refuses the request.
     """
     if os.path.isdir(name):
         path = Path(name, subfolder, filename)
@@ -70,7 +69,7 @@ def find_file(
     try:
         return Path(hf_hub_download(name, **where, revision=revision, token=source["token"], library_name="smd_hf"))
     except LocalEntryNotFoundError as error:
-        # The Hub cannot be asked; an earlier answer may have been that there is no such file.
+        # The Hub cannot be reached. The cache may know from an earlier request that the file does not exist.
         known = try_to_load_from_cache(name, **where, revision=revision)
         if unreachable_is_missing or known is _CACHED_NO_EXIST:
             return None
@@ -83,15 +82,15 @@ def find_file(
 
 def cached_commit(repo_id: str, revision: str | None) -> str | None:
     """
-    The commit that a revision of a repository was when it was downloaded, without asking the Hub.
+    The commit of a cached revision, without a request to the Hub.
 
     Args:
         repo_id (`str`): the repository.
-        revision (`str`, *optional*): a commit, branch or tag; `None` for whichever commit is in the cache.
+        revision (`str`, *optional*): a commit, branch or tag; `None` for the commit that is in the cache.
 
     Returns:
-        `str` or `None`: the commit; `None` where no commit or several are in the cache. A revision that is not in the cache
-        comes back as it is.
+        `str` or `None`: the commit; `None` if the cache has no commit or several. A revision that is not in the cache is
+        returned unchanged.
     """
     if not is_repo_id(repo_id):
         return revision
@@ -107,24 +106,24 @@ def read_delta(
     name: str, source: Mapping[str, Any], subfolder: str = ""
 ) -> tuple[DeltaConfig, dict[str, Change], bool]:
     """
-    Find, read and check a delta.
+    Finds, reads and checks a delta.
 
     Args:
         name (`str`): folder or repository.
         source (mapping): `revision`, `token` and `cache_dir`.
-        subfolder (`str`, *optional*, defaults to `""`): where in it.
+        subfolder (`str`, *optional*, defaults to `""`): subfolder of the delta.
 
     Returns:
-        `tuple[DeltaConfig, dict[str, Change], bool]`: what it says of itself, its changes by checkpoint name (on the CPU),
-        and whether it came from the Hub.
+        `tuple[DeltaConfig, dict[str, Change], bool]`: its configuration, its changes by checkpoint name (on the CPU), and
+        whether it came from the Hub.
 
     Raises:
-        `SMDError`: for a delta that is not there, not whole, or not sound.
+        `SMDError`: if the delta does not exist, or is incomplete or inconsistent.
     """
     config_path = _required_file(name, DELTA_CONFIG_NAME, source, subfolder)
     from_hub = not os.path.isdir(name)
     if from_hub:
-        # Both files of one commit, whatever is pushed in between.
+        # Read both files from one commit, even if something is pushed in between.
         source = {**source, "revision": extract_commit_hash(str(config_path), None) or source["revision"]}
     config = DeltaConfig.from_json(_read_bounded(config_path))
     weights_path = _required_file(name, DELTA_WEIGHTS_NAME, source, subfolder)
@@ -136,9 +135,8 @@ def _required_file(name: str, filename: str, source: Mapping[str, Any], subfolde
     if path is None:
         place = f"'{name}'" + (f", folder '{subfolder}'," if subfolder else "")
         raise SMDError(
-            f"{place} has no {filename}. Expected a sparse delta, which is {DELTA_CONFIG_NAME} and {DELTA_WEIGHTS_NAME} as "
-            "SparseDelta.save_pretrained writes them: check the name and the revision (smd_hf.load takes children, deltas "
-            "and ensembles alike)."
+            f"{place} has no {filename}. Expected a sparse delta: {DELTA_CONFIG_NAME} and {DELTA_WEIGHTS_NAME}, written by "
+            "SparseDelta.save_pretrained. Check the name and the revision (smd_hf.load loads children, deltas and ensembles)."
         )
     real = followed(name, path)
     if not real.is_file():
@@ -151,11 +149,11 @@ def _read_bounded(path: Path) -> bytes:
         with open(path, "rb") as file:
             content = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise SMDError(f"{path} cannot be read ({error.strerror}). Mend its permissions, or get it again.") from error
+        raise SMDError(f"{path} cannot be read ({error.strerror}). Fix its permissions, or get it again.") from error
     if len(content) > MAX_CONFIG_BYTES:
         raise SMDError(
-            f"{DELTA_CONFIG_NAME} is larger than {MAX_CONFIG_BYTES} bytes, more than any delta needs to describe itself. "
-            "It is not read: get the file again from where it was made."
+            f"{DELTA_CONFIG_NAME} is larger than {MAX_CONFIG_BYTES} bytes, more than any delta's configuration needs. "
+            "It is not read: get the file again from its source."
         )
     return content
 
@@ -164,7 +162,7 @@ def _read_changes(path: Path, config: DeltaConfig) -> dict[str, Change]:
     try:
         with safe_open(path, framework="pt") as file:
             _check_header(file, config)
-            # Copies, since a tensor of `safe_open` is a window on a file that may still change.
+            # Copies, because a tensor of `safe_open` maps the file, which may still change.
             changes = {
                 name: (
                     None if count is None else file.get_tensor(f"{name}.indices").clone(),
@@ -174,8 +172,8 @@ def _read_changes(path: Path, config: DeltaConfig) -> dict[str, Change]:
             }
     except (SafetensorError, OSError) as error:
         raise SMDError(
-            f"{DELTA_WEIGHTS_NAME} is not a whole safetensors file ({shown(error, quote=False)}). Get it again from where "
-            "it was made."
+            f"{DELTA_WEIGHTS_NAME} is not a complete safetensors file ({shown(error, quote=False)}). Get it again from its "
+            "source."
         ) from error
     for name, (indices, values) in changes.items():
         check(name, indices, values, values.shape if indices is None else _ANY_SHAPE, values.dtype)
@@ -183,23 +181,23 @@ def _read_changes(path: Path, config: DeltaConfig) -> dict[str, Change]:
 
 
 def _check_header(file: Any, config: DeltaConfig) -> None:
-    """Compare the names, dtypes and shapes of a file with the configuration, before a tensor is read."""
+    """Compares the names, dtypes and shapes of a file with the configuration, before any tensor is read."""
     expected = {f"{name}.values" for name in config.changes}
     expected |= {f"{name}.indices" for name, count in config.changes.items() if count is not None}
     found = set(file.keys())
     if expected != found:
-        kind = "lacks" if expected - found else "has, unknown to its configuration,"
+        kind = "lacks" if expected - found else "has the unknown tensors"
         names = sorted(expected - found) or sorted(found - expected)
         raise SMDError(
-            f"{DELTA_WEIGHTS_NAME} {kind} {', '.join(map(shown, names[:4]))}: it and {DELTA_CONFIG_NAME} are not of one "
-            "delta. Get both again from where they were made."
+            f"{DELTA_WEIGHTS_NAME} {kind} {', '.join(map(shown, names[:4]))}: it and {DELTA_CONFIG_NAME} do not belong to the "
+            "same delta. Get both again from their source."
         )
     for name, count in config.changes.items():
         values = file.get_slice(f"{name}.values")
         if values.get_dtype() not in VALUE_DTYPES:
             raise _wrong(f"{name}.values", values, f"dtype {' or '.join(VALUE_DTYPES)}")
         if len(values.get_shape()) > _MAX_DIMENSIONS:
-            raise _wrong(f"{name}.values", values, f"{_MAX_DIMENSIONS} dimensions at the most")
+            raise _wrong(f"{name}.values", values, f"at most {_MAX_DIMENSIONS} dimensions")
         if count is None:
             continue
         indices = file.get_slice(f"{name}.indices")
@@ -212,16 +210,16 @@ def _check_header(file: Any, config: DeltaConfig) -> None:
 def _wrong(name: str, part: Any, expected: str) -> SMDError:
     return SMDError(
         f"{DELTA_WEIGHTS_NAME}: {shown(name)} is {part.get_dtype()} of shape {shown(part.get_shape())}; expected "
-        f"{expected}. The file is damaged or was edited: get it again from where it was made."
+        f"{expected}. The file is damaged or was edited: get it again from its source."
     )
 
 
 def check(
     name: str, indices: torch.Tensor | None, values: torch.Tensor, shape: torch.Size, dtype: torch.dtype
 ) -> None:
-    """[`check_change`], with an [`SMDError`] for its `ValueError`."""
+    """Calls [`check_change`] and turns its `ValueError` into an [`SMDError`]."""
     fault = None
-    # Differences of negative indices can overflow, and then look like an increasing order.
+    # Differences of negative indices can overflow and then look increasing.
     if indices is not None and indices.numel() and bool((indices < 0).any()):
         fault = f"The change of {shown(name)} has indices below 0."
     try:
@@ -231,17 +229,17 @@ def check(
         fault = str(error)
     if fault is not None:
         raise SMDError(
-            f"The delta is refused. {fault} Expected new values for coordinates of the base: get the delta again from where "
-            "it was made, or mend what made it."
+            f"The delta is refused. {fault} Expected new values for coordinates of the base: get the delta again from its "
+            "source, or fix the program that made it."
         )
 
 
 def write_delta(folder: str | os.PathLike, config: DeltaConfig, changes: Mapping[str, Change]) -> None:
     """
-    Write a delta's two files, each complete before it takes the place of one of the same name.
+    Writes a delta's two files. Existing files are replaced atomically.
 
     Raises:
-        `SMDError`: if the folder cannot be written.
+        `SMDError`: if the folder cannot be written to.
     """
     folder = Path(folder)
     tensors = {f"{name}.values": values for name, (_, values) in changes.items()}
@@ -256,5 +254,5 @@ def write_delta(folder: str | os.PathLike, config: DeltaConfig, changes: Mapping
     except (OSError, SafetensorError) as error:
         raise SMDError(
             f"The delta cannot be saved in '{folder}' ({getattr(error, 'strerror', None) or error}). Expected a folder that "
-            "can be made and written: choose another, or mend its permissions or the space left on the disk."
+            "can be created and written to: choose another one, fix its permissions or free some space on the disk."
         ) from error

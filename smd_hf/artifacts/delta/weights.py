@@ -1,5 +1,5 @@
 """
-A delta in a model's weights: the tensors it goes by, the way in and out, and the least that has to be kept of a change.
+Applies deltas to a model's weights, restores the weights, and finds the smallest form of a change.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,9 +23,9 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 class AppliedDelta:
     """
-    A delta in a model's weights, and the way back: [`~AppliedDelta.restore`], or the end of a `with` block.
+    A delta that is applied to a model's weights. [`~AppliedDelta.restore`], or the end of a `with` block, restores them.
 
-    What stood in the changed coordinates is kept for as long as this object is. Dropping it leaves the child in the model.
+    The object keeps the base's values of the changed coordinates. If it is deleted, the child stays in the model.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class AppliedDelta:
         forget_derived(self._caching)
 
     def restore(self) -> None:
-        """Puts the base's values back, to the bit. A second call does nothing."""
+        """Restores the base's values bit for bit. A second call has no effect."""
         while self._before:
             name, (indices, values) = self._before[-1]
             exchange(self._tensors[name], indices, values)
@@ -62,14 +62,14 @@ class AppliedDelta:
 
 
 def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by checkpoint name; one that has several names is under the first alone."""
+    """Parameters and persistent buffers by checkpoint name. A tensor with several names is listed under the first."""
     names = checkpoint_names(model)
     distinct = {id(tensor): (name, tensor) for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
     return {names.get(name, name): tensor.detach() for name, tensor in reversed(distinct.values())}
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors of one shape and dtype, quantised ones too, hold the same bytes: 0.0 is not -0.0."""
+    """Whether two tensors of one shape and dtype (possibly quantised) hold the same bytes: 0.0 is not -0.0."""
     parts, others = (dict(stored_parts("", tensor)) for tensor in (first, second))
     if parts.keys() != others.keys():
         return False
@@ -86,17 +86,17 @@ def _same_part(part: torch.Tensor | str, other: torch.Tensor | str) -> bool:
 def smallest_change(
     name: str, tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.Tensor
 ) -> tuple[Change, int]:
-    """The change as it takes least room, without the coordinates that stay as they are, and how many others there are."""
+    """The change in its smallest form, without unchanged coordinates, and the number of changed coordinates."""
     base = tensor.detach().cpu().flatten()
     indices, values = None if indices is None else indices.detach().cpu(), values.detach().cpu()
     if tensor.dtype not in VALUE_DTYPES.values():
         raise SMDError(
             f"The child changes {shown(name)}, a tensor of {tensor.dtype}. Expected one of "
-            f"{', '.join(map(str, VALUE_DTYPES.values()))}: leave it as it is in the base."
+            f"{', '.join(map(str, VALUE_DTYPES.values()))}: leave it unchanged."
         )
     check(name, indices, values, tensor.shape, tensor.dtype)
     flat, before = (values.flatten(), base) if indices is None else (values, base[indices.long()])
-    # By their bits: 0.0 and -0.0 are different weights, whose hashes differ.
+    # Compare bits: 0.0 and -0.0 are different weights with different hashes.
     bits = _BITS[flat.element_size()]
     differing = (flat.contiguous().view(bits) != before.view(bits)).nonzero().flatten()
     positions = differing if indices is None else indices[differing]

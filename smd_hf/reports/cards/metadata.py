@@ -1,8 +1,8 @@
 """
-The metadata of a model card: what the Hub files a model by.
+The metadata of a model card, by which the Hub lists the model.
 
-License and data sets are the parent's own, read from its card; nothing is made up where it says nothing. A name goes into
-the metadata only if it can be an id of the Hub: a folder of the user's is neither a base model nor a data set there.
+License and data sets are read from the parent's card. Entries that the card lacks are left out. A name goes into the
+metadata only if it can be a Hub id: a local folder is neither a base model nor a data set on the Hub.
 """
 
 import os
@@ -24,7 +24,7 @@ TAGS = ["smd_hf", "evolution", "gradient-free", "sparse-mutation-decompositions"
 
 _MAX_CHARACTERS = 2**20
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-# What `load_dataset` takes for a name where the data are files of the user's.
+# Names that `load_dataset` uses for local files.
 _FILE_FORMATS = ("imagefolder", "parquet", "arrow", "json", "csv", "webdataset", "generator", "pandas")
 _METRICS = (
     ("accuracy", "accuracy", "Accuracy"),
@@ -35,16 +35,16 @@ _METRICS = (
 
 def inherited_entries(parent: str, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
     """
-    What a child takes over from its parent's card.
+    The metadata that a child inherits from its parent's card.
 
     Args:
-        parent (`str`): a Hub id, or a folder.
+        parent (`str`): a Hub id or a folder.
         revision (`str`, *optional*): of the parent on the Hub.
-        token (`str` or `bool`, *optional*): for a private parent.
+        token (`str` or `bool`, *optional*): access token for a private parent.
 
     Returns:
-        `dict`: of `license`, `license_name`, `license_link` and `datasets`, those that the card states. Empty where there
-        is no card, or none that can be reached or read: a card is no reason for a run to fail.
+        `dict`: the card's entries among `license`, `license_name`, `license_link` and `datasets`. Empty if the card does not
+        exist or cannot be read: a run must not fail because of a card.
     """
     try:
         local = Path(parent).expanduser() / "README.md"
@@ -61,9 +61,9 @@ def inherited_entries(parent: str, revision: str | None = None, token: str | boo
         if not text.lstrip().startswith("---"):
             return {}
         data = ModelCard(text, ignore_metadata_errors=True).data
-    except Exception as error:  # the file is another's, and network, YAML and Hub fail in ways of their own
+    except Exception as error:  # a foreign file: network, Hub and YAML may raise anything
         logger.warning(
-            f"The parent's model card was not read ({one_line(str(error))}): license and data sets are left out."
+            f"The parent's model card could not be read ({one_line(str(error))}): license and data sets are left out."
         )
         return {}
     licenses = data.get("license")
@@ -77,13 +77,13 @@ def inherited_entries(parent: str, revision: str | None = None, token: str | boo
                 entries[key] = value
     datasets = data.get("datasets")
     datasets = datasets if isinstance(datasets, list) else [datasets]
-    # Old data sets of the Hub have no owner in front, as imagenet-1k in the cards of timm.
+    # Old data sets of the Hub have no owner in their id, for example imagenet-1k in timm's cards.
     datasets = [each for each in datasets if is_repo_id(each) and each not in _FILE_FORMATS]
     return entries | ({"datasets": datasets} if datasets else {})
 
 
 def is_hub_id(name: Any) -> bool:
-    """Whether the name can be an id on the Hub (`owner/name`), and is no file or folder here."""
+    """Whether the name can be a Hub id (`owner/name`) and is not a local file or folder."""
     return is_repo_id(name) and "/" in name and not os.path.exists(name)
 
 
@@ -96,10 +96,10 @@ def card_metadata(
     Args:
         kind (`str`): `"child"`, `"delta"` or `"ensemble"`.
         report (`Mapping`): the gain report.
-        scores (`Mapping`, *optional*): `accuracy`, `nll` and `calibration_error` of this model on the test images, each as
-            the report has it; `None` where it was not measured.
-        name (`str`): of the model, on one line.
-        is_timm (`bool`): whether the parent is a model of timm.
+        scores (`Mapping`, *optional*): `accuracy`, `nll` and `calibration_error` of this model on the test images, as in the
+            report; `None` if it was not measured.
+        name (`str`): the model's name, on one line.
+        is_timm (`bool`): whether the parent is a timm model.
     """
     inherited = report["inherited"]
     data, parent = report["data"], report["parent_name"]

@@ -1,9 +1,9 @@
 """
 Model cards of an evolved child, of sparse deltas and of an ensemble.
 
-A card says nothing that `gain_report.json` does not hold: each is a function of that report and of the folder it goes into,
-and can be written again at any time, under another name, without network. So [`card_entries`] and [`classify_example`] put
-into the report, at the end of a run, what a card needs besides the gain.
+A card is a function of `gain_report.json` and of the folder that it goes into. It can be rendered again at any time, under
+another name, without network. At the end of a run, [`card_entries`] and [`classify_example`] therefore add to the report
+everything that a card needs besides the gain.
 """
 
 import json
@@ -39,7 +39,7 @@ PLOTS = {
     "calibration.png": "Share of flipped predictions by sigma",
 }
 
-# Entries of the report that a card can do without.
+# Entries of the report that may be missing, with their defaults.
 _OPTIONAL: dict[str, Any] = {
     "absent_classes": None,
     "all_arguments": {},
@@ -54,10 +54,10 @@ _OPTIONAL: dict[str, Any] = {
     "selection": None,
     "stopped": None,
 }
-# Where files go and who may read them is no part of how a model came about.
+# Arguments about files and access do not describe the model.
 _NOT_SHOWN = ("output_dir", "logging_dir", "run_name", *DERIVED)
 _NOT_SHOWN_PREFIXES = ("hub_", "push_")
-# key in the report, label, style of a value and of a difference, whether more is better
+# key in the report, label, style of a value, style of a difference, whether greater is better
 _ROWS = (
     ("accuracy", "accuracy (%)", "percent", "points", True),
     ("nll", "NLL (nats)", "nats", "nats_change", False),
@@ -75,14 +75,14 @@ def card_entries(
     Entries of `gain_report.json` for the cards: `report | card_entries(...)`.
 
     Args:
-        args ([`EvolutionArguments`]): of the run.
-        run ([`RunState`]): its generations.
-        fitness ([`Fitness`]): what they were scored by.
-        parent (`str`): Hub id or folder of the parent, whose card is read.
-        token (`str` or `bool`, *optional*): for a private parent.
+        args ([`EvolutionArguments`]): the run's arguments.
+        run ([`RunState`]): holds the run's generations.
+        fitness ([`Fitness`]): the run's fitness.
+        parent (`str`): Hub id or folder of the parent. Its card is read.
+        token (`str` or `bool`, *optional*): access token for a private parent.
 
     Returns:
-        `dict` of JSON values: `all_arguments`; `generations` (one `dict` each, fitness in the metric's own direction);
+        `dict` of JSON values: `all_arguments`; `generations` (a `dict` for each, with fitness in the metric's own direction);
         `inherited` (see [`inherited_entries`]).
     """
     loading = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
@@ -114,7 +114,7 @@ def _summary(record: Mapping[str, Any], fitness: Fitness) -> dict[str, Any]:
 
 
 def save_example(image: Image.Image, folder: str | Path) -> Path:
-    """Writes `example.png`: the pixels in RGB, without what else the original file held (place, camera, comments)."""
+    """Writes `example.png`: the pixels in RGB, without the original file's metadata (place, camera, comments)."""
     path = Path(folder) / EXAMPLE_NAME
     Image.fromarray(np.asarray(image.convert("RGB"))).save(path)
     return path
@@ -122,16 +122,16 @@ def save_example(image: Image.Image, folder: str | Path) -> Path:
 
 def classify_example(model: PreTrainedModel, processor: Any, example: str | Path) -> list[dict[str, Any]]:
     """
-    What the snippet of a card prints for the example, to be kept in the report under `examples` and the card's kind.
+    The predictions that a card's snippet prints for the example. The report stores them under `examples`, by kind of card.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the child, the ensemble, or the parent with the delta applied. It must take
-            images of three channels: to others, the snippet's pipeline gives the wrong image.
+            images with three channels, because the snippet's pipeline converts the image to RGB.
         processor (image processor): of the model.
         example (`str` or `Path`): `example.png` (see [`save_example`]).
 
     Returns:
-        list of `dict` with `label` and `score` (0 to 1), the likeliest first, at most five.
+        list of `dict` with `label` and `score` (0 to 1), the most likely first, at most five.
     """
     classify = pipeline("image-classification", model=model, image_processor=processor, device=model.device)
     return classify(str(example))
@@ -147,20 +147,20 @@ def printed(predictions: Iterable[Mapping[str, Any]]) -> str:
 
 def write_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, repo_id: str | None = None) -> Path:
     """
-    Writes `README.md` into the folder of a saved model, deltas or ensemble.
+    Writes `README.md` into the folder of a saved model, of deltas or of an ensemble.
 
     Args:
         kind (`str`): `"child"`, `"delta"` or `"ensemble"`.
-        folder (`str` or `Path`): with the saved files. Plots (`PLOTS`) and `example.png` are shown if they are there.
-        report (`Mapping`): `gain_report.json`, with [`card_entries`] and, where there is an example, `examples`.
-        repo_id (`str`, *optional*): where the folder is going on the Hub. The snippet loads from there, and without one
-            from the folder.
+        folder (`str` or `Path`): holds the saved files. The card shows `example.png` and the plots (`PLOTS`) that it finds.
+        report (`Mapping`): `gain_report.json`, with [`card_entries`] and, if there is an example, `examples`.
+        repo_id (`str`, *optional*): the repository that the folder will be pushed to. The snippet loads from it, or from
+            the folder by default.
 
     Returns:
-        `Path`: the file.
+        `Path`: the written file.
 
     Raises:
-        `SMDError`: for another kind, or a folder without what belongs to it.
+        `SMDError`: if the kind is unknown, or the folder lacks its configuration.
     """
     path = Path(folder) / CARD_NAME
     write_text(path, str(render_card(kind, folder, report, repo_id=repo_id)))
@@ -168,7 +168,7 @@ def write_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, repo
 
 
 def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, repo_id: str | None = None) -> ModelCard:
-    """The card that [`write_card`] writes."""
+    """Renders the card that [`write_card`] writes."""
     if kind not in KINDS:
         raise SMDError(f"There is no card of kind '{kind}'; expected one of {', '.join(KINDS)}.")
     folder = Path(folder).resolve()
@@ -216,7 +216,7 @@ _SUFFIXES = {"child": "evolved", "delta": "delta", "ensemble": "ensemble"}
 
 
 def _subject(kind: str, report: Mapping[str, Any], deltas: list[str]) -> dict[str, Any] | None:
-    """The model that the card speaks of, as it was measured against the parent; `None` if it was not."""
+    """The measured comparison of the card's model with the parent; `None` if it was not measured."""
     measured = report["deltas"]
     match kind:
         case "child" if "evolved" in report:
@@ -242,11 +242,11 @@ def _subject(kind: str, report: Mapping[str, Any], deltas: list[str]) -> dict[st
 
 
 def _rows(parent: Mapping[str, Any], subject: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The table of the gain: a metric a row, and which of the two models is better."""
+    """The rows of the gain's table: one for each metric, with the better of the two models."""
     rows = []
-    for key, label, style, change, more_is_better in _ROWS:
+    for key, label, style, change, greater_is_better in _ROWS:
         before, after = parent[key], subject["scores"][key]
-        gain = 0 if before is None or after is None else (after - before) * (1 if more_is_better else -1)
+        gain = 0 if before is None or after is None else (after - before) * (1 if greater_is_better else -1)
         rows.append(
             {
                 "label": label,
@@ -262,7 +262,7 @@ def _rows(parent: Mapping[str, Any], subject: Mapping[str, Any]) -> list[dict[st
 
 
 def _member_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The scores of the ensemble beside those of its members and the parent, for a table."""
+    """The rows of a table with the scores of the parent, the members and the ensemble."""
     members = report["ensemble_members"]
     if members is None or "ensemble" not in report:
         return []
@@ -276,11 +276,11 @@ def _member_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _best(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """The best value of each metric, `None` where none is finite."""
+    """The best value of each metric; `None` if no value is finite."""
     best = {}
-    for key, *_, more_is_better in _ROWS:
+    for key, *_, greater_is_better in _ROWS:
         values = [row[key] for row in rows if row[key] is not None]
-        best[key] = None if not values else max(values) if more_is_better else min(values)
+        best[key] = None if not values else max(values) if greater_is_better else min(values)
     return best
 
 
@@ -293,8 +293,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SMDError(
-            f"{path} cannot be read ({type(error).__name__}), so there is nothing to write a model card of. Save the model "
-            "into that folder first."
+            f"{path} cannot be read ({type(error).__name__}), so no model card can be written. Save the model into that folder "
+            "first."
         ) from error
     if not isinstance(value, dict):
         raise SMDError(f"{path} holds {type(value).__name__}; expected a JSON object. Save the model there again.")
@@ -302,7 +302,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _labels(config: Mapping[str, Any]) -> list[str]:
-    """The classes in their order, where the configuration names them."""
+    """The names of the classes in order; empty if the configuration has none."""
     names = config.get("id2label")
     if isinstance(names, dict) and all(str(key).isdecimal() for key in names):
         return [names[key] for key in sorted(names, key=int)]
@@ -311,20 +311,20 @@ def _labels(config: Mapping[str, Any]) -> list[str]:
 
 
 def _deltas(folder: Path) -> list[str]:
-    """The names of the deltas in a folder: its own where it is one, else those of its subfolders."""
+    """The names of the deltas in a folder: the folder itself if it is a delta, else its subfolders."""
     if (folder / DELTA_CONFIG_NAME).is_file():
         return [folder.name]
     names = sorted(path.parent.name for path in folder.glob(f"*/{DELTA_CONFIG_NAME}"))
     if not names:
         raise SMDError(
-            f"{folder} holds no {DELTA_CONFIG_NAME}, nor does a folder in it: there is no delta to write a model card of. "
-            "Save the deltas there first."
+            f"{folder} and its subfolders hold no {DELTA_CONFIG_NAME}: there is no delta to write a model card for. Save the "
+            "deltas there first."
         )
     return names
 
 
 def _delta_facts(folder: Path, names: list[str], parent_label: str) -> dict[str, Any]:
-    """What the snippet for the first delta of a folder needs to know."""
+    """The values that the snippet for the first delta of a folder needs."""
     place = folder if (folder / DELTA_CONFIG_NAME).is_file() else folder / names[0]
     config = _read_json(place / DELTA_CONFIG_NAME)
     on_hub = is_hub_id(config.get("base_model"))
@@ -342,6 +342,6 @@ def _delta_facts(folder: Path, names: list[str], parent_label: str) -> dict[str,
 
 
 def _keywords(arguments: Mapping[str, Any]) -> Markup:
-    """Keyword arguments of a Python call, after its first argument."""
+    """Keyword arguments of a Python call, to follow its first argument."""
     literals = {key: python_string(value) if isinstance(value, str) else value for key, value in arguments.items()}
     return Markup("".join(f", {key}={literal}" for key, literal in literals.items()))

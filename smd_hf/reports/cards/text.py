@@ -1,8 +1,8 @@
 """
-Text of a model card: what comes from outside is escaped, and every number is formatted in one place.
+Text of a model card: escapes foreign text and formats all numbers in one place.
 
-Names of models, data sets, labels and arguments are chosen by others, and a card is rendered as Markdown with HTML. So the
-templates escape whatever they print, unless one of the filters below has made it Markdown on purpose.
+A card is rendered as Markdown with HTML, and others choose the names of models, data sets, labels and arguments. So the
+templates escape everything that they print, except the Markdown that the filters below create.
 """
 
 import json
@@ -36,11 +36,11 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 def format_number(value: float | None, style: str) -> str:
     """
-    A number of the gain report as a card prints it.
+    Formats a number of the gain report for a card.
 
     Args:
-        value (`float`, *optional*): `None` where it was not finite.
-        style (`str`): `"percent"` and `"points"` (signed) of a share, `"nats"` and `"nats_change"` (signed), `"level"` of
+        value (`float`, *optional*): `None` if it was not finite.
+        style (`str`): `"percent"` or `"points"` (signed) of a share, `"nats"` or `"nats_change"` (signed), `"level"` of
             confidence, `"count"`, `"amount"`, `"value"`, `"p_value"`, or `"score"` of a prediction.
     """
     if value is None or not math.isfinite(value):
@@ -50,19 +50,19 @@ def format_number(value: float | None, style: str) -> str:
 
 
 def plain_line(value: Any, limit: int = 300) -> str:
-    """The value as one line of text, without control and direction characters, and without anything like a token."""
+    """The value as one line of text, without control characters, direction characters and tokens."""
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(value))
     text = _TOKEN.sub("hf_***", " ".join(text.split()))
     return text if len(text) <= limit else text[:limit] + "..."
 
 
 def escape_markdown(value: Any) -> Markup:
-    """Text which stays text: Markdown and HTML in it are shown, not obeyed. It is no start of a line."""
+    """Escapes Markdown and HTML, so that they are shown as text. Do not use it at the start of a line."""
     return Markup(_SPECIAL.sub(r"\\\1", plain_line(value)))
 
 
 def code_span(value: Any, in_table: bool = False) -> Markup:
-    """A name in code type; in a table, where even code ends at a bar, bars are escaped."""
+    """A name as inline code. In a table, bars are escaped, because they end a cell even in code."""
     text = plain_line(value) or " "
     ticks = "`" * (_longest_run(text) + 1)
     if text.startswith("`") or text.endswith("`"):
@@ -73,18 +73,18 @@ def code_span(value: Any, in_table: bool = False) -> Markup:
 
 
 def code_block(text: str, language: str = "") -> Markup:
-    """Lines in a fence that none of them can close."""
+    """A fenced code block. The fence is longer than any run of backticks in the text."""
     ticks = "`" * max(3, _longest_run(text) + 1)
     return Markup(f"{ticks}{language}\n{text.rstrip(chr(10))}\n{ticks}")
 
 
 def python_string(text: str) -> Markup:
-    """A string as a Python literal on one line."""
+    """The string as a Python literal on one line."""
     return Markup(json.dumps(text) if text.isascii() else ascii(text))
 
 
 def json_text(value: Any) -> str:
-    """The value of an argument, as JSON. Of a path only the last part: where a user keeps files is nobody's business."""
+    """The value of an argument as JSON. A path is cut to its last part, because a user's folders are private."""
     if isinstance(value, str):
         is_path = value.startswith(("/", "~", "\\\\")) or re.match(r"[A-Za-z]:[/\\]", value)
         value = re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
@@ -102,10 +102,14 @@ def json_text(value: Any) -> str:
 
 def render(template: str, **facts: Any) -> str:
     """
-    A template of the package, filled in.
+    Renders a template of the package.
+
+    Args:
+        template (`str`): file name of the template.
+        facts: the template's variables.
 
     Raises:
-        `jinja2.UndefinedError`: if the template uses a fact that is not there.
+        `jinja2.UndefinedError`: if a variable is missing.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -128,5 +132,5 @@ def render(template: str, **facts: Any) -> str:
 
 
 def _longest_run(text: str) -> int:
-    """The longest run of backticks."""
+    """The length of the longest run of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)

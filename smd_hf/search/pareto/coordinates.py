@@ -1,4 +1,4 @@
-"""How many weights of a candidate differ from a reference, and how many are zero: counted exactly, without a forward pass."""
+"""Counts exactly, without a forward pass, how many weights of a candidate differ from a reference and how many are zero."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,11 @@ from ..mutation import Child, Mutation
 
 class CoordinateCounts:
     """
-    Counts over the mutable coordinates of a child, from its changes and the counts of its parent.
+    Counts over the mutable coordinates of a child, computed from its changes and its parent's counts.
 
     Args:
-        mutation ([`Mutation`]): makes the children; its model holds their parent.
-        reference (mapping of `str` to `torch.Tensor`): values to compare with, by the names of the mutable parameters.
+        mutation ([`Mutation`]): makes the children. Its model holds their parent.
+        reference (mapping of `str` to `torch.Tensor`): values to compare with, by name of the mutable parameter.
     """
 
     def __init__(self, mutation: Mutation, reference: Mapping[str, torch.Tensor]):
@@ -22,7 +22,7 @@ class CoordinateCounts:
         self.parent_changed()
 
     def parent_changed(self) -> None:
-        """Counts the parent again: to be called whenever its weights have changed for good."""
+        """Counts the parent again. Call it after every lasting change of its weights."""
         self._parent = {
             name: (_count(parameter.detach() != self.reference[name]), _count(parameter.detach() == 0))
             for name, parameter in self.mutation.parameters.items()
@@ -31,11 +31,11 @@ class CoordinateCounts:
 
     def shares(self, child: Child | None) -> dict[str, float]:
         """
-        `mutated_fraction`, the share of the mutable coordinates whose values are not the reference's, and `zero_fraction`, the
-        share that is exactly zero.
+        The shares of the mutable coordinates that differ from the reference (`mutated_fraction`) and that are exactly zero
+        (`zero_fraction`).
 
         Args:
-            child ([`Child`], *optional*): of the present parent; `None` for the parent itself.
+            child ([`Child`], *optional*): a child of the current parent; `None` for the parent itself.
         """
         if child is None:
             return self._as_shares(self._parent)

@@ -1,9 +1,9 @@
 """
-Several objectives at once: which candidates no other dominates, and which of these to go on with.
+Several objectives at once: finds the non-dominated candidates and ranks the rest.
 
-One candidate dominates another if it is no worse in any objective and better in one. Those that nothing dominates are the
-front. This is about *choosing*, by any numbers whatever, and is what the argument `objectives` asks for; what a
-Gauss-Newton step lowers is one function that is differentiable in the logits, the argument `objective` (see `objectives.py`).
+One candidate dominates another if it is no worse in any objective and better in at least one. The front is the set of
+non-dominated candidates. The argument `objectives` names the numbers that *choose* candidates, and any metric will do. It is
+not the argument `loss`, the differentiable function of the logits that a Gauss-Newton step lowers (see `losses.py`).
 
 Values are signed so that greater is better. Sorting and crowding distances are pymoo's (Deb et al. 2002, NSGA-II).
 """
@@ -17,16 +17,16 @@ from ...scoring.scores import Score
 from ..fitness import Fitness
 
 COORDINATE_OBJECTIVES = {"mutated_fraction": False, "zero_fraction": True}
-"""Objectives about weights, not about predictions, and whether more is better."""
+"""Objectives that measure weights, not predictions, and whether greater is better."""
 
 
 class Objectives:
     """
-    The numbers that candidates are compared by.
+    Computes the values of several objectives.
 
     Args:
-        names (sequence of `str`): names of [`Fitness`], with or without the prefix `eval_`, or of `COORDINATE_OBJECTIVES`; at
-            least one of the former.
+        names (sequence of `str`): names for [`Fitness`], with or without the prefix `eval_`, at least one; and names of
+            `COORDINATE_OBJECTIVES`.
         compute_metrics (`Callable`, *optional*): as for [`Fitness`].
     """
 
@@ -50,16 +50,16 @@ class Objectives:
 
     def __call__(self, score: Score, labels: np.ndarray, coordinates: Mapping[str, float]) -> list[float]:
         """
-        One value an objective, better when greater; minus infinity where it is not finite.
+        One value per objective: greater is better, and minus infinity if the value is not finite.
 
         Args:
-            score ([`Score`]): of a variant, also on the second data set where an objective is about that.
-            labels (`numpy.ndarray`): of the images of the score, of shape `(n,)`.
-            coordinates (mapping): the variant's values of the objectives about weights.
+            score ([`Score`]): of a variant, also on out-of-distribution images if an objective needs them.
+            labels (`numpy.ndarray`): of the scored images, of shape `(n,)`.
+            coordinates (mapping): the variant's values of the objectives in `COORDINATE_OBJECTIVES`.
         """
         metrics = None
         if self._computes_metrics and score.finite:
-            # Once for all objectives: each call may go through all logits.
+            # Call it once for all objectives: it may go through all logits.
             metrics = self._compute_metrics(EvalPrediction(predictions=score.logits, label_ids=labels))
         values = []
         for key, greater in zip(self._keys, self.greater_is_better):
@@ -70,7 +70,7 @@ class Objectives:
         return values
 
     def raw(self, values: Sequence[float]) -> dict[str, float | None]:
-        """Values by the objectives' names and in their own directions; `None` for those that are not finite."""
+        """Converts values to metrics in their own directions, by name; `None` for values that are not finite."""
         return {
             name: (value if greater else -value) if np.isfinite(value) else None
             for name, greater, value in zip(self.names, self.greater_is_better, values)
@@ -86,11 +86,11 @@ class Objectives:
 
 def front_of(values: np.ndarray) -> list[int]:
     """
-    The candidates that no other dominates, in their order; of several with the same values, the first alone.
+    The non-dominated candidates, in their order. If several have the same values, only the first is returned.
 
     Args:
-        values (`numpy.ndarray`): of shape `(candidates, objectives)`, better when greater. Rows with a value that is not
-            finite are never in the front.
+        values (`numpy.ndarray`): of shape `(candidates, objectives)`, greater is better. A row with a value that is not finite
+            is never on the front.
     """
     fronts = _fronts(values)
     if not fronts:
@@ -103,20 +103,20 @@ def front_of(values: np.ndarray) -> list[int]:
 
 def fittest_of(values: np.ndarray, count: int) -> list[int]:
     """
-    The best candidates by rank (those that nothing dominates; those that nothing of the rest dominates; and so on), in a rank
-    by crowding distance, the most solitary first; of equals the earlier.
+    The best candidates by non-dominated rank, and within a rank by crowding distance, the greatest first. Ties go to the
+    earlier candidate.
 
     Args:
-        values (`numpy.ndarray`): of shape `(candidates, objectives)`, better when greater. Rows with a value that is not
-            finite are left out.
-        count (`int`): how many, at the most.
+        values (`numpy.ndarray`): of shape `(candidates, objectives)`, greater is better. A row with a value that is not finite
+            is left out.
+        count (`int`): returns at most this many.
     """
     from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 
     order: list[int] = []
     for front in _fronts(values):
-        solitude = calc_crowding_distance(-values[front])
-        order += [front[place] for place in np.argsort(-solitude, kind="stable")]
+        distances = calc_crowding_distance(-values[front])
+        order += [front[place] for place in np.argsort(-distances, kind="stable")]
         if len(order) >= count:
             break
     return order[:count]
@@ -128,18 +128,18 @@ def _fronts(values: np.ndarray) -> list[list[int]]:
     finite = np.flatnonzero(np.isfinite(values).all(axis=1))
     if not len(finite):
         return []
-    # pymoo takes the smaller for the better.
+    # For pymoo, smaller is better.
     return [sorted(finite[front].tolist()) for front in NonDominatedSorting().do(-values[finite])]
 
 
 def distances_to_ideal(values: np.ndarray) -> np.ndarray:
     """
-    How far each member of a front is from the point that has the best value of every objective.
+    The distance of each member of a front to the ideal point, which has the best value of every objective.
 
-    Each objective is scaled to its range in the front: the best is 0 and the worst 1, or all are 0 where they are equal.
+    Each objective is scaled to its range on the front: the best value is 0 and the worst 1. If all are equal, all are 0.
 
     Args:
-        values (`numpy.ndarray`): of shape `(members, objectives)`, finite, better when greater.
+        values (`numpy.ndarray`): of shape `(members, objectives)`, finite, greater is better.
 
     Returns:
         `numpy.ndarray`: Euclidean distances, float64, of shape `(members,)`, from 0 to the root of the number of objectives.

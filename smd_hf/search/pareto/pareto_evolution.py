@@ -1,11 +1,13 @@
 """
-Evolution by several objectives: the front of a run, and which of its members is the next parent.
+Evolution by several objectives: finds the run's front and chooses the next parent from it.
 
-Children get a value of each objective on the fitness data; the best by rank and crowding distance, and their parent, get them
-again on the selection split. There, candidates of all generations are compared, as the images are the same for all: those
-that nothing dominates are the run's front. The next parent is that of the generation's candidates on the front, its parent
-among them, which is nearest to the ideal point: each objective scaled to its range in the front, the best value of each. Of
-equally near ones a child comes before the parent, which stays in the front anyway, and the earlier child before the later.
+All objectives are computed for the children on the fitness data. The best children by rank and crowding distance are
+candidates, and so is the parent. Their objectives are computed again on the selection split. All generations share these
+images, so the run's front is the set of non-dominated candidates of all generations.
+
+The next parent is the generation's candidate on the front that is nearest to the ideal point. That point has the best value
+of each objective, scaled to its range on the front. In a tie, a child wins over the parent, which stays on the front anyway,
+and an earlier child over a later one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +29,7 @@ from .coordinates import CoordinateCounts
 from .objectives import Objectives, distances_to_ideal, fittest_of, front_of
 
 Place = tuple[int, int] | None
-"""Where a model was made: generation and child, from 0; `None` for the parent that the run began with."""
+"""The origin of a model: generation and child, from 0; `None` for the first parent."""
 
 
 class ParetoEvolution(Evolution):
@@ -35,12 +37,11 @@ class ParetoEvolution(Evolution):
     Evolves a model in place, generation by generation, by several objectives.
 
     Args:
-        objectives ([`Objectives`]): what candidates are compared by.
-        first_parent (mapping of `str` to `torch.Tensor`): the weights that the run began with, by the names of the mutable
-            parameters; copies.
-        records (`Callable`): gives the records of the generations so far, a [`Generation.record`] each, also of a run that
-            this one has taken up.
-        outside ([`OutsideImages`], *optional*): images of another distribution, where an objective is about them.
+        objectives ([`Objectives`]): compare the candidates.
+        first_parent (mapping of `str` to `torch.Tensor`): copies of the weights at the start of the run, by name of the mutable
+            parameter.
+        records (`Callable`): returns the [`Generation.record`] of each generation so far, also of a run that was resumed.
+        outside ([`OutsideImages`], *optional*): out-of-distribution images. They are used only if an objective needs them.
         args, kwargs: as for [`Evolution`]. Its fitness is one of the objectives, for logs and plots.
     """
 
@@ -67,7 +68,7 @@ class ParetoEvolution(Evolution):
     def step(
         self, generation: int, sigma: float, on_scored: Callable[[int, float | None], None] | None = None
     ) -> Generation:
-        """As [`Evolution.step`]; the generation holds the values of the objectives beside."""
+        """As [`Evolution.step`]. The generation also holds the values of the objectives."""
         self.coordinates.parent_changed()
         done = super().step(generation, sigma, on_scored)
         done.objectives = self._generation
@@ -77,7 +78,7 @@ class ParetoEvolution(Evolution):
         self, scores: Sequence[Score], children: Sequence[Child | None], labels: np.ndarray
     ) -> list[list[float]]:
         """
-        The objectives of children of the present parent, better when greater, on every process.
+        The objectives of children of the current parent, on every process. Greater is better.
 
         Args:
             scores (sequence of [`Score`]): of the children.
@@ -130,15 +131,14 @@ class ParetoEvolution(Evolution):
 
     def replay(self, places: Sequence[Place]) -> Iterator[list[tuple[Place, Child | None, Variant]]]:
         """
-        Makes models of the run again: the model goes from its first parent through all generations, and is what it was at the
-        end.
+        Rebuilds models of the run. The model goes from the first parent through all generations and is restored at the end.
 
         Args:
-            places (sequence): which models.
+            places (sequence): the models to rebuild.
 
         Yields:
-            Those of a generation that has any: place, child and variant of what the model is meanwhile. The first parent is
-            with the first of them.
+            For each generation with such models, a list of their place, child and variant. Meanwhile the model holds their
+            parent. The first parent comes first, in a list of its own.
         """
         records = self.records()
         with self.from_first_parent():
@@ -157,7 +157,7 @@ class ParetoEvolution(Evolution):
 
     @contextmanager
     def from_first_parent(self) -> Iterator[None]:
-        """For as long as the context lasts, the model is the parent that the run began with, or what is made of it there."""
+        """Within the context, the model holds the first parent. What the context does to it is undone at the end."""
         whole = [(name, (None, values)) for name, values in self.first_parent.items()]
         with applied(self.mutation.parameters, whole):
             self.mutation.parent_changed()
@@ -168,7 +168,7 @@ class ParetoEvolution(Evolution):
 
 
 def child_of(candidate: Candidate) -> Child | None:
-    """The child that a candidate is; `None` for the parent."""
+    """The candidate's child; `None` for the parent."""
     return candidate.parts[0][0] if candidate.parts else None
 
 
@@ -176,10 +176,10 @@ def candidates_of(
     records: Sequence[Mapping[str, Any]], objectives: Objectives
 ) -> tuple[dict[Place, list[float]], Place]:
     """
-    All candidates of some generations, in order, with their values on the selection split; and which is the parent now.
+    All candidates of some generations, in order, with their values on the selection split; and the place of the last parent.
 
     Args:
-        records (sequence of mappings): a [`Generation.record`] each.
+        records (sequence of mappings): the [`Generation.record`] of each generation.
         objectives ([`Objectives`]): of the run.
     """
     found: dict[Place, list[float]] = {}
@@ -197,12 +197,12 @@ def candidates_of(
 
 
 def in_order(candidates: Mapping[Place, list[float]], parent: Place) -> dict[Place, list[float]]:
-    """A generation's candidates, the parent first, then children by number: of equal ones, the first is on the front."""
+    """Sorts a generation's candidates, the parent first, then by index. Of equal candidates, the first is on the front."""
     return {place: candidates[place] for place in sorted(candidates, key=lambda place: (place != parent, place or ()))}
 
 
 def nondominated(candidates: Mapping[Place, Sequence[float]]) -> dict[Place, float]:
-    """The candidates that no other dominates, in their order, with their distances to the ideal point."""
+    """The non-dominated candidates, in their order, with their distances to the ideal point."""
     places, values = list(candidates), np.array(list(candidates.values()))
     front = front_of(values)
     return dict(zip((places[number] for number in front), distances_to_ideal(values[front]).tolist())) if front else {}

@@ -1,4 +1,4 @@
-"""The front that a run by several objectives ends with: its members, scored on the test images."""
+"""The front at the end of a run by several objectives, with its members scored on the test images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +12,15 @@ from .pareto_evolution import ParetoEvolution, Place, candidates_of, nondominate
 @dataclass
 class RunFront:
     """
-    What is known of the front at the end of a run.
+    The front at the end of a run.
 
     Args:
-        table (`dict`): `objectives` (a `dict` each, in their order: `name`, and `better`, `"lower"` or `"greater"`); `images` (how many each split
-            has); `members` (a `dict` each: `generation` and `child` from 0, null for the first parent; `on_front`; `chosen`
-            for the evolved model; and the objectives on the `selection` images, which chose the front and so are too
-            favourable, and on the `test` images, null without any); and `others`, the candidates that are dominated. The
-            first parent and the evolved model are among the members in any case.
-        ensemble (list of (place, changes)): the members that go into an ensemble, as changes of the first parent.
+        table (`dict`): has four entries. `objectives`: for each, its `name` and `better` (`"lower"` or `"greater"`). `images`:
+            the number of images of each split. `members`: for each, `generation` and `child` from 0 (null for the first
+            parent), `on_front`, `chosen` (true for the evolved model), and the objectives on the `selection` images (optimistic,
+            because these images chose the front) and on the `test` images (null if there are none). The first parent and the
+            evolved model are always members. `others`: the dominated candidates.
+        ensemble (list of (place, changes)): the members of an ensemble, as changes of the first parent.
     """
 
     table: dict[str, Any]
@@ -31,22 +31,22 @@ def run_front(
     evolution: ParetoEvolution, test_batches: ImageBatches | None, ensemble_size: int = 0
 ) -> RunFront | None:
     """
-    The front of all generations, its members scored on the test images; a collective call.
+    Finds the front of all generations and scores its members on the test images. All processes must call it.
 
     Args:
         evolution ([`ParetoEvolution`]): after its last step.
         test_batches ([`ImageBatches`], *optional*): the test images.
-        ensemble_size (`int`, *optional*, defaults to 0): as many members of the front at the most, the nearest to the ideal
-            point first, go into the ensemble.
+        ensemble_size (`int`, *optional*, defaults to 0): puts at most this many members of the front into the ensemble, the
+            nearest to the ideal point first.
 
     Returns:
-        [`RunFront`], or `None` where no generation was run.
+        [`RunFront`], or `None` if no generation was run.
     """
     candidates, evolved = candidates_of(evolution.records(), evolution.objectives)
     if not candidates:
         return None
     front, raw = nondominated(candidates), evolution.objectives.raw
-    # A stable sort by the first objective, best first; without a value last.
+    # A stable sort by the first objective, the best first. Members without a value come last.
     ordered = sorted({**front, None: 0, evolved: 0}, key=lambda place: -candidates[place][0])
     members = sorted(front, key=lambda place: front[place])[:ensemble_size]
     test: dict[Place, list[float]] = {}
@@ -93,7 +93,7 @@ def named(place: Place) -> dict[str, int | None]:
 
 
 def changes_of_first_parent(evolution: ParetoEvolution, child: Child | None) -> dict[str, Change]:
-    """A child of the present parent, as what differs from the parent that the run began with; `None`: the present parent."""
+    """The changes that turn the first parent into a child of the current parent; `None`: into the current parent."""
     values = {name: parameter.detach().clone() for name, parameter in evolution.mutation.parameters.items()}
     for name, (indices, new) in evolution.mutation.changes(child) if child is not None else ():
         if indices is None:
