@@ -43,7 +43,7 @@ def timm_config(module: str) -> transformers.TimmWrapperConfig:
     if module in IMAGE_SIZES:
         size = IMAGE_SIZES[module]
     elif not given.get("fixed_input_size"):
-        size = min(size, max(128, *(given.get("min_input_size") or [0])))
+        size = min(size, max(64, *(given.get("min_input_size") or [0])))
     return transformers.TimmWrapperConfig.from_dict(
         {
             "architecture": architecture,
