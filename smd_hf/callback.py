@@ -25,7 +25,7 @@ from .errors import SMDError
 from .metrics.classification import merged, named_metrics
 from .metrics.ood import OOD_METRICS
 from .models.inputs import input_names
-from .parallel.processes import Spread
+from .parallel.processes import Processes
 from .run.batch_size import tells_of_memory
 from .scoring.bars import ScoringBar
 from .scoring.costs import suffix_costs
@@ -117,8 +117,8 @@ class EvolutionCallback(TrainerCallback):
         model = trainer.model
         metrics = merged(named_metrics(args, has_own=compute_metrics is not None), compute_metrics)
         self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
-        spread = Spread(args.spread, trainer.args.process_index, trainer.args.world_size)
-        readable = ReadableRows(args, spread)
+        processes = Processes(args.spread, trainer.args.process_index, trainer.args.world_size)
+        readable = ReadableRows(args, processes)
         fitness_dataset = readable(fitness_dataset, "fitness_dataset")
         self.left_out = readable.left_out
         data = prepare_data(
@@ -132,7 +132,7 @@ class EvolutionCallback(TrainerCallback):
             "trained on them.",
         )
         if data.image_column is not None and args.on_bad_images == "raise":
-            check_images(fitness_dataset, data.image_column, what="fitness_dataset", spread=spread)
+            check_images(fitness_dataset, data.image_column, what="fitness_dataset", processes=processes)
         check_problem_type(model)
         self.collator = data.collator
         self.dataset = fitness_dataset
@@ -193,7 +193,7 @@ class EvolutionCallback(TrainerCallback):
             self.trainer.model,
             run.device,
             self.trainer.accelerator.autocast,
-            Spread(args.spread, run.process_index, run.world_size),
+            Processes(args.spread, run.process_index, run.world_size),
             args.prefix_replay,
             int(args.child_cache_gb * 1e9),
         )

@@ -31,7 +31,7 @@ def check_output_dir(output_dir: str | os.PathLike) -> None:
 
 
 @contextmanager
-def full_disk_is_told(folder: str | os.PathLike) -> Iterator[None]:
+def explain_full_disk(folder: str | os.PathLike) -> Iterator[None]:
     """
     Turns any library's error about a full disk into one that says what to do.
 

@@ -23,12 +23,12 @@ from .artifacts.resolve_model import resolve_model
 from .data.image_checks import ReadableRows
 from .data.preparation import check_problem_type, prepare_data
 from .errors import SMDError
-from .files import full_disk_is_told
+from .files import explain_full_disk
 from .hub.publisher import HubMixin
 from .models.checkpoints import save_checkpoint
 from .models.inputs import as_inputs, input_names, select_inputs
 from .models.quantized import as_if_not_quantised, check_can_be_saved, stored_tensors
-from .parallel.processes import Spread
+from .parallel.processes import Processes
 from .parallel.stopping import Interrupted, Terminated
 from .reports.run_report import run_report, write_run_files
 from .reports.several_objectives import ObjectivesMixin
@@ -181,8 +181,8 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         if data.new_labels is not None:
             with memory_is_told(args):
                 self._replace_head(data.new_labels)
-        spread = Spread(args.spread, args.process_index, args.world_size)
-        spread.copy_from_first(stored_tensors(self.model))
+        processes = Processes(args.spread, args.process_index, args.world_size)
+        processes.broadcast(stored_tensors(self.model))
 
         # 6. The method
         self.recombination = make_recombination(args, self.model.config.num_labels, compute_loss_func)
@@ -191,7 +191,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             self.model,
             args.device,
             self.autocast_smart_context_manager,
-            spread,
+            processes,
             args.prefix_replay,
             int(args.child_cache_gb * 1e9),
             forward=compiled(self.model, args) if args.torch_compile else None,
@@ -241,9 +241,9 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             `KeyboardInterrupt`, `SystemExit`: after Ctrl-C or SIGTERM, when the cell that was being scored is done. The
                 parent of the generation is in the model, and the run can be resumed.
         """
-        stop, folder = self.evaluator.spread.stop, self.args.output_dir
+        stop, folder = self.evaluator.processes.stop, self.args.output_dir
         try:
-            with full_disk_is_told(folder), locked(folder, self.evaluator.spread, self.args.should_save):
+            with explain_full_disk(folder), locked(folder, self.evaluator.processes, self.args.should_save):
                 with stop.listening(self.args.world_size):
                     output = self._train(resume_from_checkpoint, **kwargs)
                     stop.check()
@@ -408,7 +408,9 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             self._measure_outside(evolved_logits)
         # The report of the first process, on all of them, once the files are there.
         with TickingBar("Writing the results", shows_bars(self)):
-            [self.report, *_] = self.evaluator.spread.together(lambda: self._write_report(evolved_logits, cost, found))
+            [self.report, *_] = self.evaluator.processes.gather(
+                lambda: self._write_report(evolved_logits, cost, found)
+            )
         # The cells of a generation that a limit has ended are good for a run that goes on with a higher one.
         self.ledger.end(keep=() if self.stopped is None else (PARENT_SCOPE, generation_scope(self.state.global_step)))
 

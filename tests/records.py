@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from smd_hf.scoring.changes import keep
+from smd_hf.scoring.changes import commit
 from smd_hf.search.mutation import Mutation
 
 
@@ -24,9 +24,9 @@ def rebuild_child(
     for record in records[:generation]:
         children = mutation.children(record["generation"], record["sigma"])
         if record["parts"]:
-            keep(mutation.parameters, mutation.combination([(children[i], weight) for i, weight in record["parts"]]))
+            commit(mutation.parameters, mutation.combination([(children[i], weight) for i, weight in record["parts"]]))
             mutation.parent_changed()
     child = mutation.children(generation, records[generation]["sigma"])[index]
     changes = list(mutation.changes(child))
-    keep(mutation.parameters, changes)
+    commit(mutation.parameters, changes)
     return changes

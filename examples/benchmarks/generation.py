@@ -38,7 +38,7 @@ from common import (
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from smd_hf.scoring.changes import keep
+from smd_hf.scoring.changes import commit
 from smd_hf.scoring.evaluator import Variant
 from smd_hf.scoring.racing import race
 from smd_hf.scoring.scores import Score
@@ -199,7 +199,7 @@ class Generations:
         for index in self.sampled(number):
             model = copy.deepcopy(self.task.model)
             child = self.by_cost.children(number, SIGMA)[index]
-            keep(dict(model.named_parameters()), self.by_cost.changes(child))
+            commit(dict(model.named_parameters()), self.by_cost.changes(child))
             trainer = Trainer(model=model, args=self.trainer_arguments, data_collator=self.task.collator)
             output = trainer.predict(self.task.dataset)
             self.naive_nll[number, index] = mean_nll(output.predictions, output.label_ids)

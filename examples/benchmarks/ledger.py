@@ -34,7 +34,7 @@ from common import (
     write_jpegs,
 )
 
-from smd_hf.parallel.processes import Spread
+from smd_hf.parallel.processes import Processes
 from smd_hf.run.ledger import Ledger
 from smd_hf.scoring.sums import Tap
 from smd_hf.search.gauss_newton import GaussNewtonSums
@@ -67,7 +67,7 @@ def measured(args: argparse.Namespace, task: Task, folder: Path) -> dict[str, An
     clock, batches, selection = Clock(args), task.batches(), task.batches(max(1, args.images // 4))
     mutation = task.mutation("partition", args.children)
     evaluator = task.evaluator()
-    ledger = Ledger.start(folder, Spread(), {"format": 1})
+    ledger = Ledger.start(folder, Processes(), {"format": 1})
     waited: list[float] = []
 
     def generation(number: int) -> Any:

@@ -33,7 +33,7 @@ from common import (
     write_jpegs,
 )
 
-from smd_hf.parallel.processes import Spread
+from smd_hf.parallel.processes import Processes
 from smd_hf.scoring.scores import Score
 
 MODES = ("data", "children")
@@ -108,7 +108,7 @@ def work(args: argparse.Namespace) -> dict[str, Any]:
         for kind, children in (("strong", args.children), ("weak", args.children * state.num_processes)):
             mutation = task.mutation("random", children)
             for mode in MODES:
-                evaluator = task.evaluator(spread=Spread(mode, state.process_index, state.num_processes))
+                evaluator = task.evaluator(processes=Processes(mode, state.process_index, state.num_processes))
                 scores: list[Score] = []
 
                 def generation(evaluator: Any = evaluator, mutation: Any = mutation, scores: Any = scores) -> None:

@@ -56,7 +56,7 @@ from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 from smd_hf.models.checkpoints import load_weights, weights_hash
-from smd_hf.parallel.processes import Spread, segment
+from smd_hf.parallel.processes import Processes, segment
 from smd_hf.run.journal import generation_scope
 from smd_hf.run.ledger import LEDGER_NAME, Ledger, read_header
 from smd_hf.run.resume import find_resume_point
@@ -271,7 +271,7 @@ def ledger_loader(folder: Path) -> Loader:
     class EndInThird(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 2:
-                trainer.evaluator.spread.stop.signal = signal.SIGTERM
+                trainer.evaluator.processes.stop.signal = signal.SIGTERM
 
     trainer.add_callback(EndInThird())
     with suppress(SystemExit):
@@ -279,7 +279,7 @@ def ledger_loader(folder: Path) -> Loader:
     identity, scope, batches = read_header(folder / LEDGER_NAME), generation_scope(2), trainer.fitness_batches
     numbers, shape = range(len(batches)), (2, 3)
     calls = [(None, None), (3, None), (None, shape)]  # plain cells, cells with logits, segments with sums
-    ledger = Ledger(folder / LEDGER_NAME, Spread())
+    ledger = Ledger(folder / LEDGER_NAME, Processes())
     with ledger.scope(scope):
         for num_labels, sums in calls:
             call = ledger.call(2, batches, numbers, num_labels, sums)
@@ -296,7 +296,7 @@ def ledger_loader(folder: Path) -> Loader:
 
     def load(place: Path) -> str | None:
         point = find_resume_point(place, True, identity, 4)
-        ledger = Ledger(place / LEDGER_NAME, Spread(), resumed=True)
+        ledger = Ledger(place / LEDGER_NAME, Processes(), resumed=True)
         with ledger.scope(scope):
             for num_labels, sums in calls:
                 ledger.call(2, batches, numbers, num_labels, sums)

@@ -16,7 +16,7 @@ from ..metrics.diversity import disagreement, mean_pairwise_kl, output_correlati
 from ..metrics.statistics import Scores, accuracy
 from ..remote_code.members_smd_ensemble import combine
 from ..scoring.bars import TickingBar
-from ..scoring.changes import keep
+from ..scoring.changes import commit
 from ..search.evolution import Evolution
 from ..search.fitness import ScoredChild, ranked
 from ..search.pareto.pareto_evolution import ParetoEvolution
@@ -111,7 +111,7 @@ def _delta(
     """The child's difference from the first parent, over all generations."""
     child = scored.child
     model = copy.deepcopy(evolution.model)
-    keep(dict(model.named_parameters()), evolution.mutation.changes(child))
+    commit(dict(model.named_parameters()), evolution.mutation.changes(child))
     return SparseDelta.between(
         first_parent,
         model.to(first_parent.device),

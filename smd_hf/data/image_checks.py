@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..errors import SMDError
 from ..messages import one_line
-from ..parallel.processes import Spread
+from ..parallel.processes import Processes
 from .images import as_tensor, is_processed, to_image
 from .reading import ReadAhead, default_threads
 from .rows import find_image_column, stored_images
@@ -55,7 +55,7 @@ def bad_images(
     image_column: str,
     *,
     what: str = "train",
-    spread: Spread | None = None,
+    processes: Processes | None = None,
     num_workers: int | None = None,
     progress: bool = True,
 ) -> dict[int, str]:
@@ -66,19 +66,20 @@ def bad_images(
         dataset (`datasets.Dataset`, or any map-style data set of `dict` rows): what to check.
         image_column (`str`): the column of images, or of `pixel_values`.
         what (`str`, *optional*, defaults to `"train"`): the name of the split, for messages.
-        spread ([`Spread`], *optional*): over which processes; all must call. Over none by default.
+        processes ([`Processes`], *optional*): the processes that share the rows. All of them must
+            call it. Defaults to this process alone.
         num_workers (`int`, *optional*): threads that read and decode; one for each core, at most 8, by default.
         progress (`bool`, *optional*, defaults to `True`): show a bar once it takes more than two seconds.
 
     Returns:
         `dict[int, str]`: by index, in increasing order, what is wrong; the same on every process.
     """
-    spread = spread or Spread()
+    processes = processes or Processes()
     find_problem = _problem_of_pixel_values if image_column == "pixel_values" else _problem
     read = _reader(dataset, image_column)
     # Rows that a transform or a data set of the user's makes may draw random numbers.
     repeatable = isinstance(dataset, datasets.Dataset) and image_column in dataset.column_names
-    starts = range(0, len(dataset), _CHUNK)[spread.process_index :: spread.num_processes]
+    starts = range(0, len(dataset), _CHUNK)[processes.process_index :: processes.num_processes]
 
     def look() -> dict[int, str]:
         def problems_from(start: int) -> tuple[int, dict[int, str]]:
@@ -87,7 +88,7 @@ def bad_images(
             return len(values), {index: text for index, text in texts if text is not None}
 
         found: dict[int, str] = {}
-        shown = progress and spread.process_index == 0
+        shown = progress and processes.process_index == 0
         total = sum(min(_CHUNK, len(dataset) - start) for start in starts)
         bar = tqdm(total=total, desc=f"Checking {what} images", unit="image", delay=2, disable=not shown)
         threads = default_threads() if num_workers is None else num_workers
@@ -98,11 +99,11 @@ def bad_images(
             for count, problems_there in chunks:
                 found |= problems_there
                 bar.update(count)
-                spread.stop.check()
+                processes.stop.check()
         return found
 
     problems: dict[int, str] = {}
-    for part in spread.together(look):
+    for part in processes.gather(look):
         problems |= part
     return dict(sorted(problems.items()))
 
@@ -113,15 +114,16 @@ class ReadableRows:
 
     Args:
         args ([`EvolutionArguments`]): of the run.
-        spread ([`Spread`], *optional*): over which processes; by default those of the arguments.
+        processes ([`Processes`], *optional*): the processes that share the rows. Defaults to the
+            processes of the arguments.
 
     Attributes:
         left_out (`dict[str, int]`): how many rows of each data set.
     """
 
-    def __init__(self, args: "EvolutionArguments", spread: Spread | None = None):
+    def __init__(self, args: "EvolutionArguments", processes: Processes | None = None):
         self.args = args
-        self.spread = spread or Spread(args.spread, args.process_index, args.world_size)
+        self.processes = processes or Processes(args.spread, args.process_index, args.world_size)
         self.left_out: dict[str, int] = {}
 
     def __call__(self, dataset: Any, what: str) -> Any:
@@ -143,7 +145,7 @@ class ReadableRows:
             return dataset
         column = _image_column(dataset, self.args.image_column_name, what)
         bar = not self.args.disable_tqdm
-        problems = bad_images(dataset, column, what=what, spread=self.spread, progress=bar)
+        problems = bad_images(dataset, column, what=what, processes=self.processes, progress=bar)
         self.left_out[what] = len(problems)
         if len(problems) == len(dataset):
             raise SMDError(

@@ -43,7 +43,7 @@ def _end_gloo() -> None:
         torch.distributed.destroy_process_group()
 
 
-class Spread:
+class Processes:
     """
     The processes of a run: decides what each of them scores, and exchanges values between them.
 
@@ -112,7 +112,7 @@ class Spread:
         busiest_by_children = len(by_batch) * -(-num_variants // self.num_processes)
         return "data" if busiest_by_data <= busiest_by_children else "children"
 
-    def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Copies the first process's values into the tensors of every process, in place."""
         for tensor in tensors if self.num_processes > 1 else ():
             whole = tensor.detach().contiguous()
@@ -120,7 +120,7 @@ class Spread:
             torch.distributed.broadcast(whole.reshape(-1).view(torch.uint8), src=0)
             tensor.detach().copy_(whole)
 
-    def each(self, count: int, value: Callable[[int], T]) -> list[T]:
+    def map(self, count: int, value: Callable[[int], T]) -> list[T]:
         """
         Returns `value(number)` for each number below `count`. One process computes each value, and every process gets all.
 
@@ -128,11 +128,11 @@ class Spread:
         """
         mine = range(count)[self.process_index :: self.num_processes]
         values: dict[int, T] = {}
-        for part in self.together(lambda: {number: value(number) for number in mine}):
+        for part in self.gather(lambda: {number: value(number) for number in mine}):
             values.update(part)
         return [values[number] for number in range(count)]
 
-    def together(self, work: Callable[[], T]) -> list[T]:
+    def gather(self, work: Callable[[], T]) -> list[T]:
         """
         Runs `work` on each process and returns all results, ordered by process, on every process.
 

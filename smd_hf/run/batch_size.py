@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..errors import SMDError
 from ..messages import one_line
-from ..parallel.processes import Spread
+from ..parallel.processes import Processes
 from ..scoring.changes import applied
 from ..scoring.evaluator import Evaluator
 from ..scoring.prefix_replay import PrefixReplay
@@ -84,14 +84,14 @@ def tells_of_memory(method: Callable) -> Callable:
     return told
 
 
-def largest_fitting(size: int, attempt: Callable[[int], None], spread: Spread) -> int:
+def largest_fitting(size: int, attempt: Callable[[int], None], processes: Processes) -> int:
     """
     The largest of a size, its half, its quarter and so on that fits into the memory of every process.
 
     Args:
         size (`int`): the first to be tried, in images.
         attempt (`Callable`): runs a batch of so many images; raises what the library raises where they do not fit.
-        spread ([`Spread`]): over which processes; all must call.
+        processes ([`Processes`]): the processes of the run. All of them must call it.
 
     Raises:
         `SMDError`: if not even one image fits.
@@ -122,7 +122,7 @@ def largest_fitting(size: int, attempt: Callable[[int], None], spread: Spread) -
                 "choose a smaller model, load it in half precision (dtype='bfloat16'), or lower child_cache_gb."
             ) from error
 
-    return min(spread.together(find))
+    return min(processes.gather(find))
 
 
 def settle_batch_size(trainer: "EvolutionTrainer") -> dict[str, int] | None:
@@ -165,7 +165,7 @@ def settle_batch_size(trainer: "EvolutionTrainer") -> dict[str, int] | None:
         if replay is not None:
             replay.clear()
 
-    found = largest_fitting(asked, attempt, Spread(args.spread, args.process_index, args.world_size))
+    found = largest_fitting(asked, attempt, Processes(args.spread, args.process_index, args.world_size))
     args.per_device_eval_batch_size = found
     log = logger.info if found == asked else logger.warning
     log(f"auto_find_batch_size: of {asked} images at once, {found} fit into memory. The whole run goes by this size.")

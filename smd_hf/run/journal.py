@@ -56,24 +56,24 @@ class ResumeMixin:
                 started again, after one was lost, always goes on.
         """
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        spread, output_dir = self.evaluator.spread, Path(self.args.output_dir)
+        processes, output_dir = self.evaluator.processes, Path(self.args.output_dir)
         # Of the first process: a data set on a slow disk is read once, and all go by the same.
-        first = spread.process_index == 0
-        [self._identity, *_] = spread.together(lambda: self._find_identity() if first else None)
-        [point, *_] = spread.together(
+        first = processes.process_index == 0
+        [self._identity, *_] = processes.gather(lambda: self._find_identity() if first else None)
+        [point, *_] = processes.gather(
             lambda: find_resume_point(output_dir, resume, self._identity, self.args.num_generations) if first else None
         )
         # Where processes share no disk, weights are made again from the first parent.
         checkpoint = None if point is None else point.checkpoint
-        if checkpoint is not None and not all(spread.together(lambda: Path(checkpoint).is_dir())):
+        if checkpoint is not None and not all(processes.gather(lambda: Path(checkpoint).is_dir())):
             point = point.without_checkpoint()
         if point is None and resume and first:
             logger.warning(f"There is no run in '{output_dir}' to go on with: this one begins anew.")
         if point is not None and point.in_ledger:
-            self.evaluator.ledger = Ledger(output_dir / LEDGER_NAME, spread, resumed=True)
+            self.evaluator.ledger = Ledger(output_dir / LEDGER_NAME, processes, resumed=True)
         else:
-            self.evaluator.ledger = Ledger.start(output_dir / LEDGER_NAME, spread, self._identity)
-            spread.together(lambda: seed(self.ledger, point) if first and point is not None else None)
+            self.evaluator.ledger = Ledger.start(output_dir / LEDGER_NAME, processes, self._identity)
+            processes.gather(lambda: seed(self.ledger, point) if first and point is not None else None)
         self._point = point or ResumePoint(RunState())
         return self._point.checkpoint
 

@@ -24,7 +24,7 @@ from typing import Any
 from ..data.batches import ImageBatches
 from ..errors import SMDError
 from ..files import write_text
-from ..parallel.processes import Spread
+from ..parallel.processes import Processes
 from ..scoring.record import Call
 from ..scoring.scores import Score
 from .cells import Finished, misfit, read_cells, write_score
@@ -40,14 +40,14 @@ class Ledger:
 
     Args:
         folder (`Path`): `output_dir/ledger`.
-        spread ([`Spread`]): over which processes the run goes.
+        processes ([`Processes`]): the processes of the run.
         resumed (`bool`, *optional*, defaults to `False`): looks for what is there; otherwise the folder holds nothing but
             what this run has written.
     """
 
-    def __init__(self, folder: Path, spread: Spread, resumed: bool = False):
+    def __init__(self, folder: Path, processes: Processes, resumed: bool = False):
         self.folder = folder
-        self.spread = spread
+        self.processes = processes
         self.resumed = resumed
         self._scope: Path | None = None
         self._known: dict[int, list[tuple[Path, int, Finished]]] = {}
@@ -55,13 +55,13 @@ class Ledger:
         self._writer: LineWriter | None = None
 
     @classmethod
-    def start(cls, folder: Path, spread: Spread, header: Mapping[str, Any]) -> "Ledger":
+    def start(cls, folder: Path, processes: Processes, header: Mapping[str, Any]) -> "Ledger":
         """A new ledger, in place of any that is there."""
         check_folders(folder)
         # Each process removes what it sees: machines need not share a disk.
-        spread.together(lambda: shutil.rmtree(folder, ignore_errors=True))
-        spread.together(lambda: write_header(folder, header) if spread.process_index == 0 else None)
-        return cls(folder, spread)
+        processes.gather(lambda: shutil.rmtree(folder, ignore_errors=True))
+        processes.gather(lambda: write_header(folder, header) if processes.process_index == 0 else None)
+        return cls(folder, processes)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -123,14 +123,14 @@ class Ledger:
         """
 
         def write() -> None:
-            if self.spread.process_index > 0:
+            if self.processes.process_index > 0:
                 return
             write_score(self.folder / selected_name(generation + 1), selected)
             self.write_finished([entry])
             (self.folder / selected_name(generation)).unlink(missing_ok=True)
             (self.folder / ENDED_NAME).unlink(missing_ok=True)
 
-        self.spread.together(write)
+        self.processes.gather(write)
 
     def write_finished(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Lines of finished generations, on the disk when this returns."""
@@ -147,18 +147,18 @@ class Ledger:
         cells = self.folder / CELLS_NAME
 
         def look() -> set[str]:
-            if self.spread.process_index == 0:
+            if self.processes.process_index == 0:
                 write_text(self.folder / ENDED_NAME, "{}\n")
             return {path.name for path in cells.glob("*")}
 
         # All have looked before one removes: a folder that goes while it is read is an error.
-        self.drop(*set().union(*self.spread.together(look)).difference(keep))
+        self.drop(*set().union(*self.processes.gather(look)).difference(keep))
         with suppress(OSError):  # of scopes that are kept
             cells.rmdir()
 
     def _open(self) -> LineWriter:
         if self._writer is None:
-            self._writer = LineWriter(self._scope / f"rank-{self.spread.process_index:05d}.jsonl")
+            self._writer = LineWriter(self._scope / f"rank-{self.processes.process_index:05d}.jsonl")
         return self._writer
 
     def _read(self) -> dict[int, list[tuple[Path, int, Finished]]]:
@@ -171,10 +171,10 @@ class Ledger:
             return set(files)
 
         # A file that several processes see is read by the first of them.
-        seen = self.spread.together(look)
-        mine = set(files).difference(*seen[: self.spread.process_index])
+        seen = self.processes.gather(look)
+        mine = set(files).difference(*seen[: self.processes.process_index])
         known: dict[int, list[tuple[Path, int, Finished]]] = {}
-        for part in self.spread.together(lambda: [line for key in sorted(mine) for line in read_cells(files[key])]):
+        for part in self.processes.gather(lambda: [line for key in sorted(mine) for line in read_cells(files[key])]):
             for path, line, done in part:
                 known.setdefault(done.call, []).append((path, line, done))
         return known

@@ -85,8 +85,8 @@ class Limits:
             if after > args.max_forward_passes + _ROUNDING:
                 return self._stop("max_forward_passes", spent)
         if args.max_hours is not None:
-            spread = trainer.evaluator.spread
-            [self._seconds_left, *_] = spread.together(lambda: 3600 * args.max_hours - trainer.run.seconds)
+            processes = trainer.evaluator.processes
+            [self._seconds_left, *_] = processes.gather(lambda: 3600 * args.max_hours - trainer.run.seconds)
             if self._seconds_left <= 0:
                 return self._stop("max_hours")
         return True
@@ -94,7 +94,7 @@ class Limits:
     def in_time(self, step: Callable[[], Generation]) -> Generation | None:
         """What a step gives; `None` where the time was up before it was done, with the parent in the model again."""
         try:
-            with self.trainer.evaluator.spread.stop.before(self._seconds_left):
+            with self.trainer.evaluator.processes.stop.before(self._seconds_left):
                 return step()
         except OutOfTime:
             self._stop("max_hours")

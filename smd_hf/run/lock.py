@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..errors import SMDError
 from ..files import write_json
-from ..parallel.processes import Spread
+from ..parallel.processes import Processes
 
 logger = logging.get_logger(__name__)
 
@@ -28,13 +28,13 @@ HOLDER_NAME = ".smd_hf.ledger.holder"
 
 
 @contextmanager
-def locked(folder: str | os.PathLike, spread: Spread, holds: bool) -> Iterator[None]:
+def locked(folder: str | os.PathLike, processes: Processes, holds: bool) -> Iterator[None]:
     """
     Keeps other runs out of a folder as long as the context lasts.
 
     Args:
         folder (`str` or `os.PathLike`): made if need be.
-        spread ([`Spread`]): the processes of this run, which all call this.
+        processes ([`Processes`]): the processes of this run, which all call this.
         holds (`bool`): whether this process is the one that writes there, and takes the lock for all.
 
     Raises:
@@ -44,7 +44,7 @@ def locked(folder: str | os.PathLike, spread: Spread, holds: bool) -> Iterator[N
     # A lock that is only a file would outlive a process that is killed.
     lock = FileLock(folder / LOCK_NAME, fallback_to_soft=False)
     try:
-        for problem in spread.together(lambda: _take(lock, folder) if holds else None):
+        for problem in processes.gather(lambda: _take(lock, folder) if holds else None):
             if problem is not None:
                 raise SMDError(problem)
         yield

@@ -107,7 +107,7 @@ class DataMixin:
         """Finds now what cannot be read; where such rows are skipped, they are out already."""
         if column is not None and self.args.on_bad_images == "raise":
             bar = not self.args.disable_tqdm
-            check_images(dataset, column, what=what, spread=self.evaluator.spread, progress=bar)
+            check_images(dataset, column, what=what, processes=self.evaluator.processes, progress=bar)
 
     def classes_with_images(self) -> np.ndarray:
         """The model's classes that training images are of, sorted; of some of them, where a collator alone knows."""

@@ -36,6 +36,6 @@ def applied(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str,
             exchange(parameters[name], indices, before)
 
 
-def keep(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str, Change]]) -> list[tuple[str, Change]]:
-    """Puts changes into the model for good; returns those that would take them back."""
+def commit(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str, Change]]) -> list[tuple[str, Change]]:
+    """Writes changes into the model permanently. Returns the changes that undo them."""
     return [(name, (indices, exchange(parameters[name], indices, values))) for name, (indices, values) in changes]

@@ -13,7 +13,7 @@ from ..errors import SMDError
 from ..models.blocks import find_blocks
 from ..models.derived_weights import forget_derived, keepers
 from ..models.outputs import logits_of
-from ..parallel.processes import Spread, segment
+from ..parallel.processes import Processes, segment
 from .changes import Change, MakeChanges, applied
 from .job import Job
 from .prefix_replay import PrefixReplay
@@ -50,7 +50,8 @@ class Evaluator:
         model (`torch.nn.Module`): takes the inputs of a batch by name and returns an output with `logits`; put into eval mode.
         device (`torch.device`): where the model is.
         autocast (`Callable`, *optional*): makes the context of each forward pass, for mixed precision.
-        spread ([`Spread`], *optional*): over which processes; over none by default.
+        processes ([`Processes`], *optional*): the processes that share the work. Defaults to this process
+            alone.
         prefix_replay (`bool`, *optional*, defaults to `True`): passes of variants begin at the first block that is changed.
         change_cache_bytes (`int`, *optional*, defaults to 1e9): memory for the weights of children while batches go by one at
             a time; beyond it they are made anew for each batch.
@@ -69,7 +70,7 @@ class Evaluator:
         model: nn.Module,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
-        spread: Spread | None = None,
+        processes: Processes | None = None,
         prefix_replay: bool = True,
         change_cache_bytes: int = 10**9,
         forward: Callable | None = None,
@@ -78,7 +79,7 @@ class Evaluator:
         self.model = model
         self.device = device
         self.autocast = autocast
-        self.spread = spread or Spread()
+        self.processes = processes or Processes()
         self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
         self.change_cache_bytes = change_cache_bytes
         self.memory_format = memory_format
@@ -127,7 +128,7 @@ class Evaluator:
             call = self.ledger.call(len(variants), batches, numbers, num_labels, None if sums is None else sums.shape)
         batches.add_labels(call.labels)
         known = call.cells.keys() if sums is None else call.totals.keys()
-        wanted = self.spread.share(len(variants), numbers, known, by_segments=sums is not None)
+        wanted = self.processes.share(len(variants), numbers, known, by_segments=sums is not None)
 
         def work() -> tuple[dict[int, Score], dict[int, np.ndarray], float, dict[int, np.ndarray]]:
             tap = None if sums is None else Tap(sums, numbers)
@@ -148,7 +149,7 @@ class Evaluator:
             scores[number].cells[batch] = cell
         totals = dict(call.totals)
         self.full_passes += call.passes
-        for part, labels, passes, part_totals in self.spread.together(work):
+        for part, labels, passes, part_totals in self.processes.gather(work):
             for number, score in part.items():
                 scores[number].cells.update(score.cells)
             batches.add_labels(labels)
@@ -195,7 +196,7 @@ class Evaluator:
         # Of one list of batches, changes are needed once.
         once = job.batches.in_memory(numbers) and not replays and job.tap is None
         eager = replays or all(job.variants[number].changes is tuple for number in job.numbers)
-        for group in job.batches.groups(numbers, self.spread.stop.check, eager) if job.numbers else ():
+        for group in job.batches.groups(numbers, self.processes.stop.check, eager) if job.numbers else ():
             for part in self._parts(group, job, replays):
                 recorded = None
                 if replays:
@@ -204,7 +205,7 @@ class Evaluator:
                 for number in job.on(part):
                     if not replays or job.variants[number].changed:
                         self._score_one(job, number, part, changes(number, once), recorded)
-                    self.spread.stop.check()
+                    self.processes.stop.check()
                     job.report(number, part)
                 for batch in part if job.tap is not None else ():
                     job.close(batch)
@@ -290,7 +291,7 @@ class Evaluator:
                 waiting = batch, logits, len(batch) * (1.0 if recorded is None else self._replay.suffix_share(changed))
                 if job.tap is not None:
                     job.tap.add(number, batch, logits)
-                if self.spread.stop.wanted:
+                if self.processes.stop.wanted:
                     break
         if waiting is not None:
             job.found(number, *waiting)

@@ -22,7 +22,7 @@ class Job:
     Args:
         variants (sequence of [`Variant`]): of the call.
         batches ([`ImageBatches`]): the images.
-        wanted (mapping of `int` to collection of `int`): the variants to score on each batch, as [`Spread.share`] gives them.
+        wanted (mapping of `int` to collection of `int`): the variants to score on each batch, as [`Processes.share`] gives them.
         keep_logits (`bool`): keeps every variant's logits.
         call ([`Call`]): what is known already, and where the rest is written.
         tap ([`Tap`], *optional*): makes sums of the logits.

@@ -12,7 +12,7 @@ from ..data.batches import ImageBatches
 from ..data.ood_images import OutsideImages
 from ..errors import SMDError
 from ..models.checkpoints import weights_hash
-from ..scoring.changes import Change, applied, keep
+from ..scoring.changes import Change, applied, commit
 from ..scoring.evaluator import Evaluator, Variant
 from ..scoring.racing import race
 from ..scoring.scores import Score
@@ -136,7 +136,7 @@ class Evolution:
         """Makes the chosen candidate the parent."""
         self._undo = []
         if chosen.parts:
-            undo = keep(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
+            undo = commit(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
             self.mutation.parent_changed()
             if self.keep_parent:
                 self._undo = undo
@@ -211,7 +211,7 @@ class Evolution:
             score.outside = other
         check_parent(scores[0])
         labels = batches.labels
-        fitness = self.evaluator.spread.each(
+        fitness = self.evaluator.processes.map(
             len(scores),
             lambda number: (
                 known[number] if number in known else self.fitness(scores[number], labels[: scores[number].num_images])
@@ -257,7 +257,7 @@ class Evolution:
 
     def _of_first_process(self, proposed: list[Candidate] | None) -> list[Candidate] | None:
         """The first process's proposal, on every process: different machines may solve equations to different last bits."""
-        [first, *_] = self.evaluator.spread.together(lambda: proposed)
+        [first, *_] = self.evaluator.processes.gather(lambda: proposed)
         return first
 
     def _score_candidates(self, candidates: list[Candidate]) -> list[tuple[Score, float]]:
@@ -269,7 +269,7 @@ class Evolution:
         for score, other in zip(scores, self.outside_scores(variants, "selection")):
             score.outside = other
         labels = self.selection_batches.labels
-        fitness = self.evaluator.spread.each(len(scores), lambda number: self.fitness(scores[number], labels))
+        fitness = self.evaluator.processes.map(len(scores), lambda number: self.fitness(scores[number], labels))
         return list(zip(scores, fitness))
 
     def outside_scores(self, variants: list[Variant], part: str) -> list[Score | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from smd_hf.parallel.processes import Spread
+from smd_hf.parallel.processes import Processes
 
 
 def main() -> None:
@@ -20,9 +20,9 @@ def main() -> None:
     # What is registered first is called last.
     atexit.register(lambda: note.write_text(str(torch.distributed.is_initialized())))
     state = PartialState(cpu=True)
-    spread = Spread(process_index=state.process_index, num_processes=state.num_processes)
+    processes = Processes(process_index=state.process_index, num_processes=state.num_processes)
     for _ in range(5):
-        spread.together(lambda: "here")
+        processes.gather(lambda: "here")
     assert torch.distributed.is_initialized()
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smd_hf.errors import SMDError
-from smd_hf.parallel.processes import MODES, Spread, segment
+from smd_hf.parallel.processes import MODES, Processes, segment
 
 
 def cells_of(shares):
@@ -22,14 +22,14 @@ def test_each_variant_that_is_not_known_sees_each_batch_on_one_process(
     numbers = range(start, start + batches)
     everything = [(variant, batch) for variant in range(variants) for batch in numbers]
     known = data.draw(st.sets(st.sampled_from(everything))) if everything else set()
-    shares = [Spread(mode, process, processes).share(variants, numbers, known) for process in range(processes)]
+    shares = [Processes(mode, process, processes).share(variants, numbers, known) for process in range(processes)]
     assert sorted(cells_of(shares)) == sorted(set(everything) - known)
 
 
 @given(st.integers(1, 9), st.integers(1, 60), st.integers(1, 60))
 def test_auto_is_never_slower_than_either(processes, variants, batches):
     def busiest(mode):
-        shares = [Spread(mode, process, processes).share(variants, range(batches)) for process in range(processes)]
+        shares = [Processes(mode, process, processes).share(variants, range(batches)) for process in range(processes)]
         return max(len(cells_of([share])) for share in shares)
 
     assert busiest("auto") == min(busiest("data"), busiest("children"))
@@ -41,7 +41,7 @@ def test_segments_are_whole_and_each_that_is_not_known_is_on_one_process(process
     places = sorted({segment(number, numbers) for number in numbers})
     known = data.draw(st.sets(st.sampled_from(places)))
     shares = [
-        Spread("auto", process, processes).share(variants, numbers, known, by_segments=True)
+        Processes("auto", process, processes).share(variants, numbers, known, by_segments=True)
         for process in range(processes)
     ]
     left = [number for number in numbers if segment(number, numbers) not in known]
@@ -51,15 +51,15 @@ def test_segments_are_whole_and_each_that_is_not_known_is_on_one_process(process
 
 
 def test_one_process_does_it_all_without_a_process_group():
-    spread = Spread()
+    processes = Processes()
     tensor = torch.arange(3)
-    spread.copy_from_first([tensor])
+    processes.broadcast([tensor])
     assert tensor.tolist() == [0, 1, 2]
-    assert spread.together(lambda: 5) == [5] and spread.each(3, lambda number: number**2) == [0, 1, 4]
+    assert processes.gather(lambda: 5) == [5] and processes.map(3, lambda number: number**2) == [0, 1, 4]
     with pytest.raises(ZeroDivisionError):
-        spread.together(lambda: 1 / 0)
+        processes.gather(lambda: 1 / 0)
 
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(SMDError, match="data, children"):
-        Spread("rows")
+        Processes("rows")

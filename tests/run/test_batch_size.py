@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from smd_hf import SMDError
-from smd_hf.parallel.processes import Spread
+from smd_hf.parallel.processes import Processes
 from smd_hf.run.batch_size import is_out_of_memory, largest_fitting
 
 # A ViT of 1025 tokens, whose eager attention takes 8 MB an image for each of several tensors.
@@ -103,7 +103,7 @@ def test_the_largest_that_fits(fits, found):
         if size > fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    assert largest_fitting(96, attempt, Spread()) == found
+    assert largest_fitting(96, attempt, Processes()) == found
     assert tried == [96 >> halvings for halvings in range(len(tried))]
 
 
@@ -112,7 +112,7 @@ def test_not_even_one_image():
         raise MemoryError
 
     with pytest.raises(SMDError, match="not even one image"):
-        largest_fitting(4, attempt, Spread())
+        largest_fitting(4, attempt, Processes())
 
 
 def test_other_errors_are_not_taken_for_it():
@@ -120,7 +120,7 @@ def test_other_errors_are_not_taken_for_it():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        largest_fitting(4, attempt, Spread())
+        largest_fitting(4, attempt, Processes())
     assert not is_out_of_memory(ValueError("out of memory."))
     assert is_out_of_memory(RuntimeError("std::bad_alloc"))
     assert is_out_of_memory(RuntimeError("could not create a primitive"))
@@ -130,10 +130,10 @@ def test_other_errors_are_not_taken_for_it():
     assert is_out_of_memory(told)
 
 
-class OfSeveral(Spread):
+class OfSeveral(Processes):
     """A process among others, each of which has found a size."""
 
-    def together(self, work):
+    def gather(self, work):
         return [16, work(), 4]
 
 

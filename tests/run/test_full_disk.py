@@ -7,7 +7,7 @@ import pytest
 from transformers import TrainerCallback
 
 from smd_hf import SMDError
-from smd_hf.files import full_disk_is_told
+from smd_hf.files import explain_full_disk
 from tests.distributed.worker import make_trainer
 
 RUN = dict(kind="resnet", population_size=6, recombination="best", num_generations=3, elitism=False)
@@ -92,6 +92,6 @@ def test_a_device_without_room(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError("of no number"), ValueError("other")])
 def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)) as raised, full_disk_is_told("out"):
+    with pytest.raises(type(error)) as raised, explain_full_disk("out"):
         raise error
     assert raised.value is error

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from smd_hf import SMDError
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.parallel.processes import Spread
+from smd_hf.parallel.processes import Processes
 from smd_hf.run.cells import Finished, read_cells, read_score, write_score
 from smd_hf.run.identity import data_fingerprint
 from smd_hf.run.ledger import CELLS_NAME, FINISHED_NAME, LEDGER_NAME, Ledger
@@ -179,7 +179,7 @@ def test_what_is_no_ledger_is_refused(tmp_path):
         LineWriter(tmp_path / "link")
     (tmp_path / "ledger").symlink_to(tmp_path)
     with pytest.raises(SMDError, match="is a link"):
-        Ledger.start(tmp_path / "ledger", Spread(), {"format": 1})
+        Ledger.start(tmp_path / "ledger", Processes(), {"format": 1})
     assert (tmp_path / "twice").exists()
 
 
@@ -243,30 +243,30 @@ def test_scoring_goes_on_at_any_cell_without_scoring_one_twice(summed, replay, t
         logits = None if summed else [score.logits.tobytes() for score in scores]
         return found, logits, None if totals is None else totals.total.tobytes(), evaluator.images_forwarded
 
-    whole = score(Ledger.start(tmp_path / "whole" / LEDGER_NAME, Spread(), {"format": 1}))
+    whole = score(Ledger.start(tmp_path / "whole" / LEDGER_NAME, Processes(), {"format": 1}))
     lines = sum(len(file.read_text().splitlines()) for file in (tmp_path / "whole").rglob("rank-*.jsonl"))
     assert lines == (6 if summed else 6 * len(variants)) + 4
     for end in range(1, lines + 1, 4 if summed else 13):
         folder = tmp_path / str(end) / LEDGER_NAME
         with killed_at(end, monkeypatch, torn=end % 2 == 0), pytest.raises(Killed):
-            score(Ledger.start(folder, Spread(), {"format": 1}))
+            score(Ledger.start(folder, Processes(), {"format": 1}))
         before = {path.name: path.stat().st_size for path in folder.rglob("rank-*.jsonl")}
-        assert score(Ledger(folder, Spread(), resumed=True)) == whole
+        assert score(Ledger(folder, Processes(), resumed=True)) == whole
         keys = keys_in(folder / CELLS_NAME)
         assert len(set(keys)) == len(keys) == len(keys_in(tmp_path / "whole" / LEDGER_NAME / CELLS_NAME))
         # A third time, there is nothing left to score.
         after = {path.name: path.stat().st_size for path in folder.rglob("rank-*.jsonl")}
-        assert score(Ledger(folder, Spread(), resumed=True)) == whole and after != before
+        assert score(Ledger(folder, Processes(), resumed=True)) == whole and after != before
         assert {path.name: path.stat().st_size for path in folder.rglob("rank-*.jsonl")} == after
 
 
 def test_cells_that_do_not_fit_the_call_are_refused(tmp_path):
     model = tiny_model("vit")
     evaluator, batches = Evaluator(model, CPU), make_batches(10)
-    evaluator.ledger = Ledger.start(tmp_path / LEDGER_NAME, Spread(), {"format": 1})
+    evaluator.ledger = Ledger.start(tmp_path / LEDGER_NAME, Processes(), {"format": 1})
     with evaluator.ledger.scope("part"):
         evaluator.score([PARENT, PARENT], batches)
-    evaluator.ledger = Ledger(tmp_path / LEDGER_NAME, Spread(), resumed=True)
+    evaluator.ledger = Ledger(tmp_path / LEDGER_NAME, Processes(), resumed=True)
     for variants, others, logits, message in (
         ([PARENT], batches, False, "no variant 1"),
         ([PARENT] * 2, make_batches(4), False, "on batch 1"),
@@ -277,14 +277,14 @@ def test_cells_that_do_not_fit_the_call_are_refused(tmp_path):
             evaluator.score(variants, others, keep_logits=logits)
 
 
-class WithAFasterOne(Spread):
+class WithAFasterOne(Processes):
     """A process beside another that has done and removed everything whenever this one goes on."""
 
     def __init__(self, cells):
         super().__init__()
         self.cells = cells
 
-    def together(self, work):
+    def gather(self, work):
         mine = work()
         shutil.rmtree(self.cells, ignore_errors=True)
         return [mine, mine]

@@ -20,7 +20,7 @@ from transformers import default_data_collator
 import smd_hf.scoring.bars
 from smd_hf import EvolutionArguments, EvolutionTrainer
 from smd_hf.data.batches import ImageBatches
-from smd_hf.parallel.processes import Spread
+from smd_hf.parallel.processes import Processes
 from smd_hf.run.progress import EvolutionProgressCallback
 from smd_hf.scoring.bars import ScoringBar, TickingBar
 from smd_hf.scoring.work import CallWork, Work
@@ -63,7 +63,7 @@ def test_each_process_counts_the_work_of_all(variants, images, size, processes, 
     weights, recording = random.uniform(0.01, 1, variants).tolist(), float(random.integers(2))
     known = {(v, n) for v in range(variants) for n in numbers if random.random() < 0.3 * (seed % 2)}
     for rank in range(processes):
-        wanted = Spread(mode, rank, processes).share(variants, numbers, known)
+        wanted = Processes(mode, rank, processes).share(variants, numbers, known)
         told = Told()
         call = CallWork(told, weights, recording, batches, numbers, wanted, known)
         assert told.images == pytest.approx(images * (sum(weights) + recording))

@@ -7,7 +7,7 @@ from torch import nn
 
 from smd_hf import SMDError
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.scoring.changes import applied, keep
+from smd_hf.scoring.changes import applied, commit
 from smd_hf.search.mutation import Mutation, tensor_scale
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.sigma import scheduled_sigma
@@ -140,7 +140,7 @@ def test_a_kept_change_stays_and_scales_follow(model):
     model = tiny_model("vit")
     mutation = make_mutation(model, "dense", 2)
     before, scales = weights_hash(model), list(mutation.scales)
-    keep(mutation.parameters, mutation.changes(mutation.children(0, 0.5)[0]))
+    commit(mutation.parameters, mutation.changes(mutation.children(0, 0.5)[0]))
     mutation.parent_changed()
     assert weights_hash(model) != before and mutation.scales != scales
 

@@ -16,7 +16,7 @@ from smd_hf.metrics.classification import named_metrics
 from smd_hf.metrics.statistics import Scores, calibration_error
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.reports.cards.model_card import render_card
-from smd_hf.scoring.changes import applied, keep
+from smd_hf.scoring.changes import applied, commit
 from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.scoring.scores import Cell, Score
 from smd_hf.search.mutation import Mutation
@@ -132,7 +132,7 @@ def test_mutated_and_zero_coordinates_are_counted_exactly(name, prune):
             shares = counts.shares(child)
             assert shares == {"mutated_fraction": mutated / total, "zero_fraction": zeros / total}
             assert counts.shares(child) == shares
-        keep(mutation.parameters, mutation.changes(children[1]))
+        commit(mutation.parameters, mutation.changes(children[1]))
         mutation.parent_changed()
         counts.parent_changed()
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ...data.ood_images import OutsideImages
-from ...scoring.changes import applied, keep
+from ...scoring.changes import applied, commit
 from ...scoring.evaluator import Variant
 from ...scoring.scores import Score
 from ..evolution import KEEP_PARENT, PARENT, Evolution, Generation
@@ -90,7 +90,7 @@ class ParetoEvolution(Evolution):
             shares = self.coordinates.shares(children[number]) if self.objectives.about_coordinates else {}
             return self.objectives(scores[number], labels, shares)
 
-        return self.evaluator.spread.each(len(scores), value)
+        return self.evaluator.processes.map(len(scores), value)
 
     def _score(
         self, children: list[Child], on_scored: Callable[[int, float | None], None] | None, sums: Any | None
@@ -152,7 +152,7 @@ class ParetoEvolution(Evolution):
                     yield [((child.generation, child.index), child, self.variant(child)) for child in wanted]
                 if record["parts"]:
                     parts = [(children[index], coefficient) for index, coefficient in record["parts"]]
-                    keep(self.mutation.parameters, self.mutation.combination(parts))
+                    commit(self.mutation.parameters, self.mutation.combination(parts))
                     self.mutation.parent_changed()
 
     @contextmanager
