@@ -87,6 +87,12 @@ def prepare_data(
         or data_collator is not None
         or any(name in reference[0] for name in ("pixel_values", model.main_input_name))
     ):
+        if reference is not None and missing_head and args.head_init != "random":
+            raise SMDError(
+                f"The checkpoint has no trained classifier ({', '.join(missing_head)}), and labels that come with pixel_values or from "
+                "a data_collator of your own do not say which classes a new one would have. Give rows of images and labels without a "
+                "data_collator, a checkpoint with a trained classifier, or head_init='random' to evolve a random one on purpose."
+            )
         if args.label_map is not None:
             raise SMDError(
                 "label_map has no effect here: labels come as your data_collator makes them, or with pixel_values. Number them as the "

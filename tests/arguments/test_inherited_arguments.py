@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.arguments.inherited_arguments import HIDDEN, NO_EFFECT, OF_SCRIPTS, REFUSED, REPLACED, ignored_arguments
 from smd_hf.cli.evolve import run
-from smd_hf.search.losses import OBJECTIVES
+from smd_hf.search.losses import LOSSES
 from tests.tiny import tiny_model
 
 EFFECTIVE = {
@@ -80,9 +80,9 @@ def test_defaults_are_not_warned_of(tmp_path, warned):
     assert not warned("No effect")
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES[:2])
+@pytest.mark.parametrize("objective", LOSSES[:2])
 def test_label_smoothing_has_an_effect_on_cross_entropy_alone(objective, tmp_path):
-    args = make_args(tmp_path, label_smoothing_factor=0.1, objective=objective, recombination="gauss_newton")
+    args = make_args(tmp_path, label_smoothing_factor=0.1, loss=objective, recombination="gauss_newton")
     assert ignored_arguments(args) == ([] if objective == "cross_entropy" else ["label_smoothing_factor"])
 
 

@@ -128,7 +128,7 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
         from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
         from smd_hf.errors import SMDError
         from smd_hf.models.load import load_model
-        from tests.test_loading import logits, make_children
+        from tests.artifacts.test_loading import logits, make_children
         from tests.tiny import tiny_model
 
         torch.set_num_threads(1)
@@ -183,7 +183,7 @@ def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
         from smd_hf import SparseDelta
         from smd_hf.errors import SMDError
         from smd_hf.artifacts.loading import load
-        from tests.test_loading import logits
+        from tests.artifacts.test_loading import logits
 
         torch.set_num_threads(1)
         torch.set_grad_enabled(False)

@@ -9,8 +9,8 @@ from transformers import default_data_collator
 
 from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.data.own_collator import cheap_labels
-from tests.test_inherited_arguments import make_args, rows
-from tests.tiny import tiny_images, tiny_model
+from tests.arguments.test_inherited_arguments import make_args, rows
+from tests.tiny import tiny_images, tiny_model, tiny_processor
 
 COUNT = 16
 PICTURES = tiny_images(COUNT, 32)
@@ -122,3 +122,17 @@ def test_labels_that_cost_an_image_each_are_not_read_to_split(tmp_path):
 def test_a_collator_whose_batches_cannot_be_scored_is_refused_when_the_trainer_is_made(collate, message, tmp_path):
     with pytest.raises(SMDError, match=f"Of the first row of train_dataset, the data_collator.*{message}"):
         make_trainer(tmp_path, rows(), collate)
+
+
+def test_a_checkpoint_without_a_classifier_is_refused_unless_a_random_one_is_asked_for(tmp_path):
+    data, collate = table("other names")
+    tiny_model("resnet").resnet.save_pretrained(tmp_path / "backbone")
+    sets = {
+        "train_dataset": data,
+        "eval_dataset": data,
+        "data_collator": collate,
+        "processing_class": tiny_processor(),
+    }
+    with pytest.raises(SMDError, match="no trained classifier .* head_init='random'"):
+        EvolutionTrainer(str(tmp_path / "backbone"), make_args(tmp_path), **sets)
+    EvolutionTrainer(str(tmp_path / "backbone"), make_args(tmp_path, head_init="random"), **sets)

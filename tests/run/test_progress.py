@@ -27,7 +27,7 @@ from smd_hf.scoring.work import CallWork, Work
 from tests.slow_model import slow_model, virtual_time
 from tests.tiny import tiny_pixels
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WITHIN = 1.15
 """The factor within which the total time is foretold."""
 
@@ -244,7 +244,7 @@ def test_a_bar_goes_on_while_nothing_is_counted(capfd, monkeypatch):
 PROGRAM = textwrap.dedent(
     """
     import sys
-    from tests.test_progress import make_trainer
+    from tests.run.test_progress import make_trainer
     make_trainer(
         sys.argv[1], seconds=1e-3, recombination="gauss_newton", population_size=16, num_generations=1, per_device_eval_batch_size=4
     ).train()

@@ -351,7 +351,7 @@ def test_without_pymoo_the_error_names_the_extra(monkeypatch, tmp_path):
     # What an import of a package that is not there meets.
     monkeypatch.setitem(sys.modules, "pymoo", None)
     EvolutionArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(SMDError, match=r"pip install 'smd_hf\[pareto\]'"):
+    with pytest.raises(SMDError, match=r"pip install 'smd-hf\[pareto\]'"):
         EvolutionArguments(str(tmp_path), objectives=["nll", "accuracy"], use_cpu=True)
 
 
