@@ -133,6 +133,6 @@ def test_a_checkpoint_without_a_classifier_is_refused_unless_a_random_one_is_ask
         "data_collator": collate,
         "processing_class": tiny_processor(),
     }
-    with pytest.raises(SMDError, match="no trained classifier .* head_init='random'"):
+    with pytest.raises(SMDError, match=r"no trained classifier .* head_init='random'"):
         EvolutionTrainer(str(tmp_path / "backbone"), make_args(tmp_path), **sets)
     EvolutionTrainer(str(tmp_path / "backbone"), make_args(tmp_path, head_init="random"), **sets)
