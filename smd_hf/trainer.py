@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .arguments.evolution_arguments import EvolutionArguments
 from .arguments.inherited_arguments import check_not_sharded
-from .artifacts.collect import Harvest, harvest, write_harvest
+from .artifacts.collect import Artifacts, collect_artifacts, write_artifacts
 from .artifacts.resolve_model import resolve_model
 from .data.image_checks import ReadableRows
 from .data.preparation import check_problem_type, prepare_data
@@ -352,10 +352,10 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             self._finish(generation)
 
         cost = self.run.cost(self.fitness_batches.num_images)
-        work.harvest()
+        work.collect()
         with self.ledger.scope(end_scope(self.state.global_step)):
             self._find_front(evolution)
-            found = self._harvest(evolution)
+            found = self._collect(evolution)
         num_samples = self.images_per_generation * args.population_size * args.num_generations
         output = self._finalize_training(trial, num_samples, start)
         self._write_results(output.metrics, cost, found)
@@ -366,13 +366,13 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         args = self.args
         return min(args.population_size, max(args.recombination_top_k, args.ensemble_size, args.save_children))
 
-    def _harvest(self, evolution: Evolution) -> Harvest:
+    def _collect(self, evolution: Evolution) -> Artifacts:
         wanted = self.args.ensemble_size or self.args.save_children
         if wanted and evolution.last is None:
             logger.warning("No generation was run, so there are no children for an ensemble or deltas.")
         if not wanted or evolution.last is None:
-            return Harvest()
-        return harvest(evolution, self.args, self.test_batches, self.first_parent, self.front)
+            return Artifacts()
+        return collect_artifacts(evolution, self.args, self.test_batches, self.first_parent, self.front)
 
     def _calibrated_sigma(self, evolution: Evolution) -> float:
         """Sigma by bisection; the one of the first run where this one resumes."""
@@ -397,15 +397,15 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             self._save_checkpoint(self.model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
-    def _write_results(self, metrics: dict[str, float], cost: dict[str, float], found: Harvest) -> None:
-        """Saves the evolved model and the harvest, compares them with the parent on the test data, and says what it found."""
+    def _write_results(self, metrics: dict[str, float], cost: dict[str, float], found: Artifacts) -> None:
+        """Saves the evolved model and the other artifacts, compares them with the parent on the test data, and says what it found."""
         self.save_model(_internal_call=True)
         self.save_state()
         self.save_metrics("train", metrics)
         scope = self.ledger.scope(f"{end_scope(self.state.global_step)}-test")
         with scope, scoring_shown(self, "Testing the evolved model"):
             evolved_logits = None if self.test_batches is None else self.evaluator.logits(self.test_batches)
-            self._measure_outside(evolved_logits)
+            self._measure_ood(evolved_logits)
         # The report of the first process, on all of them, once the files are there.
         with TickingBar("Writing the results", shows_bars(self)):
             [self.report, *_] = self.evaluator.processes.gather(
@@ -415,14 +415,14 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         self.ledger.end(keep=() if self.stopped is None else (PARENT_SCOPE, generation_scope(self.state.global_step)))
 
     def _write_report(
-        self, evolved_logits: np.ndarray | None, cost: dict[str, float], found: Harvest
+        self, evolved_logits: np.ndarray | None, cost: dict[str, float], found: Artifacts
     ) -> dict[str, Any] | None:
         if not self.args.should_save:
             return None
         folder = Path(self.args.output_dir)
-        write_harvest(found, self.processing_class, folder)
+        write_artifacts(found, self.processing_class, folder)
         self._write_front()
-        self.harvested = {"ensemble": len(found.members), "children": len(found.deltas)}
+        self.collected = {"ensemble": len(found.members), "children": len(found.deltas)}
         if evolved_logits is None:
             return None
         self.report = run_report(self, evolved_logits, cost, found)

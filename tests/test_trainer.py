@@ -457,7 +457,7 @@ def test_an_ensemble_and_the_best_children_are_left_beside_the_evolved_model(che
         assert "forward passes" in (folder / "README.md").read_text()
 
 
-def test_the_evolved_model_is_the_same_with_and_without_a_harvest(checkpoint, data, tmp_path):
-    for name, extra in (("plain", {}), ("harvest", {"ensemble_size": 2, "save_children": 1})):
+def test_the_evolved_model_is_the_same_with_and_without_other_artifacts(checkpoint, data, tmp_path):
+    for name, extra in (("plain", {}), ("artifacts", {"ensemble_size": 2, "save_children": 1})):
         make_trainer(checkpoint, tmp_path / name, data, num_generations=2, elitism=False, **extra).train()
-    assert weights(tmp_path / "plain") == weights(tmp_path / "harvest")
+    assert weights(tmp_path / "plain") == weights(tmp_path / "artifacts")

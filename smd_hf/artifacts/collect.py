@@ -27,7 +27,7 @@ from .ensemble import SMDEnsembleForImageClassification, save_ensemble
 
 
 @dataclass
-class Harvest:
+class Artifacts:
     """
     The artifacts of a run in memory, before they are written.
 
@@ -45,13 +45,13 @@ class Harvest:
     delta_logits: list[np.ndarray] = field(default_factory=list)
 
 
-def harvest(
+def collect_artifacts(
     evolution: Evolution,
     args: EvolutionArguments,
     test_batches: ImageBatches | None,
     first_parent: PreTrainedModel | None,
     front: RunFront | None = None,
-) -> Harvest:
+) -> Artifacts:
     """
     Builds the ensemble and the deltas of the last generation's children that the arguments ask for.
 
@@ -63,11 +63,11 @@ def harvest(
         front ([`RunFront`], *optional*): required for `ensemble_selection="front"`.
 
     Returns:
-        [`Harvest`]: not written yet.
+        [`Artifacts`]: not written yet.
     """
     survivors = ranked(evolution.last.children)
     best = survivors[: args.save_children]
-    result = Harvest()
+    result = Artifacts()
     if args.ensemble_size and args.ensemble_selection == "front":
         result.ensemble, result.members = front_ensemble(evolution, front, args.ensemble_combination)
     with evolution.last_parent():
@@ -122,7 +122,7 @@ def _delta(
     )
 
 
-def describe_deltas(result: Harvest, parent_logits: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, Any]:
+def describe_deltas(result: Artifacts, parent_logits: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, Any]:
     """The scores of each delta on the test data and its comparison with the parent, by the name of its folder."""
     entries = {}
     for number, (delta, logits) in enumerate(zip(result.deltas, result.delta_logits)):
@@ -139,13 +139,13 @@ def describe_deltas(result: Harvest, parent_logits: np.ndarray, labels: np.ndarr
 
 @torch.inference_mode()
 def describe_ensemble(
-    result: Harvest, batches: ImageBatches, args: EvolutionArguments
+    result: Artifacts, batches: ImageBatches, args: EvolutionArguments
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """
     Measures the ensemble on the test data.
 
     Args:
-        result ([`Harvest`]): must have an ensemble.
+        result ([`Artifacts`]): must have an ensemble.
         batches ([`ImageBatches`]): the test data.
         args ([`EvolutionArguments`]): the run's arguments.
 
@@ -184,7 +184,7 @@ def _entry(scores: Scores) -> dict[str, float]:
     return {"accuracy": scores.accuracy, "nll": scores.nll, "calibration_error": scores.calibration_error}
 
 
-def write_harvest(result: Harvest, processor: Any, folder: Path) -> None:
+def write_artifacts(result: Artifacts, processor: Any, folder: Path) -> None:
     """Writes `ensemble/` and `children/0000`, `children/0001`, ... into the output folder."""
     if result.ensemble is not None:
         save_ensemble(result.ensemble, processor, folder / "ensemble")

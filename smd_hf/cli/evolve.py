@@ -13,7 +13,7 @@ from ..arguments.script_arguments import DataArguments, ModelArguments, OODArgum
 from ..data.splits import load_ood_images, load_splits
 from ..errors import SMDError
 from ..metrics.absent_classes import absent_lines
-from ..metrics.ood import outside_lines
+from ..metrics.ood import ood_lines
 from ..parallel.stopping import Terminated
 from ..reports.front import front_lines
 from ..reports.gain_report import format_table
@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
         print(stopped_sentence(trainer.stopped))
     print(f"The evolved model is in {args.output_dir}: AutoModelForImageClassification.from_pretrained loads it.")
     print(f"Beside it: gain_report.json (all numbers), children.jsonl (every child), {_figures(args.output_dir)}.")
-    for line in (*front_lines(trainer.front), *outside_lines(trainer.ood_report)):
+    for line in (*front_lines(trainer.front), *ood_lines(trainer.ood_report)):
         print(line)
     for address in trainer.pushed.values():
         print(f"Pushed to {address}")

@@ -14,7 +14,7 @@ from .rows import ImageCollator, find_image_column
 
 
 @dataclass(frozen=True)
-class OutsideImages:
+class OODImages:
     """
     The second data set in three disjoint parts, for the same purposes as those of the first.
 
@@ -38,9 +38,9 @@ class OutsideImages:
         }
 
 
-def outside_images(
+def ood_images(
     dataset: Any, make_batches: Callable[[Any, np.ndarray, float], ImageBatches], selects: bool, seed: int
-) -> OutsideImages:
+) -> OODImages:
     """
     Deals a data set out into parts of equal size, by a random order that the seed decides.
 
@@ -62,7 +62,7 @@ def outside_images(
     order = keyed_generator("out of distribution", seed).permutation(len(dataset))
     fitness, *selection, test = np.array_split(order, count)
     kept = make_batches(dataset, fitness, 1 / count)
-    return OutsideImages(
+    return OODImages(
         kept,
         make_batches(dataset, selection[0], 1 / count) if selection else kept,
         # As those of the first data set: read for the parent, and once more at the end.
@@ -70,7 +70,7 @@ def outside_images(
     )
 
 
-def outside_collator(collator: Callable, dataset: Any, image_column_name: str | None) -> tuple[Callable, str | None]:
+def ood_collator(collator: Callable, dataset: Any, image_column_name: str | None) -> tuple[Callable, str | None]:
     """
     What makes batches of a data set without labels, and its image column where it has images.
 

@@ -33,13 +33,13 @@ class HubMixin:
     Attributes:
         pushed (`dict[str, str]`): addresses of the last push: `"child"`, `"ensemble"`, `"children"`.
         push_failure (`str`, *optional*): why the push at the end of the run failed, and how to repeat it.
-        harvested (`dict[str, int]`): how many members and deltas this run has saved besides the evolved model.
+        collected (`dict[str, int]`): how many members and deltas this run has saved besides the evolved model.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.pushed: dict[str, str] = {}
         self.push_failure: str | None = None
-        self.harvested: dict[str, int] = {}
+        self.collected: dict[str, int] = {}
         super().__init__(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -117,8 +117,8 @@ class HubMixin:
         pushed = push_run(
             self.args.output_dir,
             self._repo_name(),
-            ensemble=self.args.push_ensemble and bool(self.harvested.get("ensemble")),
-            children=min(self.args.push_children, self.harvested.get("children", 0)),
+            ensemble=self.args.push_ensemble and bool(self.collected.get("ensemble")),
+            children=min(self.args.push_children, self.collected.get("children", 0)),
             private=self.args.hub_private_repo if private is None else private,
             revision=self.args.hub_revision if revision is None else revision,
             token=self.args.hub_token if token is None else token,

@@ -36,17 +36,17 @@ OOD_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """Names of the metrics (greater is better) and the score of an image that each uses."""
 
 
-def auroc(name: str, inside: np.ndarray, outside: np.ndarray) -> float:
+def auroc(name: str, known: np.ndarray, ood: np.ndarray) -> float:
     """
     The probability that an in-distribution image scores higher than an out-of-distribution image. Ties count half.
 
     Args:
         name (`str`): one of `OOD_METRICS`.
-        inside, outside (`numpy.ndarray`): logits of shapes `(n, num_labels)` and `(m, num_labels)`, all finite.
+        known, ood (`numpy.ndarray`): logits of shapes `(n, num_labels)` and `(m, num_labels)`, all finite.
     """
     score = OOD_METRICS[name]
-    known = np.repeat([1, 0], [len(inside), len(outside)])
-    return float(roc_auc_score(known, np.concatenate([score(inside), score(outside)])))
+    is_known = np.repeat([1, 0], [len(known), len(ood)])
+    return float(roc_auc_score(is_known, np.concatenate([score(known), score(ood)])))
 
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -68,7 +68,7 @@ def compare_auroc(parent: Pair, evolved: Pair, confidence: float = 0.95) -> dict
         return dict.fromkeys(OOD_METRICS)
     compared: dict[str, dict[str, Any] | None] = {}
     for name, score in OOD_METRICS.items():
-        shares = [placements(score(inside), score(outside)) for inside, outside in (parent, evolved)]
+        shares = [placements(score(known), score(ood)) for known, ood in (parent, evolved)]
         before, after = (auroc(name, *each) for each in (parent, evolved))
         # The sum of the variances of the means over the two sets of images.
         variance = sum(np.var(b - a, ddof=1) / len(a) for a, b in zip(*shares) if len(a) > 1)
@@ -83,7 +83,7 @@ def compare_auroc(parent: Pair, evolved: Pair, confidence: float = 0.95) -> dict
     return compared
 
 
-def outside_lines(report: Mapping[str, Any] | None) -> list[str]:
+def ood_lines(report: Mapping[str, Any] | None) -> list[str]:
     """The terminal's lines about out-of-distribution images, from a report with `images` and [`compare_auroc`]'s result."""
     if report is None:
         return []
@@ -99,11 +99,11 @@ def outside_lines(report: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def placements(inside: np.ndarray, outside: np.ndarray) -> Pair:
+def placements(known: np.ndarray, ood: np.ndarray) -> Pair:
     """For each image, the share of the other set that it is ranked correctly against. The mean over either set is the AUROC."""
-    ranks = rankdata(np.concatenate([inside, outside]))
-    among_inside, among_outside = rankdata(inside), rankdata(outside)
+    ranks = rankdata(np.concatenate([known, ood]))
+    among_known, among_ood = rankdata(known), rankdata(ood)
     return (
-        (ranks[: len(inside)] - among_inside) / len(outside),
-        1 - (ranks[len(inside) :] - among_outside) / len(inside),
+        (ranks[: len(known)] - among_known) / len(ood),
+        1 - (ranks[len(known) :] - among_ood) / len(known),
     )

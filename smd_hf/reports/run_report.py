@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..artifacts.collect import Harvest, describe_deltas, describe_ensemble
+from ..artifacts.collect import Artifacts, describe_deltas, describe_ensemble
 from ..data.images import to_image
 from ..messages import one_line
 from ..metrics.statistics import reliability
@@ -30,7 +30,7 @@ GENERIC_BUILDERS = ("parquet", "imagefolder", "csv", "json", "arrow", "webdatase
 
 
 def run_report(
-    trainer: "EvolutionTrainer", evolved_logits: np.ndarray, cost: dict[str, float], found: Harvest
+    trainer: "EvolutionTrainer", evolved_logits: np.ndarray, cost: dict[str, float], found: Artifacts
 ) -> dict[str, Any]:
     """
     The contents of `gain_report.json`.
@@ -39,7 +39,7 @@ def run_report(
         trainer ([`EvolutionTrainer`]): after its last generation.
         evolved_logits (`numpy.ndarray`): on the test data, of shape `(n, num_labels)`.
         cost (`dict`): of the evolution only.
-        found ([`Harvest`]): the ensemble and the children that are kept beside.
+        found ([`Artifacts`]): the ensemble and the children that are kept beside.
     """
     args, run, test = trainer.args, trainer.run, trainer.test_batches
     ensemble_logits, extra = None, {} if trainer.stopped is None else {"stopped": trainer.stopped}
@@ -121,7 +121,7 @@ def describe_data(trainer: "EvolutionTrainer") -> dict[str, Any]:
     } | ({"left_out": trainer.left_out} if trainer.left_out else {})
 
 
-def write_run_files(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, found: Harvest) -> None:
+def write_run_files(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, found: Artifacts) -> None:
     """
     Writes the report, the plots, the example and the model cards.
 
@@ -165,7 +165,7 @@ def _plot(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, folder: Path)
         plot_calibration_curve(found.curve, found.sigma, found.target, folder / "calibration.png")
 
 
-def _examples(trainer: "EvolutionTrainer", found: Harvest, folder: Path) -> dict[str, Any]:
+def _examples(trainer: "EvolutionTrainer", found: Artifacts, folder: Path) -> dict[str, Any]:
     """Saves the first test image as `example.png` and returns each artifact's predictions for it."""
     column, processor = trainer.image_column, trainer.processing_class
     if column is None or num_channels(trainer.model) != 3:

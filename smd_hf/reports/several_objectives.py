@@ -31,7 +31,7 @@ class ObjectivesMixin(DataMixin):
     objectives: Objectives | None = None
     front: RunFront | None = None
     ood_report: dict[str, Any] | None = None
-    _parent_outside_logits: np.ndarray | None = None
+    _parent_ood_logits: np.ndarray | None = None
 
     def _take_objectives(
         self, args: EvolutionArguments, metrics: ComputeMetrics | None, ood_dataset: Any | None
@@ -51,17 +51,17 @@ class ObjectivesMixin(DataMixin):
         """What has to be known of the parent before it changes: its weights, and its logits on images of another distribution."""
         if self.objectives is not None:
             self._first_weights = {name: each.detach().clone() for name, each in self.mutation.parameters.items()}
-        if self.outside is not None:
+        if self.ood is not None:
             self._check_images(self.ood_dataset, self.ood_image_column, "ood_dataset")
             if self.test_batches is not None:
-                self._parent_outside_logits = self.evaluator.logits(self.outside.test)
+                self._parent_ood_logits = self.evaluator.logits(self.ood.test)
 
     def _make_evolution(self, *args: Any, **kwargs: Any) -> Evolution:
         """An [`Evolution`], by several objectives where there are any."""
         kind = Evolution
         if self.objectives is not None:
             kind = partial(ParetoEvolution, self.objectives, self._first_weights, lambda: self.run.generations)
-        return kind(*args, outside=self.outside, **kwargs)
+        return kind(*args, ood=self.ood, **kwargs)
 
     def _find_front(self, evolution: Evolution) -> None:
         """The front that the run ends with; its members are scored on the test images, on all processes."""
@@ -73,10 +73,10 @@ class ObjectivesMixin(DataMixin):
         if self.front is not None:
             write_front(self.front.table, Path(self.args.output_dir))
 
-    def _measure_outside(self, evolved_logits: np.ndarray | None) -> None:
+    def _measure_ood(self, evolved_logits: np.ndarray | None) -> None:
         """Compares evolved model and parent on images of another distribution; a collective call."""
-        if self._parent_outside_logits is not None and evolved_logits is not None:
-            self.ood_report = {"images": self.outside.sizes} | compare_auroc(
-                (self.parent_test_logits, self._parent_outside_logits),
-                (evolved_logits, self.evaluator.logits(self.outside.test)),
+        if self._parent_ood_logits is not None and evolved_logits is not None:
+            self.ood_report = {"images": self.ood.sizes} | compare_auroc(
+                (self.parent_test_logits, self._parent_ood_logits),
+                (evolved_logits, self.evaluator.logits(self.ood.test)),
             )

@@ -169,7 +169,7 @@ def misfit(
 
 def write_score(path: Path, score: Score) -> None:
     """A score with all its cells, and those on images of another distribution: a line that counts them, and one for each."""
-    parts = [score] if score.outside is None else [score, score.outside]
+    parts = [score] if score.ood is None else [score, score.ood]
     lines = [to_line({"cells": [len(part.cells) for part in parts]})]
     for part in parts:
         lines += [to_line(scored_cell_entry(ScoredCell(0, batch, part.cells[batch]))) for batch in sorted(part.cells)]
@@ -195,8 +195,8 @@ def read_score(path: Path) -> Score | None:
         return None
     if len(cells) != sum(counts):
         raise damaged(path, 1, f"{len(cells)} cells follow, and not {sum(counts)}")
-    inside, outside = cells[: counts[0]], cells[counts[0] :]
-    score = Score({scored.batch: scored.cell for scored in inside})
+    known, ood = cells[: counts[0]], cells[counts[0] :]
+    score = Score({scored.batch: scored.cell for scored in known})
     if len(counts) == 2:
-        score.outside = Score({scored.batch: scored.cell for scored in outside})
+        score.ood = Score({scored.batch: scored.cell for scored in ood})
     return score

@@ -89,7 +89,7 @@ class Foresight:
         return Cost(images, images / total)
 
     def _cost(self, parent: int, seen: list[int], shares: list[float], candidates: int) -> Cost:
-        others = self.evolution.outside
+        others = self.evolution.ood
         others_fitness, others_selection = (
             (0, 0) if others is None else (others.fitness.num_images, others.selection.num_images)
         )

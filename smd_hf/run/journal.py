@@ -83,8 +83,8 @@ class ResumeMixin:
             if dataset is not None:
                 column = label_column_of(dataset, self.args, self.data_collator)
                 data[name] = data_fingerprint(dataset, self.data_collator, self.image_column, column, names)
-        if self.outside is not None:
-            images = self.outside.test
+        if self.ood is not None:
+            images = self.ood.test
             data["ood_dataset"] = data_fingerprint(images.dataset, images.collator, self.ood_image_column, None, names)
         return {
             "format": FORMAT,

@@ -9,7 +9,7 @@ from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
 from ..data.fitness_samples import FreshSamples, split_indices
 from ..data.image_checks import check_images
-from ..data.ood_images import OutsideImages, outside_collator, outside_images
+from ..data.ood_images import OODImages, ood_collator, ood_images
 from ..data.pixels import codec_for
 from ..data.reading import spare_threads
 from ..errors import SMDError
@@ -29,7 +29,7 @@ class DataMixin:
         fresh_samples ([`FreshSamples`], *optional*): which of the fitness images each generation is scored on, if not all.
         new_head (`str`, *optional*): how a new head is made, where the parent's is replaced: `"linear_probe"` or `"random"`.
         train_classes (`numpy.ndarray`, *optional*): the model's classes that training images are of, where labels are ours to match.
-        ood_dataset (*optional*): images of another distribution, and `outside` ([`OutsideImages`]) the parts of it.
+        ood_dataset (*optional*): out-of-distribution images; `ood` ([`OODImages`]) holds their parts.
     """
 
     args: EvolutionArguments
@@ -39,7 +39,7 @@ class DataMixin:
     fresh_samples: FreshSamples | None = None
     ood_dataset: Any | None = None
     ood_image_column: str | None = None
-    outside: OutsideImages | None = None
+    ood: OODImages | None = None
     new_head: str | None = None
     train_classes: np.ndarray | None = None
 
@@ -76,10 +76,8 @@ class DataMixin:
 
     def _deal_out(self, ood_dataset: Any) -> None:
         """The parts of a second data set, of images of another distribution."""
-        collator, self.ood_image_column = outside_collator(
-            self.data_collator, ood_dataset, self.args.image_column_name
-        )
-        self.outside = outside_images(
+        collator, self.ood_image_column = ood_collator(self.data_collator, ood_dataset, self.args.image_column_name)
+        self.ood = ood_images(
             ood_dataset,
             lambda dataset, rows, share: self._batches(dataset, rows, share * (1 - self._inside_share), collator),
             selects=self.selection_batches is not None,

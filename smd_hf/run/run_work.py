@@ -33,7 +33,7 @@ class RunWork(Work):
         self.costs = limits.foresight
         trainer.evaluator.time_passes(lambda: next(iter(trainer.fitness_batches.head(trainer.args.eval_batch_size))))
         self._ahead = {number: self._generation(number) for number in limits.planned()}
-        self._after = self._harvest()
+        self._after = self._collect()
         self._known = self._done = self._left_of_part = self._left_of_call = 0.0
         self._begun = time.monotonic()
         self._deadline = limits.deadline()
@@ -45,7 +45,7 @@ class RunWork(Work):
         # One that no limit was expected to allow is planned now.
         self._part(self._ahead.pop(number) if number in self._ahead else self._generation(number))
 
-    def harvest(self) -> None:
+    def collect(self) -> None:
         """All generations are done."""
         self._ahead.clear()
         left, self._after = self._after, 0.0
@@ -98,13 +98,13 @@ class RunWork(Work):
             work = images * self._cost([PARENT, *variants])
         selection, count = self.costs.selection_images, self.costs.candidates(number, len(children))
         candidate = Variant("candidate", changed=frozenset().union(*(each.changed for each in variants)))
-        others = evolution.outside
+        others = evolution.ood
         if others is not None:
             work += others.fitness.num_images * self._cost([PARENT, *variants])
             selection += others.selection.num_images
         return work + selection * self._cost([candidate] * count)
 
-    def _harvest(self) -> float:
+    def _collect(self) -> float:
         """What comes after the last generation, as far as it is known; a front's members are not."""
         trainer, args = self.trainer, self.trainer.args
         variants = list(map(self.evolution.variant, self.costs.children(args.num_generations - 1)))
@@ -132,7 +132,7 @@ class NoWork(Work):
 
     def generation(self, number: int) -> None: ...
 
-    def harvest(self) -> None: ...
+    def collect(self) -> None: ...
 
 
 def run_work(trainer: "EvolutionTrainer", evolution: Evolution, limits: Limits) -> RunWork | NoWork:

@@ -45,11 +45,11 @@ class Score:
 
     Args:
         cells (`dict` of `int` to [`Cell`]): by number of the batch.
-        outside ([`Score`], *optional*): of the same variant on images of another distribution, where these count.
+        ood ([`Score`], *optional*): of the same variant on out-of-distribution images, if they are scored.
     """
 
     cells: dict[int, Cell] = field(default_factory=dict)
-    outside: "Score | None" = None
+    ood: "Score | None" = None
 
     def _in_order(self) -> Iterable[Cell]:
         return (self.cells[number] for number in sorted(self.cells))
@@ -74,9 +74,9 @@ class Score:
 
     @property
     def finite(self) -> bool:
-        """Whether every logit, and the loss of each batch, was finite, also on images of another distribution."""
-        inside = all(cell.finite and np.isfinite(cell.nll_sum) for cell in self.cells.values())
-        return inside and (self.outside is None or self.outside.finite)
+        """Whether every logit, and the loss of each batch, was finite, also on out-of-distribution images."""
+        finite = all(cell.finite and np.isfinite(cell.nll_sum) for cell in self.cells.values())
+        return finite and (self.ood is None or self.ood.finite)
 
     @property
     def logits(self) -> np.ndarray:

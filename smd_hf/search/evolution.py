@@ -9,7 +9,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..data.batches import ImageBatches
-from ..data.ood_images import OutsideImages
+from ..data.ood_images import OODImages
 from ..errors import SMDError
 from ..models.checkpoints import weights_hash
 from ..scoring.changes import Change, applied, commit
@@ -52,7 +52,7 @@ class Evolution:
             With 0, they do not race.
         keep_parent (`bool`, *optional*, defaults to `False`): keeps each generation's parent for
             [`Evolution.last_parent`]. This takes as much memory as the weights that change.
-        outside ([`OutsideImages`], *optional*): out-of-distribution images. They are used only if the fitness needs them.
+        ood ([`OODImages`], *optional*): out-of-distribution images. They are used only if the fitness needs them.
 
     Attributes:
         last ([`Generation`], *optional*): the last generation; `None` before the first. A restored generation has no scores.
@@ -70,7 +70,7 @@ class Evolution:
         elitism: bool = True,
         survivors: int = 0,
         keep_parent: bool = False,
-        outside: OutsideImages | None = None,
+        ood: OODImages | None = None,
     ):
         self.model = model
         self.mutation = mutation
@@ -82,7 +82,7 @@ class Evolution:
         self.elitism = elitism
         self.survivors = survivors
         self.keep_parent = keep_parent
-        self.outside = outside if fitness.needs_outside else None
+        self.ood = ood if fitness.needs_ood else None
         self.needs_logits = fitness.needs_logits
         self.last: Generation | None = None
         self._parent_result: tuple[Score, float] | None = None
@@ -195,20 +195,20 @@ class Evolution:
         known: dict[int, float] = {}
 
         def report(number: int, score: Score) -> None:
-            score.outside = outside[number]
+            score.ood = ood[number]
             if score.num_images == batches.num_images:
                 known[number] = self.fitness(score, batches.labels)
             if on_scored is not None and number > 0:
                 on_scored(number - 1, known.get(number))
 
         variants = [PARENT, *map(self.variant, children)]
-        outside = self.outside_scores(variants, "fitness")
+        ood = self.ood_scores(variants, "fitness")
         if self.survivors:
             scores = race(self.evaluator, variants, batches, self.survivors, keep_logits, report)
         else:
             scores = self.evaluator.score(variants, batches, keep_logits, report, sums=sums)
-        for score, other in zip(scores, outside):
-            score.outside = other
+        for score, other in zip(scores, ood):
+            score.ood = other
         check_parent(scores[0])
         labels = batches.labels
         fitness = self.evaluator.processes.map(
@@ -266,13 +266,13 @@ class Evolution:
             return []
         variants = [self._candidate_variant(candidate) for candidate in candidates]
         scores = self.evaluator.score(variants, self.selection_batches, keep_logits=self.needs_logits)
-        for score, other in zip(scores, self.outside_scores(variants, "selection")):
-            score.outside = other
+        for score, other in zip(scores, self.ood_scores(variants, "selection")):
+            score.ood = other
         labels = self.selection_batches.labels
         fitness = self.evaluator.processes.map(len(scores), lambda number: self.fitness(scores[number], labels))
         return list(zip(scores, fitness))
 
-    def outside_scores(self, variants: list[Variant], part: str) -> list[Score | None]:
+    def ood_scores(self, variants: list[Variant], part: str) -> list[Score | None]:
         """
         Scores variants on out-of-distribution images, if the fitness needs them; otherwise returns `None` for each.
 
@@ -280,9 +280,9 @@ class Evolution:
             variants (list of [`Variant`]): what to score.
             part (`str`): `"fitness"`, `"selection"` or `"test"`.
         """
-        if self.outside is None:
+        if self.ood is None:
             return [None] * len(variants)
-        return self.evaluator.score(variants, getattr(self.outside, part), keep_logits=True)
+        return self.evaluator.score(variants, getattr(self.ood, part), keep_logits=True)
 
     def variant(self, child: Child) -> Variant:
         """The child as a variant that the evaluator can score."""

@@ -42,8 +42,8 @@ class Fitness:
         self.name = name.removeprefix("eval_")
         self.compute_metrics = compute_metrics
         self.needs_logits = self.name not in ("nll", "accuracy")
-        self.needs_outside = self.name in OOD_METRICS
-        if self.needs_logits and not self.needs_outside and compute_metrics is None:
+        self.needs_ood = self.name in OOD_METRICS
+        if self.needs_logits and not self.needs_ood and compute_metrics is None:
             builtin = ("nll", "accuracy", *METRICS, *OOD_METRICS)
             raise SMDError(
                 f"fitness='{name}' is not a built-in metric ({', '.join(builtin)}) or a classification scorer of scikit-learn "
@@ -52,7 +52,7 @@ class Fitness:
                 "Choose one of these (top_k_accuracy needs a number: top_5_accuracy), name a metric of `evaluate` with "
                 "metric_name_or_path, or pass compute_metrics to the trainer."
             )
-        if greater_is_better is None or not self.needs_logits or self.needs_outside:
+        if greater_is_better is None or not self.needs_logits or self.needs_ood:
             # scikit-learn's metrics with these prefixes are better when greater: neg_log_loss, for example.
             turned = self.name.startswith(("neg_", "d2_"))
             greater_is_better = turned or not self.name.lower().endswith(LOWER_IS_BETTER_ENDINGS)
@@ -66,7 +66,7 @@ class Fitness:
     @property
     def computes_metrics(self) -> bool:
         """Whether `compute_metrics` returns it."""
-        return self.needs_logits and not self.needs_outside
+        return self.needs_logits and not self.needs_ood
 
     def value(self, score: Score, labels: np.ndarray, metrics: Mapping[str, float] | None = None) -> float:
         """
@@ -84,7 +84,7 @@ class Fitness:
             return score.nll
         if self.name == "accuracy":
             return score.accuracy
-        if self.needs_outside:
+        if self.needs_ood:
             return auroc_of(self.name, score)
         if metrics is None:
             metrics = self.compute_metrics(EvalPrediction(predictions=score.logits, label_ids=labels))
@@ -149,4 +149,4 @@ def ranked(children: Sequence[ScoredChild]) -> list[ScoredChild]:
 
 def auroc_of(name: str, score: Score) -> float:
     """The AUROC of a variant's score. The score must have all logits, also of the out-of-distribution images."""
-    return auroc(name, score.logits, score.outside.logits)
+    return auroc(name, score.logits, score.ood.logits)

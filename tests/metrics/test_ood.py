@@ -86,7 +86,7 @@ def test_the_interval_of_a_difference_is_that_of_the_bootstrap():
 @pytest.mark.parametrize("name", ["ood_auroc", "ood_energy_auroc"])
 def test_as_fitness_it_scores_chooses_and_is_reported_on_three_disjoint_parts(name, rows, others, tmp_path):
     trainer = make_trainer(tmp_path, rows, others, fitness=name, recombination="best", num_generations=1)
-    parts = [trainer.outside.fitness, trainer.outside.selection, trainer.outside.test]
+    parts = [trainer.ood.fitness, trainer.ood.selection, trainer.ood.test]
     assert sorted(index for part in parts for index in part.indices) == list(range(33))
 
     def measured(inside, outside):

@@ -152,11 +152,11 @@ def test_a_score_is_kept_to_the_bit_and_is_whole_or_refused(scratch, inside, out
         return [np.concatenate([cell.correct for cell in score.cells.values()]).tobytes(), list(score.cells)]
 
     score = score_of(inside)
-    score.outside = score_of(outside) if both else None
+    score.ood = score_of(outside) if both else None
     write_score(scratch, score)
     again = read_score(scratch)
-    assert content(again) == content(score) and (again.outside is None) == (not both)
-    assert not both or content(again.outside) == content(score.outside)
+    assert content(again) == content(score) and (again.ood is None) == (not both)
+    assert not both or content(again.ood) == content(score.ood)
     whole = scratch.read_bytes()
     scratch.write_bytes(whole[: whole.rstrip(b"\n").rfind(b"\n") + 1])
     with pytest.raises(SMDError, match="cells follow"):
@@ -512,7 +512,7 @@ def test_a_run_that_a_callback_has_stopped_stays_stopped_until_its_results_are_w
     assert made < [4]
     folder = tmp_path / "parts"
     with monkeypatch.context() as patch:
-        patch.setattr("smd_hf.trainer.harvest", lambda *args: (_ for _ in ()).throw(Killed))
+        patch.setattr("smd_hf.trainer.collect_artifacts", lambda *args: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             make(folder).train()
     make(folder).train(resume_from_checkpoint=True)

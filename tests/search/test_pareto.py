@@ -357,10 +357,10 @@ def test_without_pymoo_the_error_names_the_extra(monkeypatch, tmp_path):
 
 def test_a_score_that_is_not_finite_outside_loses():
     inside = tiny_score(np.zeros((3, 2), dtype=np.float32))
-    inside.outside = tiny_score(np.array([[0.0, np.nan]], dtype=np.float32))
+    inside.ood = tiny_score(np.array([[0.0, np.nan]], dtype=np.float32))
     objectives = Objectives(["nll", "accuracy", "ood_auroc"])
     assert objectives(inside, np.zeros(3, dtype=np.int64), {}) == [-np.inf] * 3
-    inside.outside = tiny_score(np.zeros((1, 2), dtype=np.float32))
+    inside.ood = tiny_score(np.zeros((1, 2), dtype=np.float32))
     assert objectives(inside, np.zeros(3, dtype=np.int64), {}) == pytest.approx([-np.log(2), 1.0, 0.5])
 
 

@@ -41,7 +41,7 @@ class Objectives:
         self._compute_metrics = compute_metrics
         self._computes_metrics = any(fitness.computes_metrics for fitness in self._measured.values())
         self.needs_logits = any(fitness.needs_logits for fitness in self._measured.values())
-        self.needs_outside = any(fitness.needs_outside for fitness in self._measured.values())
+        self.needs_ood = any(fitness.needs_ood for fitness in self._measured.values())
         self.about_coordinates = [name for name in names if name in COORDINATE_OBJECTIVES]
         self.greater_is_better = [
             COORDINATE_OBJECTIVES[name] if name in COORDINATE_OBJECTIVES else self._measured[name].greater_is_better

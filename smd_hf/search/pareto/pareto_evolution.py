@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...data.ood_images import OutsideImages
+from ...data.ood_images import OODImages
 from ...scoring.changes import applied, commit
 from ...scoring.evaluator import Variant
 from ...scoring.scores import Score
@@ -41,7 +41,7 @@ class ParetoEvolution(Evolution):
         first_parent (mapping of `str` to `torch.Tensor`): copies of the weights at the start of the run, by name of the mutable
             parameter.
         records (`Callable`): returns the [`Generation.record`] of each generation so far, also of a run that was resumed.
-        outside ([`OutsideImages`], *optional*): out-of-distribution images. They are used only if an objective needs them.
+        ood ([`OODImages`], *optional*): out-of-distribution images. They are used only if an objective needs them.
         args, kwargs: as for [`Evolution`]. Its fitness is one of the objectives, for logs and plots.
     """
 
@@ -51,11 +51,11 @@ class ParetoEvolution(Evolution):
         first_parent: Mapping[str, torch.Tensor],
         records: Callable[[], Sequence[dict[str, Any]]],
         *args,
-        outside: OutsideImages | None = None,
+        ood: OODImages | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.outside = outside if objectives.needs_outside else None
+        self.ood = ood if objectives.needs_ood else None
         self.needs_logits = objectives.needs_logits
         self.objectives = objectives
         self.first_parent = first_parent

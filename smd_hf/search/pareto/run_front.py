@@ -55,8 +55,8 @@ def run_front(
         places, children, variants = zip(*generation)
         if test_batches is not None:
             scores = evolution.evaluator.score(variants, test_batches, keep_logits=evolution.needs_logits)
-            for score, other in zip(scores, evolution.outside_scores(variants, "test")):
-                score.outside = other
+            for score, other in zip(scores, evolution.ood_scores(variants, "test")):
+                score.ood = other
             test |= dict(zip(places, evolution.values(scores, children, test_batches.labels)))
         changes |= {
             place: changes_of_first_parent(evolution, child)
