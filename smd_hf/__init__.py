@@ -1,5 +1,6 @@
 """Gradient-free fine-tuning of pretrained image classifiers by Sparse Mutation Decompositions."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from .version import __version__
 # two notes on for torchao's developers, in every process.
 with dropped("torch.utils._pytree"):
     from .artifacts import ensemble as ensemble
+
+# Model cards that were published before say `import smd_hf.ensemble`.
+sys.modules[f"{__name__}.ensemble"] = ensemble
 
 if TYPE_CHECKING:
     from .arguments.evolution_arguments import EvolutionArguments

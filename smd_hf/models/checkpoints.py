@@ -21,7 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from ..errors import SMDError
 from ..messages import one_line
-from .derived_weights import forget_derived, keepers
+from ..remote_code.members_smd_ensemble import forget_derived, keepers
 from .load import is_timm_model
 from .quantized import drop_one_way_conversions, is_plain, stored_parts
 from .shared_tensors import separated

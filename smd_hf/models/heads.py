@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..errors import SMDError
+from ..remote_code.members_smd_ensemble import logits_of
 from .inputs import as_inputs, noise_inputs
 from .load import is_timm_model
-from .outputs import logits_of
 
 logger = logging.get_logger(__name__)
 

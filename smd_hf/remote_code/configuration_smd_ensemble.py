@@ -18,16 +18,16 @@ COMBINATIONS = ("mean_probabilities", "mean_logits", "majority_vote")
 # "module.Class" in the checkpoint's own folder: neither a path nor another repository ("user/name--module.Class").
 _CODE_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 _ABSOLUTE_PATH = re.compile(r"[/\\~]|[A-Za-z]:[/\\]|file:")
-# timm takes a model from a folder or a repository where its name carries one of these prefixes.
+# timm takes a model from a folder or a repository by such a prefix, and by these arguments a file or a download.
 _TIMM_SOURCES = ("local-dir:", "hf-hub:", "hf_hub:")
-# Arguments of `timm.create_model` which name a file or ask for a download.
 _TIMM_FILE_ARGUMENTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 class SMDEnsembleConfig(PreTrainedConfig):
     """
     Configuration of an [`SMDEnsembleForImageClassification`]: of children of one parent (`parent_config` and `changes`),
-    or of models of their own (`member_configs`).
+    or of models of their own (`member_configs`). One that contradicts itself, is of an unknown format or names files
+    elsewhere is a `ValueError`.
 
     Args:
         member_weights (`list[float]`, *optional*, defaults to `[]`): what each member counts for, at least 0 and not
@@ -41,10 +41,6 @@ class SMDEnsembleConfig(PreTrainedConfig):
             memory, where others than in a checkpoint. Used where transformers does not tell.
         member_configs (`list[dict]`, *optional*): the configurations of members which are stored whole.
         format_version (`int`, *optional*, defaults to 1): of the layout of configuration and weights.
-        kwargs: those of [`~transformers.PreTrainedConfig`].
-
-    Raises:
-        `ValueError`: for a configuration that contradicts itself, is of an unknown format or names files elsewhere.
     """
 
     model_type = "smd_ensemble"

@@ -1,8 +1,8 @@
 """
 Members of an ensemble as sparse changes of their parent, and how the members' logits are combined.
 
-A change is a pair of flat indices into a tensor, in its logical (row-major) order, and *new values*, not differences:
-putting values in and putting back what stood there are both copies, so nothing is ever rounded.
+A change is a pair of flat indices into a tensor, in row-major order, and *new values*, not differences. Putting values in
+and putting back what stood there are copies: nothing is ever rounded.
 
 This file travels with an ensemble's checkpoint.
 """
@@ -10,7 +10,7 @@ This file travels with an ensemble's checkpoint.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,12 +25,8 @@ Change = tuple[torch.Tensor | None, torch.Tensor]
 @torch.no_grad()
 def exchange(tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
     """
-    Put values in place, and return those that stood there before, ready for the call that brings them back.
-
-    Args:
-        tensor (`torch.Tensor`): the tensor to change, of any shape and memory layout.
-        indices (`torch.Tensor` or `None`): flat, int32 or int64, of shape `(k,)`; `None` for the whole tensor.
-        values (`torch.Tensor`): in the tensor's dtype, of shape `(k,)`, or the tensor's where `indices` is `None`.
+    Put `values` in place, at flat `indices` (int32 or int64; `None` for the whole tensor) of a tensor of any memory layout,
+    and return those that stood there before, ready for the call that brings them back.
     """
     if indices is None:
         before = tensor.detach().clone()
@@ -42,14 +38,8 @@ def exchange(tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.T
     return before
 
 
-def check_change(
-    name: str, indices: torch.Tensor | None, values: torch.Tensor, shape: torch.Size, dtype: torch.dtype
-) -> None:
-    """
-    Refuse a change that does not fit the tensor `name` of this shape and dtype, before anything is written: a
-    `ValueError` for values of another dtype or shape or that are not finite, and for indices that are not integers, not
-    strictly increasing (so also for duplicates), negative or beyond the tensor's end.
-    """
+def check_change(name: str, indices: torch.Tensor | None, values: torch.Tensor, shape, dtype: torch.dtype) -> None:
+    """Refuse, by a `ValueError`, a change that does not fit the tensor `name` of this shape and dtype, before it is written."""
     fault = None
     if values.dtype != dtype:
         fault = f"values of {values.dtype}, but the tensor is of {dtype}"
@@ -83,10 +73,9 @@ class Segment(NamedTuple):
 
 class SparseMember(nn.Module):
     """
-    The changes that make a member out of the parent. It is a store, not a layer: it has no forward.
-
-    The changes of all `segments` follow one another in the buffers, ordered by the tensors' names in a checkpoint.
-    `indices` (of [`index_dtype`]) or `values` are `None` where there are none: an empty tensor cannot be saved.
+    The changes that make a member out of the parent: a store without a forward. Those of all `segments` follow one another
+    in the buffers, ordered by the tensors' names in a checkpoint. `indices` (of [`index_dtype`]) or `values` are `None`
+    where there are none: an empty tensor cannot be saved.
     """
 
     def __init__(self, segments: list[Segment], indices: torch.Tensor | None, values: torch.Tensor | None):
@@ -116,7 +105,7 @@ class SparseMember(nn.Module):
     @contextmanager
     def within(self, parent: nn.Module) -> Iterator[None]:
         """Within the block, the parent is this member; its bytes come back, also where the block raises."""
-        undo = []
+        undo, caching = [], keepers(parent)
         try:
             for name, (indices, values) in self.changes():
                 tensor = attrgetter(name)(parent)
@@ -124,21 +113,25 @@ class SparseMember(nn.Module):
                 undo.append((tensor, indices, exchange(tensor, indices, values.to(tensor.device, tensor.dtype))))
             # Autocast keeps casts by tensor, and a change in place goes unnoticed.
             torch.clear_autocast_cache()
-            forget_derived(parent)
+            forget_derived(caching)
             yield
         finally:
             for tensor, indices, before in undo:
                 exchange(tensor, indices, before)
             torch.clear_autocast_cache()
-            forget_derived(parent)
+            forget_derived(caching)
 
 
-def forget_derived(model: nn.Module) -> None:
-    """Make modules drop what they derived from their weights (LeViT's attention biases), as a change of mode does."""
-    for module in model.modules():
-        if type(module).train not in (nn.Module.train, PreTrainedModel.train) and not module.training:
-            module.train()
-            module.eval()
+def keepers(model: nn.Module) -> list[nn.Module]:
+    """The modules that may keep what they derived from their weights (LeViT): those that act when their mode changes."""
+    return [part for part in model.modules() if type(part).train not in (nn.Module.train, PreTrainedModel.train)]
+
+
+def forget_derived(modules: Iterable[nn.Module]) -> None:
+    """Make modules in evaluation mode drop what they derived from their weights; others keep nothing."""
+    for module in modules:
+        if not module.training:
+            module.train().eval()
 
 
 def index_dtype(segments: Iterable[Segment]) -> torch.dtype:
@@ -154,8 +147,8 @@ def changeable_tensors(parent: nn.Module) -> dict[str, torch.Tensor]:
 
 def checkpoint_names(model: nn.Module) -> dict[str, str]:
     """
-    The name of each parameter in a checkpoint, by its name in memory; no two are equal. One which is not stored one to one
-    keeps its name, and so do all where this version of transformers does not tell.
+    The names of parameters in a checkpoint, no two equal, by those in memory. One that is not stored one to one keeps its
+    name, and so do all where this version of transformers does not tell.
     """
     names = unchanged = {name: name for name, _ in model.named_parameters()}
     try:
@@ -173,13 +166,22 @@ def checkpoint_names(model: nn.Module) -> dict[str, str]:
     return names if len(set(names.values())) == len(names) else unchanged
 
 
+def check_members(members: Iterable[SparseMember], parent: nn.Module) -> None:
+    """Refuse, by a `ValueError`, changes that do not fit the parent."""
+    tensors = changeable_tensors(parent)
+    for i, member in enumerate(members):
+        for name, (indices, values) in member.changes():
+            what, tensor = f"{name} in member {i} of the ensemble", tensors[name]
+            check_change(what, indices, values.to(tensor.dtype), tensor.shape, tensor.dtype)
+
+
 def segments_from_counts(parent: nn.Module, config: SMDEnsembleConfig) -> list[list[Segment]]:
     """Each member's segments by an ensemble's configuration, or a `ValueError`; nothing is allocated."""
     tensors = changeable_tensors(parent)
     in_memory = {stored: name for name, stored in checkpoint_names(parent).items()}
     members: list[list[Segment]] = [[] for _ in config.member_weights]
     for stored, counts in sorted(config.changes.items()):
-        # Each tensor once. What transformers says comes first, for its names in memory differ between versions.
+        # Each tensor once. What transformers says comes first: its names in memory differ between versions.
         found = (in_memory.get(stored), config.names_in_memory.get(stored), stored)
         name = next((name for name in found if name in tensors), None)
         if name is None:
@@ -198,9 +200,20 @@ def segments_from_counts(parent: nn.Module, config: SMDEnsembleConfig) -> list[l
     return members
 
 
+def logits_of(output: Any) -> torch.Tensor:
+    """The logits, `(batch, classes)`, in a classifier's output without a loss. PPLCNet names them `last_hidden_state`."""
+    output = {"logits": output[0]} if isinstance(output, tuple) else output
+    for name in ("logits", "last_hidden_state"):
+        found = output.get(name) if hasattr(output, "get") else getattr(output, name, None)
+        if isinstance(found, torch.Tensor) and (name == "logits" or found.ndim == 2):
+            return found
+    expected = "Expected an image classifier: its output has `logits` of shape (batch, classes)."
+    raise ValueError(f"The model returns {type(output).__name__}, which holds no logits. {expected}")
+
+
 def combine(member_logits: torch.Tensor, member_weights: torch.Tensor, combination: str) -> torch.Tensor:
     """
-    The log-probabilities of an ensemble, by log-sum-exp throughout, so that nothing overflows or becomes log 0.
+    The log-probabilities of an ensemble, `(batch, classes)`, by log-sum-exp: nothing overflows or becomes log 0.
 
     Args:
         member_logits (`torch.Tensor`): of shape `(batch, members, classes)`, float32 or float64.
@@ -209,9 +222,6 @@ def combine(member_logits: torch.Tensor, member_weights: torch.Tensor, combinati
             its weight for its most probable class. A class's probability is then (1 - e) share + e p, with the share of
             the votes, the mean of the members' probabilities p, and e = 1 / (members + 1), or smaller where p would
             reverse the order of shares. So it is never 0, classes rank by votes, equal votes by p.
-
-    Returns:
-        `torch.Tensor`: of shape `(batch, classes)` and the logits' dtype; the exponentials of a row sum to 1.
     """
     weights = (member_weights / member_weights.sum()).to(member_logits.dtype)
     if combination == "mean_logits":

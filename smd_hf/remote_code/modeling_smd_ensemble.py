@@ -22,12 +22,11 @@ from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTra
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_smd_ensemble import SMDEnsembleConfig
-from .members_smd_ensemble import SparseMember, changeable_tensors, check_change, combine, segments_from_counts
+from .members_smd_ensemble import SparseMember, check_members, combine, logits_of, segments_from_counts
 
 AUTO_CONFIG, AUTO_MODEL = "AutoConfig", "AutoModelForImageClassification"
-# What `from_pretrained` takes to find files on the Hub.
+# What `from_pretrained` takes to find files on the Hub, and `push_to_hub` of what `save_pretrained` is given.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# What `push_to_hub` takes of what `save_pretrained` is given.
 _PUSH_ARGUMENTS = ("commit_message", "create_pr", "private", "revision", "token")
 
 ModelClasses = tuple[type[PreTrainedConfig], type[PreTrainedModel]]
@@ -45,16 +44,11 @@ class SMDEnsembleOutput(ImageClassifierOutput):
 
 class SMDEnsembleForImageClassification(PreTrainedModel):
     """
-    An ensemble of image classifiers, as it loads with `from_pretrained`.
+    An ensemble of image classifiers, as it loads with `from_pretrained`: of `models` (the parent, or each member) or ones
+    that are built from `config` and `model_classes`, and of `members` that are children of the parent.
 
     Predictions carry no gradient. Members run in the ensemble's own mode (`train()` or `eval()`). One instance may be
     called by several threads: they take turns. Do not call `parent` itself while another thread calls the ensemble.
-
-    Args:
-        config ([`SMDEnsembleConfig`]): with at least one member; a `ValueError` where it describes no ensemble.
-        models (list of [`PreTrainedModel`], *optional*): the parent, or each member; built from `config` by default.
-        members (list of [`SparseMember`], *optional*): the children of `models[0]`.
-        model_classes (list, *optional*): for each of the config's models its classes, see [`remote_classes`].
     """
 
     config_class = SMDEnsembleConfig
@@ -113,18 +107,15 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
     ) -> SMDEnsembleOutput | tuple[torch.Tensor, ...]:
         """
         Args:
-            pixel_values (`torch.Tensor`, *optional*): as the members take it, `(batch, channels, height, width)` as a
-                rule; cast to their dtype, like all floating-point inputs.
+            pixel_values (`torch.Tensor`, *optional*): as the members take it; cast to their dtype, like all floats.
             labels (`torch.Tensor`, *optional*): classes, int64 of shape `(batch,)`.
             output_members (`bool`, *optional*, defaults to `False`): also return each member's logits.
             return_dict (`bool`, *optional*): `False` for a tuple; defaults to the configuration's `return_dict`.
             kwargs: other inputs of the members, and arguments such as `interpolate_pos_encoding`.
 
-        Returns:
-            [`SMDEnsembleOutput`]: computed in float32 or float64, without gradients.
         """
-        inputs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
-        member_logits = self._member_logits(inputs)
+        kwargs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
+        member_logits = self._member_logits(kwargs)
         weights = torch.tensor(self.config.member_weights, device=member_logits.device)
         logits = combine(member_logits, weights, self.config.combination)
         loss = None if labels is None else nn.functional.nll_loss(logits, labels.to(logits.device))
@@ -166,8 +157,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if push_to_hub and is_main_process:
             # Saved once more: above, transformers would leave out the files that it did not write itself.
-            hub = {key: kwargs[key] for key in _PUSH_ARGUMENTS if key in kwargs}
-            self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **hub)
+            given = {key: kwargs[key] for key in _PUSH_ARGUMENTS if key in kwargs}
+            self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **given)
 
     def _save_code(self, folder: Path) -> None:
         """Save the code that models were loaded with; transformers saves that of the ensemble."""
@@ -182,10 +173,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         Load an ensemble from a folder or the Hub, from safetensors files alone, and check it before it can predict.
 
         Arguments are those of [`~PreTrainedModel.from_pretrained`], and `combination` and `member_weights` in place of
-        what is stored. `trust_remote_code=True` allows the code of a parent or member that lies in the folder to run.
-
-        Raises:
-            `ValueError`: for an ensemble that is not whole, contradicts itself, or needs code that is not trusted.
+        what is stored. `trust_remote_code=True` allows the code of a parent or member that lies in the folder to run. A
+        `ValueError` for an ensemble that is not whole, contradicts itself, or needs code that is not trusted.
         """
         name = str(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -222,11 +211,8 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         for name, tensor in self.state_dict().items():  # statistics of BatchNorm included
             if tensor.is_floating_point() and tensor.isnan().any():
                 raise ValueError(f"{name} of the ensemble has values that are NaN.")
-        tensors = changeable_tensors(self.parent) if self.shares_parent else {}
-        for i, member in enumerate(self.members if self.shares_parent else []):
-            for name, (indices, values) in member.changes():
-                what, tensor = f"{name} in member {i} of the ensemble", tensors[name]
-                check_change(what, indices, values.to(tensor.dtype), tensor.shape, tensor.dtype)
+        if self.shares_parent:
+            check_members(self.members, self.parent)
 
     def __getstate__(self) -> dict[str, Any]:
         # A lock can neither be pickled nor copied.
@@ -245,9 +231,7 @@ def cast_inputs(inputs: Mapping[str, Any], model: PreTrainedModel) -> dict[str, 
 
 def model_logits(model: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor:
     """A model's logits, `(batch, classes)`, in float32 at least."""
-    output = model(**inputs)
-    logits = output[0] if isinstance(output, tuple) else output.get("logits")
-    logits = output.last_hidden_state if logits is None else logits  # where PPLCNet has them
+    logits = logits_of(model(**inputs))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -277,9 +261,8 @@ def remote_classes(
     if config["model_type"] in CONFIG_MAPPING:
         return None
     raise ValueError(
-        f"The ensemble {name_or_path} is built on a model with code of its own ({auto_map[AUTO_MODEL]}), which lies "
-        "in the ensemble's folder and was not run. Read it, and pass trust_remote_code=True to from_pretrained if you "
-        "trust it."
+        f"The ensemble {name_or_path} is built on a model with code of its own ({auto_map[AUTO_MODEL]}) in the ensemble's "
+        "folder, which was not run. Read it, and pass trust_remote_code=True to from_pretrained if you trust it."
     )
 
 

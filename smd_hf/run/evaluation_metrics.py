@@ -14,7 +14,7 @@ from ..errors import SMDError
 from ..metrics.classification import ComputeMetrics, merged, named_metrics
 from ..metrics.ood import OOD_METRICS
 from ..metrics.statistics import Scores
-from ..models.outputs import logits_of
+from ..remote_code.members_smd_ensemble import logits_of
 from ..search.pareto.objectives import COORDINATE_OBJECTIVES
 
 logger = logging.get_logger(__name__)

@@ -11,9 +11,8 @@ from torch import nn
 from ..data.batches import Batch, ImageBatches
 from ..errors import SMDError
 from ..models.blocks import find_blocks
-from ..models.derived_weights import forget_derived, keepers
-from ..models.outputs import logits_of
 from ..parallel.processes import Processes, segment
+from ..remote_code.members_smd_ensemble import forget_derived, keepers, logits_of
 from .changes import Change, MakeChanges, applied
 from .job import Job
 from .prefix_replay import PrefixReplay

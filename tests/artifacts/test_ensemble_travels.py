@@ -1,6 +1,7 @@
 """What travels with an ensemble: its size, its independence of what is private to transformers, and ensembles saved before."""
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -260,3 +261,9 @@ def test_all_inputs_of_a_member_reach_it_in_its_dtype(shipped):
     assert len(seen) == 4
     assert seen[0][0].dtype == seen[0][2].dtype == torch.float16 and seen[0][1] is mask and seen[0][3] == 0.5
     assert seen[2][0] is None and seen[2][1] is mask
+
+
+def test_the_import_that_published_cards_tell_of_still_works():
+    imported = importlib.import_module("smd_hf.ensemble")
+    assert imported.SMDEnsembleForImageClassification is smd_hf.SMDEnsembleForImageClassification
+    assert imported.SMDEnsembleConfig is smd_hf.SMDEnsembleConfig and callable(imported.save_ensemble)

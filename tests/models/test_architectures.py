@@ -4,11 +4,11 @@ import logging as python_logging
 from itertools import pairwise
 
 import pytest
-import smd_hf.evaluation.costs as costs_module
 import timm
 import torch
 import transformers
 
+import smd_hf.scoring.costs as costs_module
 from smd_hf import EvolutionArguments, EvolutionTrainer
 from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
@@ -18,8 +18,8 @@ from smd_hf.models.checkpoints import save_checkpoint, weights_hash
 from smd_hf.models.head_classes import name_classes
 from smd_hf.models.heads import head_parameter_names
 from smd_hf.models.load import load_model
-from smd_hf.models.outputs import logits_of
 from smd_hf.models.quantized import check_can_be_saved
+from smd_hf.remote_code.members_smd_ensemble import logits_of
 from smd_hf.scoring.costs import suffix_costs
 from smd_hf.scoring.evaluator import Evaluator
 from tests.tiny import label_names, tiny_pixels

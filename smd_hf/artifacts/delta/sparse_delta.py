@@ -20,8 +20,8 @@ from transformers.utils import logging
 
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names, weights_hash
-from ...models.derived_weights import keepers
 from ...models.load import load_model
+from ...remote_code.members_smd_ensemble import keepers
 from ...scoring.changes import Change
 from ...version import __version__
 from .config import DeltaConfig, shown

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names
-from ...models.derived_weights import forget_derived
 from ...models.quantized import stored_parts
-from ...remote_code.members_smd_ensemble import exchange
+from ...remote_code.members_smd_ensemble import exchange, forget_derived
 from ...scoring.changes import Change
 from .config import shown
 from .storage import VALUE_DTYPES, check

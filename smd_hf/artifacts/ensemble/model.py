@@ -101,6 +101,11 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
         config = config_of_models(models, member_weights, combination)
         return cls(config, models=models).eval()
 
+    @property
+    def member_count(self) -> int:
+        """How many members there are."""
+        return len(self.config.member_weights)
+
     def merge(self) -> PreTrainedModel:
         """
         One model of a member's size, whose weights are the weighted mean of the members' (a "model soup").
@@ -126,8 +131,10 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
         """As in the class that travels; tensors that share memory are stored one by one."""
-        tied = getattr(self, "all_tied_weights_keys", None) or ()
-        kwargs.setdefault("state_dict", separated(self.state_dict(), tied))
+        if kwargs.get("state_dict") is None:
+            tied = getattr(self, "all_tied_weights_keys", None) or ()
+            with self._lock:  # no other thread has a member in the parent's place
+                kwargs["state_dict"] = separated(self.state_dict(), tied)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     def _save_code(self, folder: Path) -> None:
