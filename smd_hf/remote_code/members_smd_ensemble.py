@@ -131,7 +131,8 @@ def forget_derived(modules: Iterable[nn.Module]) -> None:
     """Make modules in evaluation mode drop what they derived from their weights; others keep nothing."""
     for module in modules:
         if not module.training:
-            module.train().eval()
+            module.train()  # timm's returns nothing
+            module.eval()
 
 
 def index_dtype(segments: Iterable[Segment]) -> torch.dtype:

@@ -78,8 +78,7 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
                 )
         self.main_input_name = models[0].main_input_name
         self.shares_parent = config.parent_config is not None
-        # Members are named one by one, not in a ModuleList, for transformers looks for what a model needs (tied
-        # weights, tensors to keep in float32) in its own children.
+        # By names, not in a ModuleList: transformers looks for tied weights and the like in a model's own children.
         if self.shares_parent:
             self.parent = models[0]
             if members is None:
