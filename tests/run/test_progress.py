@@ -202,14 +202,14 @@ def test_what_a_resumed_run_knows_does_not_count_as_fast(seen, tmp_path):
 
 
 def test_no_bar_where_none_is_wanted(seen, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(smd_hf.bars, "DELAY", 0.0)
+    monkeypatch.setattr(smd_hf.scoring.bars, "DELAY", 0.0)
     trainer = make_trainer(tmp_path, num_generations=1, sigma=None, disable_tqdm=True)
     trainer.train()
     assert seen == [] and "%|" not in capfd.readouterr().err
 
 
 def test_each_phase_shows_something(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(smd_hf.bars, "DELAY", 0.0)
+    monkeypatch.setattr(smd_hf.scoring.bars, "DELAY", 0.0)
     make_trainer(tmp_path, 0.0, num_generations=1, sigma=None, ensemble_size=2, calibration_samples=32).train()
     err = capfd.readouterr().err
     for phase in (
@@ -223,8 +223,8 @@ def test_each_phase_shows_something(tmp_path, capfd, monkeypatch):
 
 
 def test_a_bar_goes_on_while_nothing_is_counted(capfd, monkeypatch):
-    monkeypatch.setattr(smd_hf.bars, "DELAY", 0.1)
-    monkeypatch.setattr(smd_hf.bars, "TICK", 0.1)
+    monkeypatch.setattr(smd_hf.scoring.bars, "DELAY", 0.1)
+    monkeypatch.setattr(smd_hf.scoring.bars, "TICK", 0.1)
     with TickingBar("Fitting"):
         time.sleep(1.3)
     with ScoringBar("Scoring") as bar:
