@@ -125,10 +125,10 @@ def biases():
 def test_a_child_is_scored_with_its_own_attention_biases(biases):
     model, pixels, (name, values), before, expected = biases
     evaluator = Evaluator(model, model.device)
-    assert torch.equal(evaluator.forward(pixels), before)
+    assert torch.equal(evaluator.forward({"pixel_values": pixels}), before)
     with torch.no_grad():
         model.get_parameter(name).copy_(values)
-    assert torch.equal(evaluator.forward(pixels), expected)
+    assert torch.equal(evaluator.forward({"pixel_values": pixels}), expected)
 
 
 def test_a_member_predicts_with_its_own_attention_biases(biases):
@@ -154,7 +154,7 @@ def test_logits_without_that_name_are_found():
     model, pixels = pp_lcnet(), tiny_pixels(2)
     expected = model(pixel_values=pixels).last_hidden_state.detach()
     assert expected.shape == (2, 4)
-    assert torch.equal(Evaluator(model, model.device).forward(pixels), expected)
+    assert torch.equal(Evaluator(model, model.device).forward({"pixel_values": pixels}), expected)
     assert head_parameter_names(model) == {"head.weight", "head.bias"}
     ensemble = SMDEnsembleForImageClassification.from_children(model, [{}], combination="mean_logits")
     assert torch.equal(ensemble(pixels, output_members=True).member_logits[:, 0], expected)
@@ -179,7 +179,7 @@ def test_an_output_without_logits_is_refused():
         transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
     )
     with pytest.raises(SMDError, match=r"holds no logits\. Expected an image classifier"):
-        Evaluator(backbone, backbone.device).forward(tiny_pixels(1))
+        Evaluator(backbone, backbone.device).forward({"pixel_values": tiny_pixels(1)})
 
 
 # ---- Classes without names --------------------------------------------------------------------------------------------
