@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from huggingface_hub.utils import are_progress_bars_disabled
+
 from ..errors import SMDError
 from ..hub.upload import push_folder
 from ..scoring.bars import TickingBar
@@ -51,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     """
     arguments = vars(make_parser().parse_args(argv))
     quiet_libraries()
-    with TickingBar(f"Pushing to {arguments['repo_id']}"):
+    with TickingBar(f"Pushing to {arguments['repo_id']}", shown=not are_progress_bars_disabled()):
         commit = push_folder(arguments.pop("path"), **arguments)
     print(commit.pr_url or commit.repo_url)
     return 0

@@ -1,9 +1,7 @@
 """
 Configuration of an ensemble of image classifiers, and the checks of it that need no weights.
 
-A configuration comes from the Hub and counts as hostile: nothing in it may name a file outside its folder.
-
-This file travels with an ensemble's checkpoint.
+It travels with the checkpoint. A configuration counts as hostile: nothing in it may name a file outside its folder.
 """
 
 import re
@@ -30,15 +28,13 @@ class SMDEnsembleConfig(PreTrainedConfig):
     elsewhere is a `ValueError`.
 
     Args:
-        member_weights (`list[float]`, *optional*, defaults to `[]`): what each member counts for, at least 0 and not
-            all 0; they need not sum to 1. There are as many members as weights.
+        member_weights (`list[float]`, *optional*, defaults to `[]`): one for each member, at least 0 and not all 0.
         combination (`str`, *optional*, defaults to `"mean_probabilities"`): or `"mean_logits"` or `"majority_vote"`.
         parent_config (`dict`, *optional*): of the parent, with its `auto_map` where it has code of its own.
         changes (`dict[str, list[int | None]]`, *optional*, defaults to `{}`): for each of the parent's tensors that
             some member changes, by its name in a checkpoint of the parent, the number of coordinates that each member
             changes: 0 for none, `None` where the whole tensor is stored, without indices.
-        names_in_memory (`dict[str, str]`, *optional*, defaults to `{}`): the names that tensors of `changes` had in
-            memory, where others than in a checkpoint. Used where transformers does not tell.
+        names_in_memory (`dict[str, str]`, *optional*, defaults to `{}`): of tensors of `changes`, if not the same.
         member_configs (`list[dict]`, *optional*): the configurations of members which are stored whole.
         format_version (`int`, *optional*, defaults to 1): of the layout of configuration and weights.
     """
@@ -119,9 +115,8 @@ def check_weights(weights: list[float]) -> None:
     # Compared, not converted: an integer in JSON may be too large for a float.
     numbers = isinstance(weights, list) and all(type(w) in (int, float) and 0 <= w <= MAX_WEIGHT for w in weights)
     if not numbers or (weights and not sum(weights) > 0):
-        raise ValueError(
-            f"member_weights is {weights!r}; expected a list of numbers from 0 to {MAX_WEIGHT:g}, not all of them 0."
-        )
+        expected = f"a list of numbers from 0 to {MAX_WEIGHT:g}, not all of them 0"
+        raise ValueError(f"member_weights is {weights!r}; expected {expected}.")
 
 
 def check_code_references(where: str, auto_map: Any) -> None:

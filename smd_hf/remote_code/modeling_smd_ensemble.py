@@ -2,10 +2,8 @@
 An ensemble of image classifiers as one model: one parent with its children as sparse changes, or models stored whole.
 
 A child predicts by putting its changes into the parent, in place, and then what stood there before, byte for byte: memory
-is that of the parent and the changes, however many members there are.
-
-This file travels with an ensemble's checkpoint, with those it imports relatively. smd_hf loads the same checkpoint by a
-class of its own, which also makes ensembles, checks more and predicts faster.
+is that of the parent and the changes, however many members there are. This file travels with the checkpoint. smd_hf loads
+it by a class of its own, which also makes ensembles, checks more and predicts faster.
 """
 
 import copy
@@ -35,8 +33,8 @@ ModelClasses = tuple[type[PreTrainedConfig], type[PreTrainedModel]]
 @dataclass
 class SMDEnsembleOutput(ImageClassifierOutput):
     """
-    `logits` are log-probabilities of the combination, `(batch, classes)`; `loss` is the labels' mean negative one;
-    `member_logits` are each member's logits, `(batch, members, classes)`, with `output_members=True`.
+    `logits`: log-probabilities of the combination, `(batch, classes)`; `loss`: the labels' mean negative one;
+    `member_logits`: each member's logits, `(batch, members, classes)`, with `output_members=True`.
     """
 
     member_logits: torch.FloatTensor | None = None

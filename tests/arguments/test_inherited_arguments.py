@@ -15,6 +15,7 @@ from smd_hf.search.losses import LOSSES
 from tests.tiny import tiny_model
 
 EFFECTIVE = {
+    "dataloader_prefetch_factor",
     *(
         "output_dir",
         "seed",

@@ -100,7 +100,7 @@ def test_a_folder_of_several_deltas_says_to_name_one(run, tmp_path, capfd):
     argv = ["evaluate", "--model_name_or_path", str(run / "run" / "children")]
     assert main([*argv, "--validation_file", str(run / "test.parquet")]) == 2
     [paragraph] = capfd.readouterr().err.strip().splitlines()
-    assert "of a folder with several, give the folder of one" in paragraph
+    assert "if a folder has several, give the folder of one" in paragraph
 
 
 def test_a_delta_whose_base_has_gone_says_so(run, tmp_path, capfd):

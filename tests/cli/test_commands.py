@@ -111,7 +111,7 @@ BAD_ARGUMENTS = {
     "frozen pattern without a match": (["--frozen_parameters", "nothing"], ["frozen_parameters", "'nothing'"]),
     "all frozen": (["--frozen_parameters", "all"], ["No mutable parameter"]),
     "unknown choice": (["--decomposition", "parition"], ["parition", "partition"]),
-    "unknown fitness": (["--fitness", "f1"], ["fitness='f1'", "compute_metrics"]),
+    "unknown fitness": (["--fitness", "sharpness"], ["fitness='sharpness'", "compute_metrics"]),
     "choices that do not go together": (["--load_best_model_at_end", "--save_strategy", "epoch"], ["strategy"]),
     "unknown argument": (["--populaton_size", "8"], ["'--populaton_size'", "Did you mean 'population_size'"]),
     "unknown argument with a value": (["--sigme=1"], ["'--sigme=1'", "Did you mean 'sigma'"]),

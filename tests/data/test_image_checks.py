@@ -148,5 +148,5 @@ def test_where_nothing_is_left(dataset, tmp_path):
 
 
 def test_other_policies_are_refused(tmp_path):
-    with pytest.raises(SMDError, match="on_bad_images is ignore; expected raise or skip"):
+    with pytest.raises(SMDError, match="on_bad_images is ignore; expected one of raise, skip"):
         make_args(tmp_path, on_bad_images="ignore")

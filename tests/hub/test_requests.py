@@ -126,7 +126,7 @@ def test_patience_is_bounded_in_seconds_too(monkeypatch):
     ("error", "expected"),
     [
         (refusal(401), "status 401"),
-        (refusal(403), "may write there"),
+        (refusal(403), "has write access"),
         (refusal(500), "Wait a while"),
         (HTTPError("[Errno 111] Connection refused"), "Check the network"),
         (OfflineModeIsEnabled("no"), "HF_HUB_OFFLINE"),
@@ -156,7 +156,7 @@ def test_what_a_folder_holds(finished, tmp_path):
     assert saved_kind(finished) == "child"
     assert saved_kind(finished / "ensemble") == "ensemble"
     assert saved_kind(finished / "children") == saved_kind(finished / "children" / "0001") == "delta"
-    for folder, message in ((tmp_path, "holds nothing to push"), (tmp_path / "none", "There is no folder")):
+    for folder, message in ((tmp_path, "holds nothing to push"), (tmp_path / "none", "does not exist")):
         with pytest.raises(SMDError, match=message):
             push_folder(folder, "user/name")
 

@@ -206,7 +206,7 @@ with torch.inference_mode():
         assert torch.equal(alone, trainer.model(**inputs).logits)
     ensemble = SMDEnsembleForImageClassification.from_pretrained(tmp_path / "out" / "ensemble")
     assert torch.equal(alone_ensemble, ensemble(**inputs).logits)
-    members = torch.stack([ensemble.member(i)(**inputs).logits for i in range(ensemble.member_count)], 1)
+    members = torch.stack([ensemble.member(i)(**inputs).logits for i in range(len(ensemble.members))], 1)
     assert torch.allclose(ensemble(**inputs, output_members=True).member_logits, members, atol=1e-6)
     if kind != "naflexvit":
         assert set(AutoImageProcessor.from_pretrained(tmp_path / "out")([test[0]["image"]])) == INPUTS[kind]

@@ -351,7 +351,7 @@ def test_hub(hub_server, tmp_path):  # noqa: F811
     assert results[6] == ["loaded", "ViTForImageClassification"]
     expected = {
         3: ["--trust_remote_code"],
-        4: ["no model of that name", "tester/vit-flowers"],
+        4: ["no model of that name", "tester/vit-flowrs"],
         5: ["no token given", "--token"],
         7: ["the token that was given"],
         8: ["gated", "--token"],

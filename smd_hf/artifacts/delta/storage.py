@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 from huggingface_hub.file_download import _CACHED_NO_EXIST, repo_folder_name
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -76,7 +76,7 @@ def find_file(
         raise SMDError(explain_loading_error(name, error, "delta", dict(source))) from error
     except EntryNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise SMDError(explain_loading_error(name, error, "delta", dict(source))) from error
 
 
