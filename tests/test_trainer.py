@@ -360,7 +360,7 @@ def test_rows_of_pixel_values_need_no_processor(tmp_path):
         (dict(bf16_full_eval=True), "bf16_full_eval"),
         (dict(model_init_kwargs={"token": "hf_secret"}), "holds a token"),
         (dict(recombination="average"), "recombination is average"),
-        (dict(fitness="f1"), "no compute_metrics"),
+        (dict(fitness="sharpness"), "no compute_metrics"),
         (dict(output_dir="/proc/nowhere"), "cannot be written"),
     ],
 )
