@@ -21,7 +21,7 @@ from smd_hf.artifacts.loading import load
 from smd_hf.errors import SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.heads import head_parameter_names
-from smd_hf.models.load import load_model
+from smd_hf.models.load import load_model, num_channels
 from tests.architectures.fresh_process import FreshProcess, aligned
 from tests.tiny import label_names, tiny_images
 
@@ -69,34 +69,48 @@ def go_through(checkpoint: Path, folder: Path, fresh: FreshProcess, image_size: 
         scored = trainer.evaluator.images_forwarded
         assert scored == 0, f"refused after {scored} images were scored: {error}"
         raise
-    assert weights_hash(trainer.model) != parent_hash
+    assert weights_hash(trainer.model) != parent_hash, "the parent is unchanged"
     if report:
         assert trainer.report["verdict"]
         assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
-    assert head_parameter_names(trainer.model)
+    assert head_parameter_names(trainer.model), "no head is found"
 
     # 2. What was saved is the evolved model, with smd_hf and without it.
     batch = trainer.data_collator([train[row] for row in range(2)])
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     evolved = _logits(trainer.model, inputs)
-    assert evolved.isfinite().all() and evolved.std(-1).min() > 0
-    assert torch.equal(_logits(load_model(folder), inputs), evolved)
-    assert torch.equal(fresh.logits(folder, inputs), evolved)
+    assert evolved.isfinite().all() and not torch.equal(evolved[0], evolved[1]), f"odd logits {evolved}"
+    assert torch.equal(_logits(load_model(folder), inputs), evolved), "loaded with smd_hf, it has other logits"
+    assert torch.equal(fresh.logits(folder, inputs), evolved), "loaded without smd_hf, it has other logits"
 
     # 3. The ensemble predicts the same, with smd_hf and without it.
     ensemble = load(folder / "ensemble")
     assert len(ensemble.config.member_weights) == 2
     combined = _logits(ensemble, inputs)
     assert combined.isfinite().all() and combined.shape == evolved.shape
-    assert torch.equal(fresh.logits(folder / "ensemble", inputs, trust_remote_code=True), combined)
+    without = fresh.logits(folder / "ensemble", inputs, trust_remote_code=True)
+    assert torch.equal(without, combined), "the ensemble has other logits without smd_hf"
 
 
-def enliven(model: PreTrainedModel) -> None:
-    """Makes constant weights (norms, zero heads, layer scales of 1e-6) random, so that every part of the model counts."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and (parameter.ndim <= 1 or parameter.min() == parameter.max()):
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+@torch.no_grad()
+def enliven(model: PreTrainedModel, image_size: int) -> None:
+    """
+    Gives random weights the manners of trained ones, so that every part of the model counts, in place.
+
+    Constant weights (norms, zero heads, layer scales of 1e-6) become random, and BatchNorm's statistics are measured on noise:
+    with those it begins with, signals of untrained networks fade until all images have the same logits.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and (parameter.ndim <= 1 or parameter.min() == parameter.max()):
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.train().momentum = 1.0
+        model(pixel_values=torch.randn(4, num_channels(model), image_size, image_size))
+        for norm, momentum in zip(norms, momenta):
+            norm.eval().momentum = momentum
 
 
 @contextmanager

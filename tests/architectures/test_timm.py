@@ -25,12 +25,12 @@ def test_timm_module(module, tmp_path, fresh):
     with recorded(f"timm {module} ({architecture})", REFUSED):
         torch.manual_seed(0)
         model = transformers.TimmWrapperForImageClassification(timm_config(module)).eval()
-        enliven(model)
+        size = model.config.pretrained_cfg["input_size"][-1]
+        enliven(model, size)
         checkpoint = tmp_path / "checkpoint"
         # As on the Hub: weights have timm's names, and tensors that modules share are written once under each name.
         state = {name: tensor.clone() for name, tensor in model.timm_model.state_dict().items()}
         model.save_pretrained(checkpoint, state_dict=state, save_original_format=False)
-        size = model.config.pretrained_cfg["input_size"][-1]
         del model, state
         go_through(checkpoint, tmp_path / "run", fresh, size, report=False)
 

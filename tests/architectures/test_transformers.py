@@ -18,7 +18,7 @@ def test_transformers_class(model_type, class_name, tmp_path, fresh):
         checkpoint = tmp_path / "checkpoint"
         torch.manual_seed(0)
         model = getattr(transformers, class_name)(small_config(model_type, class_name)).eval()
-        enliven(model)
+        enliven(model, image_size(model_type))
         model.save_pretrained(checkpoint)
         processor = image_processor(model_type)
         if processor is not None:
