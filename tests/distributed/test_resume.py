@@ -9,7 +9,7 @@ import pytest
 
 from .test_processes import ROOT, assert_same_results, finish, launch, start, torchrun
 
-SOAK = ROOT / "examples" / "studies" / "soak.py"
+SOAK = ROOT / "tests" / "robustness" / "soak.py"
 
 
 def soak(tmp_path, *options):

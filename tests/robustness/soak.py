@@ -1,7 +1,7 @@
 """
 A soak: a small real run is killed again and again at random cells, resumed over another number of processes, and compared.
 
-    python examples/studies/soak.py --kills 40 --json examples/studies/results/soak.json
+    python tests/robustness/soak.py --kills 40 --json tests/robustness/results/soak.json
 
 A ResNet that was trained on scikit-learn's digits is evolved on blurred ones, in three ways. One run of each is never stopped.
 The others are ended by SIGKILL after a cell, in the middle of writing one, or at any moment, and go on over one, two or three

@@ -1,7 +1,7 @@
 """
 Hostile artifacts, many of them: every one ends in success or in a named error, and nothing else happens.
 
-    python examples/studies/fuzz.py --cases 100000 --json examples/studies/results/fuzz.json
+    python tests/robustness/fuzz.py --cases 100000 --json tests/robustness/results/fuzz.json
 
 A case is a sound artifact with one to three things wrong with it (see `tampering.py`), loaded in this process. It fails
 
