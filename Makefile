@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-with-tools
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -e
 
-.PHONY: demo test test-lowest test-newest format lint types
+.PHONY: demo test test-lowest test-newest format lint types docs
 
 demo: $(INSTALLED)
 	$(BIN)/smd-hf demo
@@ -24,6 +24,10 @@ lint: $(WITH_TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+# The site is in site/, to read from a folder: site/index.html. No network is needed.
+docs: $(WITH_TOOLS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 types: $(WITH_TOOLS)
 	$(BIN)/pyright --pythonpath $(BIN)/python

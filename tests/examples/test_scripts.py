@@ -87,19 +87,3 @@ def test_custom_metric(files, tmp_path, capsys):
 def test_no_example_names_a_path_of_its_own(path):
     code = re.sub(r'^""".*?"""', "", path.read_text(), flags=re.DOTALL)
     assert not re.search(r"""["'](/|\./|\.\./|~)""", code)
-
-
-def test_the_lines_of_the_readme(folders, tmp_path, capsys, monkeypatch):
-    code, loading = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), flags=re.DOTALL)
-    model = save_tiny_checkpoint("timm_resnet", tmp_path / "model")
-    (tmp_path / "photos").mkdir()
-    for split, folder in (("train", folders[1]), ("test", folders[3])):
-        (tmp_path / "photos" / split).symlink_to(folder)
-    monkeypatch.chdir(tmp_path)
-    assert '"timm/resnet18.a1_in1k"' in code and len(code.splitlines()) <= 10
-    exec(code.replace("timm/resnet18.a1_in1k", model).replace("population_size=32", "population_size=2"), {})
-    assert "significant" in capsys.readouterr().out
-    assert AutoModelForImageClassification.from_pretrained("evolved").config.num_labels == 4
-    names = {}
-    exec(loading, names)
-    assert names["model"].config.num_labels == 4
