@@ -3,20 +3,20 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..data.batches import Batch, ImageBatches
-from ..errors import SMDError
 from ..models.blocks import find_blocks
 from ..parallel.processes import Processes, segment
-from ..remote_code.members_smd_ensemble import forget_derived, keepers, logits_of
-from .changes import Change, MakeChanges, applied
+from .changes import Change, MakeChanges
 from .job import Job
-from .prefix_replay import PrefixReplay
 from .record import Call, Recorder
+from .runtimes.eager import Eager
+from .runtimes.protocol import Forward, Inputs, Runtime
 from .scores import Score
 from .sums import TAPPED_BYTES, BatchSums, Tap
 from .work import CallWork, Work
@@ -56,6 +56,7 @@ class Evaluator:
             a time; beyond it they are made anew for each batch.
         forward (`Callable`, *optional*): what is called in place of the model: the same, compiled.
         memory_format (`torch.memory_format`, *optional*): of inputs of shape `(batch, channels, height, width)`.
+        runtime ([`Runtime`], *optional*): what runs the passes; by default [`Eager`], with `prefix_replay` and `forward`.
 
     Attributes:
         ledger ([`Ledger`], *optional*): what has been scored already, and where the rest is written.
@@ -74,6 +75,7 @@ class Evaluator:
         change_cache_bytes: int = 10**9,
         forward: Callable | None = None,
         memory_format: torch.memory_format = torch.preserve_format,
+        runtime: Runtime | None = None,
     ):
         self.model = model
         self.device = device
@@ -82,9 +84,8 @@ class Evaluator:
         self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
         self.change_cache_bytes = change_cache_bytes
         self.memory_format = memory_format
-        self._call = model if forward is None else forward
-        self._replay = PrefixReplay(model) if prefix_replay and forward is None else None
-        self._caching = keepers(model)
+        self.prefix_replay = prefix_replay and forward is None
+        self.runtime: Runtime = Eager(model, prefix_replay, forward) if runtime is None else runtime
         self._first_block = frozenset(find_blocks(model)[0].parameter_names)
         self.ledger: Recorder | None = None
         self.work: Work | None = None
@@ -120,6 +121,7 @@ class Evaluator:
             `RuntimeError`: on every process, if another one failed.
         """
         self.model.eval()
+        self.runtime.begin()
         numbers = range(len(batches)) if numbers is None else numbers
         call = Call()
         if self.ledger is not None:
@@ -139,8 +141,7 @@ class Evaluator:
             try:
                 self._run(job)
             finally:
-                # The weights may change next, and whoever calls the model then is no business of this class.
-                forget_derived(self._caching)
+                self.runtime.clear()
             return job.scores, job.labels(), job.passes, {} if tap is None else tap.totals
 
         scores = [Score() for _ in variants]
@@ -176,14 +177,12 @@ class Evaluator:
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
-        forget_derived(self._caching)
+        return self._logits(self.runtime.forward, inputs)
+
+    def _logits(self, forward: Forward, inputs: Inputs) -> torch.Tensor:
         with torch.inference_mode(), self.autocast():
-            output = self._call(**inputs)
-        try:
-            logits = logits_of(output)
-        except ValueError as error:
-            raise SMDError(str(error)) from error
-        # A copy, as a compiled model may write its next output into the same memory.
+            logits = forward(inputs)
+        # A copy, as the next pass may write into the same memory.
         return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 
     def _run(self, job: Job) -> None:
@@ -208,8 +207,6 @@ class Evaluator:
                     job.report(number, part)
                 for batch in part if job.tap is not None else ():
                     job.close(batch)
-        if self._replay is not None:
-            self._replay.clear()
 
     def _parts(self, group: list[Batch], job: Job, replays: bool) -> Iterable[list[Batch]]:
         """
@@ -225,7 +222,7 @@ class Evaluator:
 
     def replays(self, variants: Sequence[Variant]) -> bool:
         """Whether passes of these variants begin at the first block that is changed, where the model allows it."""
-        if self._replay is None:
+        if not self.prefix_replay:
             return False
         late = [variant.changed is not None and not variant.changed & self._first_block for variant in variants]
         known = all(variant.changed is not None for variant in variants)
@@ -238,15 +235,15 @@ class Evaluator:
         Args:
             batch (`Callable`): gives the batch that is passed through the model, where passes can be replayed.
         """
-        if self._replay is None or not self._replay.supported[0]:
+        if not self.runtime.can_replay():
             return
         self.model.eval()
+        self.runtime.begin()
         inputs = self.inputs(batch())
         for _ in range(3):
-            with self._replay.record([]):
-                self.forward(inputs)
-        self._pass_shares = {name: self._replay.suffix_share([name]) for name in self.parameters}
-        self._replay.clear()
+            self._logits(partial(self.runtime.record, starts=[]), inputs)
+        self._pass_shares = {name: self.runtime.suffix_share([name]) for name in self.parameters}
+        self.runtime.clear()
 
     def weights(self, variants: Sequence[Variant]) -> tuple[list[float], float]:
         """What an image costs for each variant, and what recording costs that all replay, in passes of the whole model."""
@@ -258,8 +255,8 @@ class Evaluator:
     def _record(self, job: Job, batch: Batch, inputs: Mapping[str, torch.Tensor]) -> None:
         """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
         wanted = job.on([batch])
-        with self._replay.record([job.variants[number].changed for number in wanted]):
-            logits = self.forward(inputs)
+        starts = [job.variants[number].changed for number in wanted]
+        logits = self._logits(partial(self.runtime.record, starts=starts), inputs)
         job.recorded(batch)
         for number in wanted:
             if not job.variants[number].changed:
@@ -278,16 +275,16 @@ class Evaluator:
         """Scores one variant on batches, or on the one whose pass over these inputs was recorded."""
         changed = job.variants[number].changed
         waiting: tuple[Batch, torch.Tensor, float] | None = None
-        with applied(self.parameters, changes):
+        replays = recorded is not None
+        with self.runtime.child(changes, changed if replays else None) as forward:
             for batch in batches:
                 if number not in job.wanted[batch.number]:
                     continue
-                with nullcontext() if recorded is None else self._replay.replay(changed):
-                    logits = self.forward(self.inputs(batch) if recorded is None else recorded)
+                logits = self._logits(forward, recorded if replays else self.inputs(batch))
                 # A GPU is at work on this batch while the one before is looked at.
                 if waiting is not None:
                     job.found(number, *waiting)
-                waiting = batch, logits, len(batch) * (1.0 if recorded is None else self._replay.suffix_share(changed))
+                waiting = batch, logits, len(batch) * (self.runtime.suffix_share(changed) if replays else 1.0)
                 if job.tap is not None:
                     job.tap.add(number, batch, logits)
                 if self.processes.stop.wanted:

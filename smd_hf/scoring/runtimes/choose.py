@@ -1,0 +1,158 @@
+"""Chooses the runtime of a run: the fastest that is installed, takes the model, and agrees with eager PyTorch."""
+
+import importlib.metadata
+from collections.abc import Collection
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.utils import logging
+
+from ...errors import SMDError
+from ...messages import one_line
+from .compiled import compile_cut
+from .eager import Eager
+from .graph import CannotExport
+from .openvino import OpenVINO, has_bf16
+from .protocol import Inputs, Runtime
+from .segmented import SEGMENTS, SegmentedRuntime
+
+logger = logging.get_logger(__name__)
+
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+"""How far logits of the first batch may be from those of eager PyTorch, in units of their largest absolute value."""
+
+WORTH_EXPORTING = 1e12
+"""Operations of a run from which `auto` looks for a faster runtime than eager: below it, exporting takes longer than the run."""
+
+
+class RuntimeChoice:
+    """
+    What was asked for, until there is a batch to try it on.
+
+    Args:
+        model (`torch.nn.Module`): the parent.
+        name (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"eager"`, `"compiled"` or `"openvino"`.
+        precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"` or `"bf16"`.
+        mutable (collection of `str`, *optional*): names of the parameters that children may change; all by default.
+        batch_size (`int`, *optional*): of full batches.
+        prefix_replay (`bool`, *optional*, defaults to `True`): children may start in the middle.
+        images (`int`, *optional*, defaults to 0): how many images the run will forward, for `"auto"`.
+        mixed_precision (`bool`, *optional*, defaults to `False`): passes run under autocast.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str = "auto",
+        precision: str = "fp32",
+        mutable: Collection[str] | None = None,
+        batch_size: int | None = None,
+        prefix_replay: bool = True,
+        images: int = 0,
+        mixed_precision: bool = False,
+    ):
+        self.model = model
+        self.name = name
+        self.precision = precision
+        self.mutable = mutable
+        self.batch_size = batch_size
+        self.prefix_replay = prefix_replay
+        self.images = images
+        self.mixed_precision = mixed_precision
+
+    def settle(self, inputs: Inputs) -> tuple[str, str | None]:
+        """
+        Tries the runtimes on a batch.
+
+        Returns:
+            `tuple[str, str | None]`: the name of the runtime to take, and why it is not a faster one, if `auto` tried one.
+
+        Raises:
+            `SMDError`: if the runtime that was asked for cannot run the model.
+        """
+        if self.name == "eager":
+            return "eager", None
+        if self.name == "auto":
+            if self.mixed_precision or self.precision != "fp32":
+                return "eager", None
+            if next(iter(inputs.values())).device.type != "cpu" or find_spec("openvino") is None:
+                return "eager", None
+            if self.images * operations_per_image(self.model, inputs) < WORTH_EXPORTING:
+                return "eager", None
+        name = "openvino" if self.name == "auto" else self.name
+        self._check_installed(name, inputs)
+        try:
+            difference = self._difference(self.make(name), inputs)
+        except CannotExport as error:
+            reason = one_line(str(error))
+        else:
+            limit = TOLERANCE[self.precision]
+            if difference <= limit:
+                return name, None
+            reason = f"its logits differ from those of eager PyTorch by {difference:.2g} of the largest, and {limit:g} is allowed"
+        if self.name == "auto":
+            return "eager", f"Runtime: eager, because {name} does not take {type(self.model).__name__}: {reason}."
+        raise SMDError(
+            f"runtime='{name}' does not take {type(self.model).__name__}: {reason}. Choose runtime='eager', or 'auto' for "
+            "the fastest runtime that takes it."
+        )
+
+    def make(self, name: str) -> Runtime:
+        """The runtime of this name."""
+        if name == "eager":
+            return Eager(self.model, self.prefix_replay)
+        compile = OpenVINO("bf16" if self.precision == "bf16" else "f32") if name == "openvino" else compile_cut
+        segments = SEGMENTS if self.prefix_replay else 1
+        return SegmentedRuntime(self.model, name, compile, self.mutable, self.batch_size, segments)
+
+    def _check_installed(self, name: str, inputs: Inputs) -> None:
+        if name != "openvino":
+            return
+        if find_spec("openvino") is None:
+            raise SMDError(
+                "runtime='openvino' needs OpenVINO, which is not installed. Install it with `pip install smd_hf[openvino]`, or "
+                "choose runtime='eager' or 'compiled'."
+            )
+        device = next(iter(inputs.values())).device.type
+        if device != "cpu":
+            raise SMDError(
+                f"runtime='openvino' runs on the CPU, and the model is on {device}. Choose runtime='compiled' or 'eager', or "
+                "run with use_cpu=True."
+            )
+        if self.mixed_precision:
+            raise SMDError(
+                "runtime='openvino' does not run under bf16=True or fp16=True. Choose precision='bf16' to score children in bfloat16, "
+                "or runtime='eager'."
+            )
+        if self.precision == "bf16" and not has_bf16():
+            raise SMDError(
+                "precision='bf16' with runtime='openvino' needs a CPU with AVX-512 BF16 or AMX, and this one has neither. "
+                "Choose precision='fp32'."
+            )
+
+    def _difference(self, runtime: Runtime, inputs: Inputs) -> float:
+        with torch.inference_mode():
+            expected = Eager(self.model, prefix_replay=False).forward(inputs).double()
+            found = runtime.forward(inputs).double()
+        if not torch.isfinite(expected).all():
+            return 0.0  # the parent's own fault, which scoring reports
+        return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def operations_per_image(model: nn.Module, inputs: Inputs) -> float:
+    """Floating-point operations of a pass, for each image: those of convolutions and matrix products."""
+    one = {name: tensor[:1] for name, tensor in inputs.items()}
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            model(**one)
+    except Exception:  # not every model bears the counter; eager runs it
+        return 0.0
+    return float(counter.get_total_flops())
+
+
+def identity(name: str) -> str:
+    """The runtime with the version of what computes in it: other versions round differently."""
+    return name if name == "eager" else f"{name} {importlib.metadata.version('openvino' if name == 'openvino' else 'torch')}"

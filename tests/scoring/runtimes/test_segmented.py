@@ -1,0 +1,148 @@
+"""Segments with weights as inputs: a child that starts in the middle has the bits of a full pass, and nothing is written into the model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from smd_hf.scoring.runtimes.graph import CannotExport
+from smd_hf.scoring.runtimes.openvino import OpenVINO
+from smd_hf.scoring.runtimes.segmented import SegmentedRuntime
+
+from ...tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels
+
+QUICK = ("vit", "resnet", "swin", "timm_efficientnet", "timm_nfnet")
+KINDS = [
+    kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in (*TRANSFORMERS_KINDS, *TIMM_KINDS)
+]
+
+
+def as_they_are(cut):
+    """Segments run by PyTorch, operation by operation."""
+    return lambda *arguments: cut.whole.module(*arguments)[-1:], [part.module for part in cut.parts]
+
+
+def changed(model, names):
+    parameters = dict(model.named_parameters())
+    return [(name, (None, parameters[name].detach() * 1.25 + 0.05)) for name in names]
+
+
+def full_pass(model, changes, inputs):
+    child = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, (indices, values) in changes:
+            tensor = dict(child.named_parameters())[name]
+            tensor.copy_(values) if indices is None else tensor.put_(indices, values)
+        return child(**inputs).logits
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_children_of_any_weight_have_the_bits_of_the_model_itself(kind):
+    model, inputs = tiny_model(kind), {"pixel_values": tiny_pixels(3)}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    runtime = SegmentedRuntime(model, "segments", as_they_are, segments=6)
+    assert torch.equal(runtime.forward(inputs), model(**inputs).logits)
+    names = [name for name, _ in model.named_parameters()][:: max(1, len(list(model.parameters())) // 12)]
+    assert torch.equal(runtime.record(inputs, [{name} for name in names]), model(**inputs).logits)
+    for name in names:
+        changes = changed(model, [name])
+        with runtime.child(changes, {name}) as forward:
+            assert torch.equal(forward(inputs), full_pass(model, changes, inputs)), name
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert runtime.suffix_share([names[-1]]) < 1.0
+    assert runtime.suffix_share([names[0]]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", ["timm_efficientnet", pytest.param("vit", marks=pytest.mark.slow)])
+def test_openvino_replays_its_own_bits(kind):
+    pytest.importorskip("openvino")
+    model, inputs = tiny_model(kind), {"pixel_values": tiny_pixels(3)}
+    runtime = SegmentedRuntime(model, "openvino", OpenVINO(), batch_size=4)
+    expected = model(**inputs).logits
+    torch.testing.assert_close(runtime.forward(inputs), expected, atol=1e-4, rtol=1e-4)
+    names = [name for name, _ in model.named_parameters()][::9]
+    runtime.record(inputs, [{name} for name in names])
+    recording = runtime._recording
+    for name in names:
+        changes = changed(model, [name])
+        with runtime.child(changes, {name}) as forward:
+            replayed = forward(inputs).clone()
+        plan, filled = runtime._plan(inputs)
+        assert plan is recording.plan
+        whole, _ = plan.run_from(0, filled, plan.values_of({name: changes[0][1][1]}), {})
+        assert torch.equal(replayed, whole[:3]), name
+        torch.testing.assert_close(replayed, full_pass(model, changes, inputs), atol=1e-3, rtol=1e-3)
+
+
+def test_sparse_changes_leave_the_parent_alone():
+    model, inputs = tiny_model("vit"), {"pixel_values": tiny_pixels(2)}
+    name = "classifier.weight"
+    before = model.classifier.weight.clone()
+    changes = [(name, (torch.tensor([0, 5]), torch.tensor([1.0, -1.0])))]
+    runtime = SegmentedRuntime(model, "segments", as_they_are)
+    with runtime.child(changes) as forward:
+        assert torch.equal(forward(inputs), full_pass(model, changes, inputs))
+    assert torch.equal(model.classifier.weight, before)
+    assert torch.equal(runtime.forward(inputs), model(**inputs).logits)
+
+
+def test_a_parent_with_new_weights_is_seen_whether_they_were_mutable_or_not():
+    model, inputs = tiny_model("resnet"), {"pixel_values": tiny_pixels(2)}
+    runtime = SegmentedRuntime(model, "segments", as_they_are, mutable=["classifier.1.weight"])
+    first = runtime.forward(inputs).clone()
+    norm = next(name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d))
+    with torch.no_grad():
+        model.classifier[1].weight.mul_(2)
+    assert torch.equal(runtime.forward(inputs), model(**inputs).logits)
+    with torch.no_grad():
+        model.get_submodule(norm).running_mean.add_(0.5)  # a constant of the graph
+    assert torch.equal(runtime.forward(inputs), model(**inputs).logits)
+    assert not torch.equal(runtime.forward(inputs), first)
+    frozen = f"{norm}.weight"
+    with runtime.child(changed(model, [frozen])) as forward:
+        assert torch.equal(forward(inputs), full_pass(model, changed(model, [frozen]), inputs))
+
+
+def test_a_last_batch_is_filled_up_so_that_one_graph_serves_all():
+    model = tiny_model("timm_efficientnet")
+    runtime = SegmentedRuntime(model, "segments", as_they_are, batch_size=4)
+    for size in (4, 1, 3):
+        inputs = {"pixel_values": tiny_pixels(size)}
+        torch.testing.assert_close(runtime.forward(inputs), model(**inputs).logits, atol=1e-5, rtol=1e-5)
+    assert len(runtime._plans) == 1
+
+
+class Counting(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.linear = nn.Linear(3, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, pixel_values):
+        hidden = pixel_values.mean((2, 3))
+        if self.how == "state":
+            self.calls.add_(1)
+        elif self.how == "random":
+            hidden = hidden + torch.rand_like(hidden)
+        elif hidden.sum() > 0:
+            hidden = -hidden
+        return {"logits": self.linear(hidden)}
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("state", "changes its buffer"), ("random", "draws random numbers"), ("data", "does not export")],
+)
+def test_what_is_no_pure_function_is_refused_with_the_reason(how, reason):
+    runtime = SegmentedRuntime(Counting(how).eval(), "segments", as_they_are)
+    with pytest.raises(CannotExport, match=reason):
+        runtime.forward({"pixel_values": torch.rand(2, 3, 4, 4)})
