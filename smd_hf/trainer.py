@@ -44,6 +44,7 @@ from .run.state import RunState
 from .run.trainer_checkpoints import CheckpointMixin
 from .scoring.bars import TickingBar
 from .scoring.evaluator import Evaluator
+from .scoring.runtimes.choose import RuntimeChoice
 from .search.build import compiled, make_mutation, make_recombination
 from .search.evolution import Evolution
 from .search.fitness import Fitness
@@ -196,6 +197,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             int(args.child_cache_gb * 1e9),
             forward=compiled(self.model, args) if args.torch_compile else None,
             memory_format=torch.channels_last if args.channels_last else torch.preserve_format,
+            choice=self._runtime_choice(),
         )
         self.run = RunState()
         self.dataset_name: str | None = None
@@ -208,6 +210,24 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         # A relative path looks like the id of a model on the Hub, from any other folder than this one.
         self.parent_name = str(Path(name).absolute()) if Path(name).is_dir() else name
         self.first_parent: PreTrainedModel | None = None
+
+    def _runtime_choice(self) -> RuntimeChoice | None:
+        args = self.args
+        if args.torch_compile:
+            return None
+        images = 0
+        if self.fitness_batches is not None:
+            images = args.population_size * args.num_generations * self.images_per_generation
+        return RuntimeChoice(
+            self.model,
+            args.runtime,
+            args.precision,
+            self.mutation.space.names,
+            args.eval_batch_size,
+            args.prefix_replay,
+            images,
+            mixed_precision=self.accelerator.mixed_precision != "no",
+        )
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
         """Mixed precision, in evaluation as in scoring."""
@@ -266,6 +286,7 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             self._check_images(test, self.image_column, "eval_dataset")
             # Read once for the parent now and once for the evolved model at the end: not worth keeping in memory.
             self.test_batches = self._batches(test, None, 0.0)
+        self.evaluator.settle(self.fitness_batches)
         checkpoint = self._open_ledger(resume_from_checkpoint)
         with self.ledger.scope(PARENT_SCOPE), scoring_shown(self, "Testing the parent"):
             if test is not None:

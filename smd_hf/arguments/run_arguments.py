@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .choices import EnsembleCombination, EnsembleSelection, HeadInit, OnBadImages, Racing, Spread
+from .choices import EnsembleCombination, EnsembleSelection, HeadInit, OnBadImages, Precision, Racing, Runtime, Spread
 
 
 @dataclass
@@ -42,8 +42,24 @@ class ImageArguments:
 
 @dataclass
 class ScoringArguments:
-    """Parameters that control how children are scored: speed and memory, not results."""
+    """Parameters that control how children are scored: speed and memory."""
 
+    runtime: Runtime = field(
+        default="auto",
+        metadata={
+            "help": "What runs the forward passes. eager: PyTorch, operation by operation. compiled: torch.compile. openvino: "
+            "OpenVINO, on CPUs (pip install smd_hf[openvino]). auto: openvino, if it is installed, takes the model and agrees with "
+            "eager on the first batch, and the run is long enough to make up for the export; otherwise eager. Runtimes "
+            "round differently, so a run is resumed in the runtime that it began with."
+        },
+    )
+    precision: Precision = field(
+        default="fp32",
+        metadata={
+            "help": "In which children are scored. bf16 is faster on CPUs with AMX or AVX-512 BF16 and on GPUs, and less exact. "
+            "The parent, the finalists and the test images are always measured in fp32."
+        },
+    )
     racing: Racing = field(
         default="none",
         metadata={

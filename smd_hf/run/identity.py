@@ -34,6 +34,9 @@ NO_EFFECT = (
         "preset",
         "spread",
         "prefix_replay",
+        # The runtime that was settled on stands in the identity by itself.
+        "runtime",
+        "precision",
         "image_cache_gb",
         "image_cache_on_device",
         "child_cache_gb",
@@ -170,6 +173,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
             "output_dir, or resume with the version that began it."
         )
     old = {RENAMED.get(name, name): value for name, value in before["arguments"].items()}
+    old.setdefault("runtime", "eager")  # runs that knew no other
     new = now["arguments"]
     differences = [
         f"{name} was {_shown(old, name)} and is {_shown(new, name)}"

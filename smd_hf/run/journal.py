@@ -88,7 +88,7 @@ class ResumeMixin:
             data["ood_dataset"] = data_fingerprint(images.dataset, images.collator, self.ood_image_column, None, names)
         return {
             "format": FORMAT,
-            "arguments": deciding_arguments(self.args),
+            "arguments": deciding_arguments(self.args) | {"runtime": self.evaluator.identity},
             "data": data,
             "parent": weights_hash(self.model),
         }

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from ..data.batches import Batch, ImageBatches
 from ..models.blocks import find_blocks
@@ -15,11 +16,14 @@ from ..parallel.processes import Processes, segment
 from .changes import Change, MakeChanges
 from .job import Job
 from .record import Call, Recorder
+from .runtimes.choose import RuntimeChoice, identity
 from .runtimes.eager import Eager
 from .runtimes.protocol import Forward, Inputs, Runtime
 from .scores import Score
 from .sums import TAPPED_BYTES, BatchSums, Tap
 from .work import CallWork, Work
+
+logger = logging.get_logger(__name__)
 
 REPLAY_FROM = 0.25
 """Prefixes are replayed where at least this share of the variants leaves the first block alone."""
@@ -56,7 +60,8 @@ class Evaluator:
             a time; beyond it they are made anew for each batch.
         forward (`Callable`, *optional*): what is called in place of the model: the same, compiled.
         memory_format (`torch.memory_format`, *optional*): of inputs of shape `(batch, channels, height, width)`.
-        runtime ([`Runtime`], *optional*): what runs the passes; by default [`Eager`], with `prefix_replay` and `forward`.
+        choice ([`RuntimeChoice`], *optional*): finds out on the first batch what runs the passes. Until then, and by default, it
+            is [`Eager`], with `prefix_replay` and `forward`.
 
     Attributes:
         ledger ([`Ledger`], *optional*): what has been scored already, and where the rest is written.
@@ -75,7 +80,7 @@ class Evaluator:
         change_cache_bytes: int = 10**9,
         forward: Callable | None = None,
         memory_format: torch.memory_format = torch.preserve_format,
-        runtime: Runtime | None = None,
+        choice: RuntimeChoice | None = None,
     ):
         self.model = model
         self.device = device
@@ -85,13 +90,42 @@ class Evaluator:
         self.change_cache_bytes = change_cache_bytes
         self.memory_format = memory_format
         self.prefix_replay = prefix_replay and forward is None
-        self.runtime: Runtime = Eager(model, prefix_replay, forward) if runtime is None else runtime
+        self.runtime: Runtime = Eager(model, prefix_replay, forward)
+        self._choice = choice
         self._first_block = frozenset(find_blocks(model)[0].parameter_names)
         self.ledger: Recorder | None = None
         self.work: Work | None = None
         self._pass_shares: Mapping[str, float] | None = None
         self.images_forwarded = 0
         self.full_passes = 0.0
+
+    def settle(self, batches: ImageBatches) -> None:
+        """
+        Finds out which runtime takes the model; called on every process before anything is scored.
+
+        Args:
+            batches ([`ImageBatches`]): the first of them is tried.
+
+        Raises:
+            `SMDError`: if the runtime that was asked for does not take the model.
+        """
+        choice, self._choice = self._choice, None
+        if choice is None:
+            return
+        self.model.eval()
+        found = self.processes.gather(lambda: choice.settle(self.inputs(next(iter(batches.head(batches.batch_size))))))
+        # All processes run the same, whatever one of them found.
+        name = "eager" if any(each.name == "eager" for each in found) else found[0].name
+        for reason in dict.fromkeys(each.reason for each in found if each.reason is not None):
+            if self.processes.process_index == 0:
+                logger.warning(reason)
+        if name != "eager":
+            self.runtime = choice.runtime(name)
+
+    @property
+    def identity(self) -> str:
+        """The runtime, with the version of what computes in it."""
+        return identity(self.runtime.name)
 
     def score(
         self,
@@ -120,6 +154,7 @@ class Evaluator:
         Raises:
             `RuntimeError`: on every process, if another one failed.
         """
+        self.settle(batches)
         self.model.eval()
         self.runtime.begin()
         numbers = range(len(batches)) if numbers is None else numbers

@@ -3,6 +3,7 @@
 import importlib.metadata
 from collections.abc import Collection
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +26,13 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 
 WORTH_EXPORTING = 1e12
 """Operations of a run from which `auto` looks for a faster runtime than eager: below it, exporting takes longer than the run."""
+
+
+class Settled(NamedTuple):
+    """The runtime to take, and why it is not a faster one, if `auto` has tried one."""
+
+    name: str
+    reason: str | None = None
 
 
 class RuntimeChoice:
@@ -61,53 +69,58 @@ class RuntimeChoice:
         self.prefix_replay = prefix_replay
         self.images = images
         self.mixed_precision = mixed_precision
+        self._runtimes: dict[str, Runtime] = {}
 
-    def settle(self, inputs: Inputs) -> tuple[str, str | None]:
+    def settle(self, inputs: Inputs) -> Settled:
         """
         Tries the runtimes on a batch.
-
-        Returns:
-            `tuple[str, str | None]`: the name of the runtime to take, and why it is not a faster one, if `auto` tried one.
 
         Raises:
             `SMDError`: if the runtime that was asked for cannot run the model.
         """
-        if self.name == "eager":
-            return "eager", None
-        if self.name == "auto":
-            if self.mixed_precision or self.precision != "fp32":
-                return "eager", None
-            if next(iter(inputs.values())).device.type != "cpu" or find_spec("openvino") is None:
-                return "eager", None
-            if self.images * operations_per_image(self.model, inputs) < WORTH_EXPORTING:
-                return "eager", None
-        name = "openvino" if self.name == "auto" else self.name
-        self._check_installed(name, inputs)
+        name = self._candidate(inputs)
+        if name == "eager":
+            return Settled(name)
+        self._check_possible(name, inputs)
         try:
-            difference = self._difference(self.make(name), inputs)
+            difference = self._difference(self.runtime(name), inputs)
         except CannotExport as error:
             reason = one_line(str(error))
         else:
             limit = TOLERANCE[self.precision]
             if difference <= limit:
-                return name, None
+                return Settled(name)
             reason = f"its logits differ from those of eager PyTorch by {difference:.2g} of the largest, and {limit:g} is allowed"
         if self.name == "auto":
-            return "eager", f"Runtime: eager, because {name} does not take {type(self.model).__name__}: {reason}."
+            return Settled(
+                "eager", f"Runtime: eager, because {name} does not take {type(self.model).__name__}: {reason}."
+            )
         raise SMDError(
             f"runtime='{name}' does not take {type(self.model).__name__}: {reason}. Choose runtime='eager', or 'auto' for "
             "the fastest runtime that takes it."
         )
 
-    def make(self, name: str) -> Runtime:
-        """The runtime of this name."""
+    def runtime(self, name: str) -> Runtime:
+        """The runtime of this name, with what it has compiled so far."""
         if name == "eager":
             return Eager(self.model, self.prefix_replay)
-        compile = OpenVINO("bf16" if self.precision == "bf16" else "f32") if name == "openvino" else compile_cut
-        segments = SEGMENTS if self.prefix_replay else 1
-        return SegmentedRuntime(self.model, name, compile, self.mutable, self.batch_size, segments)
+        if name not in self._runtimes:
+            compile = OpenVINO("bf16" if self.precision == "bf16" else "f32") if name == "openvino" else compile_cut
+            segments = SEGMENTS if self.prefix_replay else 1
+            self._runtimes[name] = SegmentedRuntime(self.model, name, compile, self.mutable, self.batch_size, segments)
+        return self._runtimes[name]
 
-    def _check_installed(self, name: str, inputs: Inputs) -> None:
+    def _candidate(self, inputs: Inputs) -> str:
+        """The runtime to try."""
+        if self.name != "auto":
+            return self.name
+        if self.mixed_precision or self.precision == "bf16" or find_spec("openvino") is None:
+            return "eager"
+        on_cpu = next(iter(inputs.values())).device.type == "cpu"
+        long = self.images * operations_per_image(self.model, inputs) >= WORTH_EXPORTING
+        return "openvino" if on_cpu and long else "eager"
+
+    def _check_possible(self, name: str, inputs: Inputs) -> None:
         if name != "openvino":
             return
         if find_spec("openvino") is None:
@@ -155,4 +168,8 @@ def operations_per_image(model: nn.Module, inputs: Inputs) -> float:
 
 def identity(name: str) -> str:
     """The runtime with the version of what computes in it: other versions round differently."""
-    return name if name == "eager" else f"{name} {importlib.metadata.version('openvino' if name == 'openvino' else 'torch')}"
+    return (
+        name
+        if name == "eager"
+        else f"{name} {importlib.metadata.version('openvino' if name == 'openvino' else 'torch')}"
+    )

@@ -14,7 +14,8 @@ from ...tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels
 
 QUICK = ("vit", "resnet", "swin", "timm_efficientnet", "timm_nfnet")
 KINDS = [
-    kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in (*TRANSFORMERS_KINDS, *TIMM_KINDS)
+    kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in (*TRANSFORMERS_KINDS, *TIMM_KINDS)
 ]
 
 

@@ -1,0 +1,110 @@
+"""The runtime is what was asked for, or an error; `auto` takes a faster one only where it pays and agrees."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from smd_hf.data.batches import ImageBatches
+from smd_hf.errors import SMDError
+from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.scoring.runtimes import choose
+from smd_hf.scoring.runtimes.choose import RuntimeChoice
+from smd_hf.scoring.runtimes.graph import CannotExport
+
+from ...tiny import tiny_model, tiny_pixels
+
+CPU = torch.device("cpu")
+
+
+def batches(images=6, batch_size=4):
+    pixels = tiny_pixels(images)
+    rows = [{"pixel_values": pixels[number], "labels": number % 4} for number in range(images)]
+
+    def collate(rows):
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+    return ImageBatches(rows, collate, batch_size)
+
+
+def evaluator(model, **choice):
+    return Evaluator(model, CPU, choice=RuntimeChoice(model, batch_size=4, **choice))
+
+
+def child(model, name="classifier.weight"):
+    return Variant("child", lambda: [(name, (None, model.get_parameter(name).detach() * 1.5))], frozenset({name}))
+
+
+@pytest.fixture
+def model():
+    return tiny_model("vit")
+
+
+def test_a_short_run_is_not_worth_an_export(model):
+    short = evaluator(model, name="auto", images=1000)
+    short.logits(batches())
+    assert short.runtime.name == "eager"
+
+
+def test_auto_takes_openvino_for_a_long_run(model):
+    pytest.importorskip("openvino")
+    long = evaluator(model, name="auto", images=10**9)
+    expected = Evaluator(model, CPU).score([Variant("parent"), child(model)], batches(), keep_logits=True)
+    found = long.score([Variant("parent"), child(model)], batches(), keep_logits=True)
+    assert long.runtime.name == "openvino"
+    for mine, theirs in zip(found, expected):
+        np.testing.assert_allclose(mine.logits, theirs.logits, atol=1e-4)
+    again = long.score([Variant("parent"), child(model)], batches(), keep_logits=True)
+    assert all(np.array_equal(first.logits, second.logits) for first, second in zip(found, again))
+
+
+def test_auto_says_in_one_line_why_it_is_eager(model, monkeypatch, caplog):
+    pytest.importorskip("openvino")
+
+    def refuse(*args):
+        raise CannotExport("OpenVINO lacks an operation")
+
+    monkeypatch.setattr(choose.OpenVINO, "__call__", refuse)
+    long = evaluator(model, name="auto", images=10**9)
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("smd_hf").addHandler(caplog.handler)
+        long.logits(batches())
+    assert long.runtime.name == "eager"
+    assert (
+        "Runtime: eager, because openvino does not take ViTForImageClassification: OpenVINO lacks an operation."
+        in (caplog.text)
+    )
+
+
+def test_a_runtime_that_disagrees_with_eager_is_refused(model, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setitem(choose.TOLERANCE, "fp32", -1.0)
+    with pytest.raises(SMDError, match="its logits differ from those of eager PyTorch by"):
+        evaluator(model, name="openvino").logits(batches())
+
+
+def test_openvino_that_is_not_installed_is_an_error_with_the_remedy(model, monkeypatch):
+    monkeypatch.setattr(choose, "find_spec", lambda name: None)
+    with pytest.raises(SMDError, match=r"pip install smd_hf\[openvino\]"):
+        evaluator(model, name="openvino").logits(batches())
+
+
+def test_bf16_on_a_cpu_without_it_is_an_error(model, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(choose, "has_bf16", lambda: False)
+    with pytest.raises(SMDError, match="needs a CPU with AVX-512 BF16 or AMX"):
+        evaluator(model, name="openvino", precision="bf16").logits(batches())
+
+
+@pytest.mark.slow
+def test_compiled_runs_children(model):
+    compiled = evaluator(model, name="compiled")
+    [parent, other] = compiled.score([Variant("parent"), child(model)], batches(), keep_logits=True)
+    [_, expected] = Evaluator(model, CPU).score([Variant("parent"), child(model)], batches(), keep_logits=True)
+    assert compiled.runtime.name == "compiled"
+    np.testing.assert_allclose(other.logits, expected.logits, atol=1e-4)
+    assert not np.allclose(parent.logits, other.logits)
