@@ -32,15 +32,7 @@ def check_output_dir(output_dir: str | os.PathLike) -> None:
 
 @contextmanager
 def explain_full_disk(folder: str | os.PathLike) -> Iterator[None]:
-    """
-    Turns any library's error about a full disk into one that says what to do.
-
-    Args:
-        folder (`str` or `os.PathLike`): the folder that is written to within the context.
-
-    Raises:
-        `SMDError`: if a disk or a quota is full, or a file exceeds the size limit.
-    """
+    """Turns any library's error about a full disk into one that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -92,16 +84,7 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]], mode: str) -> Non
 
 
 def followed(name: str, path: Path) -> Path:
-    """
-    Resolves the path of a file in a folder or a Hub repository.
-
-    Args:
-        name (`str`): folder or repository.
-        path (`Path`): the file, possibly a link.
-
-    Raises:
-        `SMDError`: if a link is broken, or leads out of the folder.
-    """
+    """Resolves the path of a file in a folder or a Hub repository."""
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:

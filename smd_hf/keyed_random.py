@@ -18,10 +18,6 @@ def keyed_generator(purpose: str, *key: int | str) -> np.random.Generator:
 
     Args:
         purpose (`str`): the use of the numbers, for example `"noise"`. Draws for different purposes are independent.
-        key (`int` or `str`): distinguishes draws with the same purpose: seed, generation, child, parameter name.
-
-    Returns:
-        `numpy.random.Generator`: at the start of its own stream of 2^128 numbers.
     """
     digest = hashlib.blake2b(json.dumps(["smd_hf", purpose, *key]).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

@@ -19,15 +19,7 @@ def measured_names(objectives: Sequence[str]) -> list[str]:
 
 
 def check_choices(args: Any) -> None:
-    """
-    Refuses a value that an argument does not offer.
-
-    Args:
-        args: a dataclass, some of whose fields are of a `Literal` type.
-
-    Raises:
-        `SMDError`: naming the argument, its value and the choices.
-    """
+    """Refuses a value that an argument does not offer."""
     hints = get_type_hints(type(args))
     for argument in fields(args):
         literals = [
@@ -39,12 +31,7 @@ def check_choices(args: Any) -> None:
 
 
 def check_evolution_arguments(args: Any) -> None:
-    """
-    Refuses values outside their range, before a model or an image is loaded.
-
-    Raises:
-        `SMDError`: naming the argument, its value and what was expected.
-    """
+    """Refuses values outside their range, before a model or an image is loaded."""
     check_choices(args)
     expected = {
         "population_size": (args.population_size >= 2, "2 or more"),

@@ -86,12 +86,7 @@ _SHARDING_FLAGS = {
 
 
 def check_inherited_arguments(args: Any) -> None:
-    """
-    Refuses arguments of Trainer that would give another result than the one asked for.
-
-    Raises:
-        `SMDError`: naming the argument and what to use instead.
-    """
+    """Refuses arguments of Trainer that would give another result than the one asked for."""
     check_not_sharded(args)
     for name, default in (("max_steps", -1), ("num_train_epochs", 3.0)):
         value = getattr(args, name)
@@ -130,10 +125,6 @@ def check_not_sharded(args: Any, found: str | None = None) -> None:
     Args:
         args ([`EvolutionArguments`]): their `fsdp`, `deepspeed` and `parallelism_config`; and the environment that
             `accelerate launch` sets.
-        found (`str`, *optional*): the name of one that was found in another way.
-
-    Raises:
-        `SMDError`: naming it, and how to use several devices instead.
     """
     given = [name for name in ("fsdp", "deepspeed", "parallelism_config") if getattr(args, name)]
     launched = [f"{name} (from accelerate's configuration)" for name, flag in _SHARDING_FLAGS.items() if _flag(flag)]

@@ -30,9 +30,6 @@ def read_label_map(given: Mapping[Any, Any] | str | Path) -> LabelMap:
     Returns:
         `dict`: from the label (integers as decimal strings) to the model's label, the index of its class, or `None` for a label
         that is no class of the model's, of which there must be no image.
-
-    Raises:
-        `SMDError`: for a file that is not there or cannot be read, a label that comes twice, or a value of another kind.
     """
     if isinstance(given, Mapping):
         pairs, source = list(given.items()), "label_map"

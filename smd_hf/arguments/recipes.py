@@ -17,9 +17,6 @@ def read_recipe(preset: str) -> dict[str, Any]:
 
     Args:
         preset (`str`): the name of a file in `smd_hf/recipes`, without its ending.
-
-    Raises:
-        `SMDError`: if there is no such recipe.
     """
     if preset not in PRESETS:
         raise SMDError(f"preset='{preset}' is not one of {', '.join(PRESETS)}.")

@@ -31,12 +31,6 @@ def choose_members(
         combination (`str`, *optional*, defaults to `"mean_probabilities"`): how the ensemble combines its members. Greedy
             selection minimises the negative log-likelihood of `"mean_probabilities"` and `"mean_logits"`, and the number of
             errors of `"majority_vote"`.
-
-    Returns:
-        list of (`int`, `int`): candidate and votes, in the order of choice.
-
-    Raises:
-        `SMDError`: if the selection is unknown.
     """
     if selection not in SELECTIONS:
         raise SMDError(f"ensemble_selection='{selection}' is not one of {', '.join(SELECTIONS)}.")

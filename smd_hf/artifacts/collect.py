@@ -32,10 +32,8 @@ class Artifacts:
     The artifacts of a run in memory, before they are written.
 
     Args:
-        ensemble ([`SMDEnsembleForImageClassification`], *optional*): of children of the last generation, or of a front.
         members (list of `dict`): child and votes of each member, in the order of choice. Members of a front also have a
             generation.
-        deltas (list of [`SparseDelta`]): the fittest children, the best first.
         delta_logits (list of `numpy.ndarray`): of each delta's child on the test data, of shape `(n, num_labels)`.
     """
 
@@ -52,19 +50,7 @@ def collect_artifacts(
     first_parent: PreTrainedModel | None,
     front: RunFront | None = None,
 ) -> Artifacts:
-    """
-    Builds the ensemble and the deltas of the last generation's children that the arguments ask for.
-
-    Args:
-        evolution ([`Evolution`]): after its last step.
-        args ([`EvolutionArguments`]): `ensemble_size`, `ensemble_selection`, `ensemble_combination` and `save_children`.
-        test_batches ([`ImageBatches`], *optional*): the images that measure the saved children.
-        first_parent ([`~transformers.PreTrainedModel`], *optional*): the base of the deltas. Required for `save_children`.
-        front ([`RunFront`], *optional*): required for `ensemble_selection="front"`.
-
-    Returns:
-        [`Artifacts`]: not written yet.
-    """
+    """Builds the ensemble and the deltas of the last generation's children that the arguments ask for."""
     survivors = ranked(evolution.last.children)
     best = survivors[: args.save_children]
     result = Artifacts()
@@ -146,8 +132,6 @@ def describe_ensemble(
 
     Args:
         result ([`Artifacts`]): must have an ensemble.
-        batches ([`ImageBatches`]): the test data.
-        args ([`EvolutionArguments`]): the run's arguments.
 
     Returns:
         `tuple[numpy.ndarray, dict]`: log-probabilities of shape `(n, num_labels)`; and a description with the selection of

@@ -86,11 +86,6 @@ def load_with_processor(
 def stored_form(name: str, source: dict[str, Any], subfolder: str = "") -> str | None:
     """
     The form of a folder or repository by its configuration: `"delta"`, `"ensemble"` or `"model"`; `None` without one.
-
-    Args:
-        name (`str`): the folder or repository.
-        source (`dict`): `revision`, `token` and `cache_dir`.
-        subfolder (`str`, *optional*, defaults to `""`): a subfolder, which can only hold a delta.
     """
     if subfolder:
         return "delta"

@@ -24,11 +24,7 @@ def resolve_model(
     Args:
         model ([`~transformers.PreTrainedModel`], `str` or `Path`): a model, or the Hub id or folder of a model or a sparse
             delta, which is loaded.
-        args ([`EvolutionArguments`]): `model_init_kwargs` are passed to the loader.
         processing_class (*optional*): the image processor. By default it is loaded with the model, if that is given by name.
-
-    Raises:
-        `SMDError`: if the model does not exist, is not an image classifier, is an ensemble, or has an adapter.
     """
     if not isinstance(model, str | Path):
         check_no_adapter_layers(model)

@@ -23,9 +23,6 @@ def run(argv: Sequence[str]) -> int:
     """
     Trains a parent, shifts the images, evolves it, and prints the before/after table.
 
-    Args:
-        argv (`Sequence[str]`): arguments of [`DemoArguments`].
-
     Raises:
         `SMDError`: for arguments that cannot work, or a folder that cannot be written to.
     """

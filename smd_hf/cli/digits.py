@@ -34,15 +34,7 @@ PARENT_BATCH = 32
 
 @dataclass
 class DemoResult:
-    """
-    What the demo found.
-
-    Args:
-        report (`dict`): the trainer's `gain_report.json`, measured on shifted images.
-        clean_accuracy (`float`): of the parent on the test images as they were before the shift, 0 to 1.
-        parent_dir, evolved_dir (`Path`): checkpoints that `from_pretrained` loads.
-        figures (list of `Path`): the PNG files.
-    """
+    """What the demo found."""
 
     report: dict[str, Any]
     clean_accuracy: float
@@ -61,9 +53,6 @@ def shifted(image: Image.Image) -> Image.Image:
 def digit_splits(seed: int) -> dict[str, Dataset]:
     """
     scikit-learn's digits in three disjoint, stratified parts of 599 images, as data sets with `image` and `label`.
-
-    Args:
-        seed (`int`): decides which image is in which part.
 
     Returns:
         dict of `str` to `datasets.Dataset`: `"parent"`, clean, to train the parent on; `"train"`, shifted, to evolve on;
@@ -89,14 +78,7 @@ def digit_splits(seed: int) -> dict[str, Dataset]:
 
 
 def train_parent(dataset: Dataset, folder: str | os.PathLike, seed: int) -> None:
-    """
-    Trains a ResNet of 80,000 weights on clean digits by SGD, some seconds long, and saves it as a checkpoint.
-
-    Args:
-        dataset (`datasets.Dataset`): with `image` and `label`.
-        folder (`str` or `os.PathLike`): receives config, safetensors and image processor.
-        seed (`int`): of initial weights and order of images; the caller's random state is left alone.
-    """
+    """Trains a ResNet of 80,000 weights on clean digits by SGD, some seconds long, and saves it as a checkpoint."""
     id2label, label2id = label_maps(DIGITS)
     processor = ViTImageProcessor(size={"height": SIZE, "width": SIZE})
     batch = ImageCollator(processor, "image", "label")(list(dataset))
@@ -130,12 +112,6 @@ def run_demo(
 ) -> DemoResult:
     """
     Trains the parent, shifts the images, evolves the parent on some of them, and reports on others.
-
-    Args:
-        output_dir (`str` or `os.PathLike`, *optional*, defaults to `"demo_output"`): receives everything.
-        seed (`int`, *optional*, defaults to 0): decides on the parts, the parent and the evolution.
-        population_size (`int`, *optional*, defaults to 32): children a generation.
-        num_generations (`int`, *optional*, defaults to 10): generations.
 
     Raises:
         `SMDError`: if `output_dir` cannot be written to.

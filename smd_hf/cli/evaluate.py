@@ -79,15 +79,7 @@ class EvaluationArguments:
 
 
 def run(argv: Sequence[str]) -> int:
-    """
-    Prints accuracy, NLL and calibration error; with `--against`, the paired comparison.
-
-    Args:
-        argv (`Sequence[str]`): arguments of [`ModelArguments`], [`DataArguments`] and [`EvaluationArguments`].
-
-    Raises:
-        `SMDError`: for arguments, a model or data that cannot work.
-    """
+    """Prints accuracy, NLL and calibration error; with `--against`, the paired comparison."""
     parser = CommandParser(
         "evaluate",
         (ModelArguments, DataArguments, EvaluationArguments),
@@ -150,16 +142,6 @@ def logits_in_data_order(
     A model's logits, float32, of shape `(images, classes)`, whose columns are in the order of the data set's labels, whatever
     classes of the model they are, with the classes that the data set does not know after them; and the column of each image's
     label, int64 of shape `(images,)`. Labels that a label map gives one class have one column.
-
-    Args:
-        name (`str`): the model: an image classifier, a sparse delta or an ensemble.
-        images (`datasets.Dataset`): to score on.
-        columns (`tuple[str, str]`): of images and of labels.
-        args ([`EvaluationArguments`]): batch size, workers and device.
-        loading (`dict`): further arguments of [`~loading.load`].
-
-    Raises:
-        `SMDError`: if the model does not load, does not know all of the labels, or gives logits that are not finite.
     """
     image_column, label_column = columns
     model, processor = load_with_processor(name, **loading)
@@ -213,11 +195,6 @@ def logits_in_data_order(
 def absent_classes(models: Sequence[tuple[str, np.ndarray]], labels: np.ndarray, seed: int) -> dict[str, Any] | None:
     """
     What models predict of classes that have no image here, and how good they are without these.
-
-    Args:
-        models (sequence of `(str, np.ndarray)`): names and logits of one model, or of two to compare.
-        labels (`np.ndarray`): columns of the images' labels.
-        seed (`int`): of the bootstrap.
 
     Returns:
         `dict` or `None`: how many classes are `with_images`; by model (`models`) its `classes`, those `without_images`, the share of

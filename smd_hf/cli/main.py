@@ -25,9 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     Runs one command.
 
-    Args:
-        argv (`Sequence[str]`, *optional*, defaults to `sys.argv[1:]`): the command's name and its arguments.
-
     Returns:
         `int`: 0; 2 for a mistake in what the user gave, told in one paragraph on stderr; 130 after Ctrl-C, 143 after
             SIGTERM in the midst of a run.

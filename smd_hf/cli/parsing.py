@@ -21,12 +21,6 @@ from ..messages import did_you_mean
 class CommandParser(HfArgumentParser):
     """
     `HfArgumentParser` for one command: a first argument without dashes is a file of arguments, which the others override.
-
-    Args:
-        command (`str`): its name.
-        dataclass_types (iterable of `type`): dataclasses that the arguments fill.
-        description (`str`): for `--help`.
-        hidden (collection of `str`, *optional*): arguments that are accepted and that `--help` leaves out.
     """
 
     def __init__(self, command: str, dataclass_types: Iterable[type], description: str, hidden: Collection[str] = ()):
@@ -62,16 +56,7 @@ class CommandParser(HfArgumentParser):
         raise SMDError(message)
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
-        """
-        One instance of each dataclass.
-
-        Args:
-            argv (`Sequence[str]`): the command's arguments.
-
-        Raises:
-            `SMDError`: for an unknown argument (naming similar ones), a value of the wrong kind, a file of arguments that
-                cannot be read, and whatever the dataclasses refuse.
-        """
+        """One instance of each dataclass."""
         argv = list(argv)
         if argv and not argv[0].startswith("-"):
             path = Path(argv[0]).expanduser()
@@ -139,12 +124,7 @@ def _heading(dataclass: type) -> str:
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
-    """
-    A mapping from a YAML or JSON file.
-
-    Raises:
-        `SMDError`: if there is no such file (naming similar ones), or it holds something else.
-    """
+    """A mapping from a YAML or JSON file."""
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SMDError(

@@ -45,9 +45,6 @@ def run(argv: Sequence[str]) -> int:
     """
     Pushes, and prints the address.
 
-    Args:
-        argv (`Sequence[str]`): see [`make_parser`].
-
     Raises:
         `SMDError`: as [`~smd_hf.hub.upload.push_folder`], and for arguments that cannot be.
     """

@@ -35,7 +35,6 @@ class LabelAlignment:
             classes are the data set's labels.
         how (`str`): `"name"` (the label map included), `"index"` or `"replace"`.
         names (`list[str]` or `None`): the data set's label names in the order of its labels, where it has any.
-        message (`str`): one paragraph for the log.
         is_sure (`bool`): whether `message` is for information alone; a warning otherwise.
     """
 
@@ -51,10 +50,6 @@ class LabelAlignment:
 
         Args:
             values (`np.ndarray`): int64, of shape `(n,)`.
-            split (`str`): the name of the split, for the message.
-
-        Raises:
-            `SMDError`: naming them.
         """
         if self.mapping is None:
             return
@@ -70,9 +65,6 @@ class LabelAlignment:
     def columns(self, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
         """
         The model's classes in the order of the data set's labels.
-
-        Args:
-            num_classes (`int`): of the model.
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: int64 of shape `(num_classes,)`, the classes of the labels in their order and then all
@@ -103,17 +95,9 @@ def align_labels(
     model's, the head is to be replaced. Where some are and some are not, that is an error, unless `head_init` says so.
 
     Args:
-        dataset_names (`Sequence[str]` or `None`): the data set's label names, as [`~labels.label_names`] returns them.
-        observed (`np.ndarray`): the labels that occur, integers or strings, as [`~labels.label_values`] returns them.
-        id2label (`Mapping`): the model's class names by index, as in its configuration.
         head_init (`str`, *optional*): `"linear_probe"` or `"random"`: the head may be replaced also where some labels are the
             model's; `"keep"`: it may not be replaced. By default it is replaced where no label is the model's.
-        split (`str`, *optional*, defaults to `"train"`): the name of the split, for messages.
-        label_map (`dict`, *optional*): from label to the model's label or class index, as [`~label_map.read_label_map`] returns it.
         otherwise (`str`, *optional*): where the head cannot be replaced, what an error says to do instead.
-
-    Raises:
-        `SMDError`: for labels that are negative or out of range, that match in part, or that may mean several classes.
     """
     names = None if dataset_names is None else list(dataset_names)
     if names is None and np.asarray(observed).dtype.kind == "U":
@@ -297,14 +281,10 @@ def check_same_labels(
         train_names, eval_names (`Sequence[str]` or `None`): the label names of both splits; `None` where one has none.
         observed (`np.ndarray`, *optional*): the evaluation split's labels; a label that the training split does not
             know is then an error only where it occurs. All labels count as observed without it.
-        split (`str`, *optional*, defaults to `"validation"`): the name of the evaluation split, for messages.
 
     Returns:
         `np.ndarray` or `None`: int64, from the evaluation split's label to the training split's (-1 for a label that
         does not occur and is unknown there); `None` where labels can be used as they are.
-
-    Raises:
-        `SMDError`: where the splits have no name in common, or labels occur that the training split does not know.
     """
     if train_names is None or eval_names is None:
         if observed is not None and train_names is not None:

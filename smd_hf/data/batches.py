@@ -28,11 +28,9 @@ class Batch:
     One batch.
 
     Args:
-        number (`int`): its place among the batches.
         stored (dict of `str` to `torch.Tensor`): the model's inputs, each of shape `(batch, ...)`; `pixel_values` as the uint8
             that they come from, where there is a codec.
         labels (`torch.Tensor`): of shape `(batch, ...)`; int64 of shape `(batch,)` for classes.
-        codec ([`PixelCodec`], *optional*): makes `pixel_values` of uint8.
     """
 
     number: int
@@ -67,21 +65,16 @@ class ImageBatches:
     Batch k holds images k * batch_size and on, in the order given, on any number of processes.
 
     Args:
-        dataset: anything with `len()` and rows by index.
         collator (`Callable`): rows to the model's inputs and `"labels"`, tensors of shape `(batch, ...)`.
         batch_size (`int`): images a batch; the last may hold fewer.
-        indices (sequence of `int`, *optional*): the rows that count, in order; all by default.
         cache_bytes (`int`, *optional*, defaults to 0): how much decoded data may be in memory. What fits is decoded once in a
             run, the rest once each time that it is asked for.
-        num_workers (`int`, *optional*, defaults to 0): processes that decode, in the place of threads.
-        prefetch_factor (`int`, *optional*): batches that each process reads ahead; 2 by default.
         threads (`int`, *optional*): threads that decode ahead of time; one for each core, at most 8, by default. With 0, a batch
             is decoded when it is asked for.
         spare (`int`, *optional*): how many of them while the caller works; by default one for each core that torch leaves
             idle on the CPU, and at least one.
         codec ([`PixelCodec`], *optional*): keeps pixel values as uint8 where that is exact.
         device (`torch.device`, *optional*): where batches that are kept are put; in memory, pinned for a GPU, by default.
-        pin_memory (`bool`, *optional*, defaults to `False`): page-locked memory, from which copies to a GPU overlap.
         input_names (collection of `str`, *optional*): which of the collator's columns go into the model
             ([`~models.inputs.input_names`]); all tensors but the labels by default.
     """

@@ -14,14 +14,10 @@ def split_indices(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
     Args:
         labels (`numpy.ndarray`): of shape `(n,)`.
         fraction (`float`): share of the images that is set aside for selection, in [0, 1).
-        seed (`int`): decides which.
 
     Returns:
         `tuple[numpy.ndarray, numpy.ndarray]`: rows for fitness and for selection, int64; none of the latter where `fraction`
         is 0.
-
-    Raises:
-        `SMDError`: if either would be empty.
     """
     fitness, selection = stratified_split(labels, fraction, seed)
     if not len(fitness) or (fraction > 0 and not len(selection)):
@@ -43,7 +39,6 @@ class FreshSamples:
         indices (`numpy.ndarray`): the rows of all fitness images, of shape `(n,)`.
         labels (`numpy.ndarray`): their labels, of shape `(n,)`.
         size (`int`): images a generation; all of them where there are fewer.
-        seed (`int`): keys the orders.
     """
 
     def __init__(self, indices: np.ndarray, labels: np.ndarray, size: int, seed: int):

@@ -31,15 +31,7 @@ _SHOWN = 5
 
 
 def check_images(dataset: Any, image_column: str, *, what: str = "train", **options: Any) -> None:
-    """
-    Decode every image once, before anything expensive starts.
-
-    Args:
-        dataset, image_column, what, options: as for [`bad_images`].
-
-    Raises:
-        `SMDError`: with the indices of the entries that cannot be read, and what is wrong with the first.
-    """
+    """Decode every image once, before anything expensive starts."""
     problems = bad_images(dataset, image_column, what=what, **options)
     if problems:
         indices = ", ".join(map(str, list(problems)[:10])) + (", ..." if len(problems) > 10 else "")
@@ -63,9 +55,6 @@ def bad_images(
     The entries that cannot be read.
 
     Args:
-        dataset (`datasets.Dataset`, or any map-style data set of `dict` rows): what to check.
-        image_column (`str`): the column of images, or of `pixel_values`.
-        what (`str`, *optional*, defaults to `"train"`): the name of the split, for messages.
         processes ([`Processes`], *optional*): the processes that share the rows. All of them must
             call it. Defaults to this process alone.
         num_workers (`int`, *optional*): threads that read and decode; one for each core, at most 8, by default.
@@ -113,7 +102,6 @@ class ReadableRows:
     Leaves out of data sets the rows whose image cannot be read, where `on_bad_images` is `"skip"`.
 
     Args:
-        args ([`EvolutionArguments`]): of the run.
         processes ([`Processes`], *optional*): the processes that share the rows. Defaults to the
             processes of the arguments.
 
@@ -132,10 +120,6 @@ class ReadableRows:
 
         Args:
             dataset: map-style, of `dict` rows; `None` stays `None`.
-            what (`str`): its name, for messages and report.
-
-        Raises:
-            `SMDError`: if no row is left, or there is no column of images.
         """
         if self.args.on_bad_images == "raise" or dataset is None:
             return dataset
@@ -166,10 +150,6 @@ class ReadableRows:
 class Rows:
     """
     Some rows of a data set, of which no other is ever read: to PyTorch's `Subset` one belongs with all the others.
-
-    Args:
-        dataset: map-style.
-        indices (list of `int`): the rows, in order.
     """
 
     def __init__(self, dataset: Any, indices: list[int]):

@@ -27,10 +27,6 @@ def to_image(value: Any, channels: int = 3) -> Image.Image:
     Args:
         value: a PIL image of any mode; an array, tensor or nested list of shape `(H, W)`, `(H, W, C)` or `(C, H, W)`;
             the bytes or the path of an image file; or a `dict` with one of both, as `datasets` stores it.
-        channels (`int`, *optional*, defaults to 3): 1 for greyscale, 3 for RGB, 4 for RGBA.
-
-    Raises:
-        `SMDError`: with the reason for which this is not an image.
     """
     mode = PIL_MODES[channels]
     try:

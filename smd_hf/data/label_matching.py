@@ -27,8 +27,6 @@ class LabelMatch:
     Args:
         classes (list of `int`, *optional*): for each label its class; `None` where it has none, or not one alone.
         ambiguous (dict of `int` to list of `int`): by label, the classes that it may mean.
-        shared (dict of `int` to list of `int`): by class, the labels that all mean it.
-        settled (dict of `int` to `str`): by label, how one of several classes was chosen.
     """
 
     classes: list[int | None]
@@ -52,8 +50,6 @@ def match_labels(labels: Sequence[str], classes: ClassNames, given: Mapping[int,
     Finds the class that each label names.
 
     Args:
-        labels (`Sequence[str]`): the data set's label names.
-        classes ([`ClassNames`]): the model's.
         given (mapping of `int` to `int`, *optional*): classes of some labels, by a label map; -1 for none. Several labels may
             have one class there, and nowhere else.
     """

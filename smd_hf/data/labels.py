@@ -31,13 +31,9 @@ def label_values(dataset: Any, label_column: str) -> np.ndarray:
 
     Args:
         dataset (`datasets.Dataset`, or any map-style data set of `dict` rows): where to read.
-        label_column (`str`): the column's name, as [`~data.find_columns`] returns it.
 
     Returns:
         `np.ndarray` of shape `(rows,)`: int64, or strings where the column holds names.
-
-    Raises:
-        `SMDError`: for a row whose label is neither an integer nor a string (missing, a list, a fraction).
     """
     if isinstance(dataset, torch.utils.data.Subset):
         return label_values(dataset.dataset, label_column)[np.asarray(dataset.indices, dtype=np.int64)]
@@ -66,12 +62,7 @@ def label_names(dataset: Any, label_column: str) -> list[str] | None:
 
 
 def encode_labels(values: np.ndarray, names: Sequence[str] | None, *, split: str = "train") -> np.ndarray:
-    """
-    Labels as int64: strings become their position in `names`, integers stay.
-
-    Raises:
-        `SMDError`: for a string that is not among `names`.
-    """
+    """Labels as int64: strings become their position in `names`, integers stay."""
     values = np.asarray(values)
     if values.dtype.kind != "U":
         return values.astype(np.int64)
@@ -86,12 +77,7 @@ def encode_labels(values: np.ndarray, names: Sequence[str] | None, *, split: str
 
 
 def check_range(values: np.ndarray, count: int, *, split: str = "train", of_model: bool = False) -> None:
-    """
-    Refuse labels outside `0..count - 1`.
-
-    Raises:
-        `SMDError`: with the first row for a negative label, with the range for one that is too large.
-    """
+    """Refuse labels outside `0..count - 1`."""
     if len(values) == 0:
         return
     low, high = int(values.min()), int(values.max())
@@ -121,7 +107,6 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
 
     Args:
         labels (`np.ndarray`): integers or strings of shape `(N,)`.
-        seed (`int`): the same seed gives the same order on any platform.
 
     Returns:
         `np.ndarray`: int64 permutation of shape `(N,)`.
@@ -149,13 +134,9 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
         labels (`np.ndarray`): integers or strings of shape `(N,)`.
         fraction (`float`): the share of the second part (selection), in [0, 1). Above 0 both parts hold an image at
             least.
-        seed (`int`): the same seed gives the same split on any platform.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: sorted int64 indices of the fitness part and of the selection part.
-
-    Raises:
-        `SMDError`: for a fraction outside [0, 1), and for fewer than two images.
     """
     if not 0 <= fraction < 1:
         raise SMDError(f"The share of images to set aside is {fraction}; expected at least 0 and less than 1.")

@@ -14,10 +14,6 @@ def check_map_style(dataset: Any, what: str) -> None:
 
     Args:
         dataset: what was given; `None` is fine.
-        what (`str`): its name, for the message.
-
-    Raises:
-        `SMDError`: for a data set without a length or rows by number, saying how to make one of it.
     """
     if isinstance(dataset, dict):
         raise SMDError(

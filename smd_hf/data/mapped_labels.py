@@ -13,16 +13,8 @@ def mapped_classes(label_map: LabelMap, labels: Sequence[str], classes: ClassNam
     """
     The classes that a map gives to labels of a data set; what it says of other labels has no effect.
 
-    Args:
-        label_map (`dict`): as [`read_label_map`] returns it.
-        labels (`Sequence[str]`): the data set's, by their number.
-        classes ([`ClassNames`]): the model's.
-
     Returns:
         `dict` of `int` to `int`: from the label's number to the class; -1 for `None`.
-
-    Raises:
-        `SMDError`: for a class that the model does not have, or a label that seems to be a misspelt one.
     """
     spelt = {normalise(label): number for number, label in enumerate(labels)}
     exact = {label: number for number, label in enumerate(labels)}

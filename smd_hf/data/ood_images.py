@@ -45,13 +45,9 @@ def ood_images(
     Deals a data set out into parts of equal size, by a random order that the seed decides.
 
     Args:
-        dataset: of images; map-style.
         make_batches (`Callable`): from data set, rows and share of the cache to batches.
         selects (`bool`): whether there is a selection part; else there are two.
         seed (`int`): decides which image goes where.
-
-    Raises:
-        `SMDError`: if there are too few images.
     """
     count = 3 if selects else 2
     if len(dataset) < count:
@@ -75,12 +71,7 @@ def ood_collator(collator: Callable, dataset: Any, image_column_name: str | None
     What makes batches of a data set without labels, and its image column where it has images.
 
     Args:
-        collator (`Callable`): of the first data set.
-        dataset: the second one.
         image_column_name (`str`, *optional*): of the first data set; taken where the second has it.
-
-    Raises:
-        `SMDError`: if no column holds images.
     """
     if len(dataset) == 0:
         raise SMDError("ood_dataset is empty. Give images that are not of the model's classes.")
@@ -94,9 +85,6 @@ def ood_collator(collator: Callable, dataset: Any, image_column_name: str | None
 class Unlabelled:
     """
     Batches whose labels, 0 for all, are of no meaning.
-
-    Args:
-        collator (`Callable`): rows to the model's inputs.
 
     Raises:
         `SMDError`: if it makes no tensors of the rows.

@@ -24,10 +24,6 @@ def cheap_labels(dataset: Any, label_column_name: str | None = None) -> tuple[st
     """
     The column of labels and what it holds, where reading it makes no image: stored as plain values, or in rows in memory.
 
-    Args:
-        dataset: map-style.
-        label_column_name (`str`, *optional*): the user's name for it.
-
     Returns:
         `tuple` or `None`: the column's name and the labels, of shape `(n,)`; `None` where no column of labels shows, or it
         holds anything but one integer or name an image.
@@ -48,18 +44,7 @@ def cheap_labels(dataset: Any, label_column_name: str | None = None) -> tuple[st
 
 
 def check_collated(collator: Callable, dataset: Any, num_labels: int, what: str) -> None:
-    """
-    Collates the first row, and refuses what cannot be scored.
-
-    Args:
-        collator (`Callable`): rows to a batch.
-        dataset: map-style, with a row or more.
-        num_labels (`int`): of the model.
-        what (`str`): the data set's name, for messages.
-
-    Raises:
-        `SMDError`: for a batch without `labels`, or with labels that are not one class of the model an image.
-    """
+    """Collates the first row, and refuses what cannot be scored."""
     batch = collator([dataset[0]])
     of = f"Of the first row of {what}, the data_collator ({getattr(collator, '__name__', type(collator).__name__)}) makes"
     if not isinstance(batch, Mapping):

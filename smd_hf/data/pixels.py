@@ -25,7 +25,6 @@ class PixelCodec:
 
     Args:
         mean, std (sequence of `float`): of each channel, by which the processor normalises.
-        rescale (`float`): what the processor multiplies uint8 by before.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], rescale: float):

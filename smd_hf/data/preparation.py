@@ -29,8 +29,6 @@ class PreparedData:
     Args:
         collator (`Callable`): rows to the model's inputs and `"labels"`, labels in the model's numbering.
         image_column (`str`, *optional*): where the images are; `None` where rows already hold the model's inputs.
-        train_labels (`numpy.ndarray`, *optional*): of the train split, for stratification.
-        eval_dataset: as given, with labels in the train split's order.
         new_labels (list of `str`, *optional*): the classes of the head that is to take the model's place, if one is.
         all_columns (`bool`, *optional*, defaults to `True`): whether the collator is to see all columns of a row, in evaluation
             too, or those alone that the model's `forward` takes.
@@ -70,9 +68,6 @@ def prepare_data(
     are: what the collator returns decides, and columns may have any names and hold anything. A classifier that the
     checkpoint lacks (`missing_head`) is replaced whatever the labels are.
     If the head cannot be replaced, labels that are not the model's are an error, which says what to do `otherwise`.
-
-    Raises:
-        `SMDError`: for an empty split, a missing column, or labels that do not fit.
     """
     splits = {"train_dataset": train_dataset} | (
         eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
@@ -153,12 +148,7 @@ def prepare_data(
 
 
 def check_problem_type(model: PreTrainedModel, new_labels: list[str] | None = None) -> None:
-    """
-    Refuses a classifier whose outputs are not one distribution over classes, unless its head is to be replaced.
-
-    Raises:
-        `SMDError`: for multi-label classifiers, regressors, and models of one output.
-    """
+    """Refuses a classifier whose outputs are not one distribution over classes, unless its head is to be replaced."""
     kind, outputs = getattr(model.config, "problem_type", None), model.config.num_labels
     if new_labels is not None or (kind in (None, "single_label_classification") and outputs > 1):
         return

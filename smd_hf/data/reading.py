@@ -81,10 +81,6 @@ class ReadAhead(Generic[Item, Result]):
     The first error ends the reading, and is raised where its result would come.
 
     Args:
-        read (`Callable`): makes the result of an item; called by several threads at once.
-        items (sequence): what for.
-        threads (`int`): how many work while the caller waits for a result; 0: the caller does, when it asks.
-        spare (`int`, *optional*): how many work at other times; all by default.
         window (`int`, *optional*): most results at a time that are under way or not taken yet; `threads` by default. It may be
             set at any time.
         repeatable (`bool`, *optional*, defaults to `True`): whether `read` surely draws no random numbers. If not, the caller
@@ -236,8 +232,6 @@ class WorkerProcesses:
     Args:
         dataset, collator: which the processes must be able to take over: by pickling, where they are not forked.
         batches (sequence of lists of `int`): the rows of each batch.
-        num_workers (`int`): processes.
-        prefetch_factor (`int`, *optional*, defaults to 2): batches that each has ready.
     """
 
     ready = False

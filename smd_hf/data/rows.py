@@ -35,7 +35,6 @@ def find_columns(
 
     Args:
         dataset (`datasets.Dataset`, or any map-style data set of `dict` rows): where to look.
-        image_column_name, label_column_name (`str`, *optional*): the user's names.
 
     Raises:
         `SMDError`: for a missing column, naming those there are; for a data set whose rows cannot be read by name.

@@ -48,9 +48,6 @@ def persistently(request: Callable[[], Answer]) -> Answer:
     Args:
         request (`Callable`): must be safe to repeat.
 
-    Returns:
-        The result of the request.
-
     Raises:
         `HTTPError`: the last error, after `TRIES` tries or `PATIENCE` seconds, or at once if the Hub refuses the request.
     """
@@ -102,15 +99,7 @@ def push_command(
 
 
 def push_error(error: BaseException, repo_id: str, commands: Sequence[str], token: str | bool | None) -> SMDError:
-    """
-    Explains why a push failed and how to repeat it.
-
-    Args:
-        error (`BaseException`): the cause.
-        repo_id (`str`): the repository.
-        commands (sequence of `str`): the commands that push the remaining folders (see [`push_command`]).
-        token (`str` or `bool`, *optional*): is masked in the message.
-    """
+    """Explains why a push failed and how to repeat it."""
     reason, remedy = _reason(error, token)
     listed = " and ".join(f"`{command}`" for command in commands)
     return SMDError(

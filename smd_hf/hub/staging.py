@@ -32,9 +32,6 @@ TRAINER_STATE_NAME = "trainer_state.json"
 def saved_kind(folder: Path) -> str:
     """
     The kind of a folder: `"child"` (any image classifier), `"ensemble"`, or `"delta"` (one, or one in each subfolder).
-
-    Raises:
-        `SMDError`: if the folder does not exist or holds none of them.
     """
     if not folder.is_dir():
         raise SMDError(
@@ -62,12 +59,7 @@ def delta_folders(folder: Path) -> list[Path]:
 
 
 def model_files(folder: Path) -> list[str]:
-    """
-    The names of a model's or an ensemble's files: configuration, safetensors, image processor and Python files.
-
-    Raises:
-        `SMDError`: if there are no safetensors, or a shard or a Python file is missing.
-    """
+    """The names of a model's or an ensemble's files: configuration, safetensors, image processor and Python files."""
     names = [CONFIG_NAME, *(name for name in PROCESSOR_NAMES if (folder / name).is_file())]
     # As in transformers: shards next to a whole file are left from an earlier save.
     if (folder / SAFETENSORS_SINGLE_FILE).is_file():
@@ -154,9 +146,6 @@ def stage_deltas(
     Copies deltas into another folder.
 
     Args:
-        folder (`Path`): holds the deltas.
-        staged (`Path`): the folder to copy them to.
-        count (`int`, *optional*): copies the first `count` deltas by name. Defaults to all.
         place (`Callable`): maps the configuration of a delta with a local base to the base's Hub id and commit. It is called
             once per base.
     """

@@ -46,8 +46,6 @@ def compare_restricted(
         logits_baseline, logits_candidate (`np.ndarray` of shape `(n, classes)`): logits of all classes. The models may have
             different numbers of classes.
         labels (`np.ndarray` of shape `(n,)`): integers, all in `at_hand`.
-        at_hand (`np.ndarray`): the present classes, from [`classes_at_hand`].
-        names (`tuple[str, str]`, *optional*), seed (`int`, *optional*): as for [`~statistics.compare`].
 
     Returns:
         [`Comparison`] or `None`: `None` if neither model has absent classes, or only one class is present.

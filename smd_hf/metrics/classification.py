@@ -42,10 +42,6 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
     Args:
         logits (`numpy.ndarray`): of shape `(n, num_labels)`.
         labels (`numpy.ndarray`): of shape `(n,)`.
-        k (`int`, *optional*, defaults to 5): number of classes.
-
-    Raises:
-        `SMDError`: if the model has at most `k` classes, because the share is then always 1.
     """
     if k >= logits.shape[1]:
         raise SMDError(
@@ -91,9 +87,6 @@ def expected_cost(logits: np.ndarray, labels: np.ndarray, cost_matrix: Sequence[
         labels (`numpy.ndarray`): of shape `(n,)`.
         cost_matrix (array of shape `(num_labels, num_labels)`): entry [i, j] is the cost of predicting class j for an image of
             class i.
-
-    Raises:
-        `SMDError`: if the matrix does not fit the number of labels.
     """
     costs = np.asarray(cost_matrix, dtype=np.float64)
     if costs.shape != (logits.shape[1],) * 2:
@@ -105,16 +98,7 @@ def expected_cost(logits: np.ndarray, labels: np.ndarray, cost_matrix: Sequence[
 
 
 def builtin_metric(name: str, cost_matrix: str | None = None) -> Metric | None:
-    """
-    Returns the built-in metric with this name, or `None` if there is none.
-
-    Args:
-        name (`str`): one of `METRICS`, with a number for `k`.
-        cost_matrix (`str`, *optional*): in JSON, for `expected_cost`.
-
-    Raises:
-        `SMDError`: if `expected_cost` has no cost matrix, or the matrix is not a square matrix of finite numbers.
-    """
+    """Returns the built-in metric with this name, or `None` if there is none."""
     if top := re.fullmatch(r"top_([1-9]\d*)_accuracy", name):
         return lambda logits, labels: top_k_accuracy(logits, labels, int(top[1]))
     if name == "expected_cost":
@@ -154,10 +138,8 @@ class EvaluateMetric:
     The metric gets the inputs that it declares: predicted classes as `predictions`, or probabilities as `prediction_scores`.
 
     Args:
-        name_or_path (`str`): a metric on the Hub, a script, or a folder that holds a script with the folder's name.
         options (mapping, *optional*): passed to the metric's `compute`, for example `{"average": "macro"}`. The entry
             `config_name` is passed to `evaluate.load`.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): allows metrics from the Hub, which are Python files.
 
     Raises:
         `SMDError`: if the metric cannot be loaded, or needs `trust_remote_code`.
@@ -218,7 +200,6 @@ def named_metrics(args: EvolutionArguments, has_own: bool = False) -> ComputeMet
     If `metric_name_or_path` is given and no fitness is chosen, the metric's first key becomes `args.fitness`.
 
     Args:
-        args ([`EvolutionArguments`]): uses `fitness`, `objectives`, `metric_name_or_path`, `metric_kwargs` and `cost_matrix`.
         has_own (`bool`, *optional*, defaults to `False`): whether the user passes a `compute_metrics`. Names then refer to its
             keys, not to scikit-learn's metrics.
 

@@ -16,7 +16,6 @@ def measured(
     Args:
         parent_logits, logits (`np.ndarray` of shape `(n, classes)`), labels (`np.ndarray` of shape `(n,)`), seed (`int`): as
             for [`gain_report`].
-        name (`str`): the model's name in the verdict and in `mcnemar`.
 
     Returns:
         `tuple[dict, dict]`: the model's scores, and the paired difference with `significant` and `verdict`.

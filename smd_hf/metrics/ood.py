@@ -41,7 +41,6 @@ def auroc(name: str, known: np.ndarray, ood: np.ndarray) -> float:
     The probability that an in-distribution image scores higher than an out-of-distribution image. Ties count half.
 
     Args:
-        name (`str`): one of `OOD_METRICS`.
         known, ood (`numpy.ndarray`): logits of shapes `(n, num_labels)` and `(m, num_labels)`, all finite.
     """
     score = OOD_METRICS[name]
@@ -56,10 +55,6 @@ Pair = tuple[np.ndarray, np.ndarray]
 def compare_auroc(parent: Pair, evolved: Pair, confidence: float = 0.95) -> dict[str, dict[str, Any] | None]:
     """
     AUROC of two models on the same images, and the difference with its interval (DeLong et al. 1988, as in Sun and Xu 2014).
-
-    Args:
-        parent, evolved (pair of `numpy.ndarray`): each model's logits on in-distribution and on out-of-distribution images.
-        confidence (`float`, *optional*, defaults to 0.95): level of the interval.
 
     Returns:
         `dict`: for each metric by name, `parent`, `evolved`, `difference` and `interval`; `None` if a logit is not finite.

@@ -13,13 +13,6 @@ def expected_maximum(k: int, *, floor: bool = False) -> float:
 
     It is 0.56 for 2, 1.54 for 10 and 2.34 for 64 (David and Nagaraja 2003, Order Statistics, section 3.1, integrated by
     parts).
-
-    Args:
-        k (`int`): number of variables, at least 1.
-        floor (`bool`, *optional*, defaults to `False`): includes 0 in the maximum.
-
-    Raises:
-        `SMDError`: if `k` is below 1.
     """
     if k < 1:
         raise SMDError(f"The expected maximum needs at least one candidate, got {k}.")
@@ -49,18 +42,10 @@ def expected_optimism(
     so this is an upper bound. Choosing by another score than accuracy makes it smaller, too.
 
     Args:
-        n_candidates (`int`): number of candidates that were compared.
-        n_images (`int`): number of images that they were compared on.
         accuracy (`float`): accuracy of the parent, 0 to 1. It is used only if `discordance` is not given.
         discordance (`float`, *optional*): mean share of the images on which exactly one of parent and candidate is right.
             Defaults to `2 a (1 - a)`, the share for unrelated models of accuracy a. For children it is several times too high.
         keeps_parent (`bool`, *optional*, defaults to `False`): the parent stays unless a candidate looks better (elitism).
-
-    Returns:
-        `float`: expected apparent gain of accuracy, 0 to 1 (0.009 is 0.9 percentage points).
-
-    Raises:
-        `SMDError`: if a count is below 1, or a share is outside [0, 1].
     """
     d = 2 * accuracy * (1 - accuracy) if discordance is None else discordance
     if n_images < 1 or not 0 <= accuracy <= 1 or not 0 <= d <= 1:

@@ -50,9 +50,6 @@ def sklearn_metric(name: str) -> Callable[[np.ndarray, np.ndarray], float] | Non
     """
     A metric of scikit-learn. It maps logits `(n, num_labels)` and labels `(n,)` to a number. Greater is better.
 
-    Args:
-        name (`str`): one of [`sklearn_scorers`].
-
     Returns:
         `Callable` or `None`: `None` if there is no such scorer. The metric raises [`SMDError`] if scikit-learn rejects the
         labels: a binary metric rejects more than two classes, for example.

@@ -15,12 +15,7 @@ from ..errors import SMDError
 
 
 def check_no_adapter_layers(model: nn.Module) -> None:
-    """
-    Refuse a model with layers of PEFT: a `PeftModel`, or one that an adapter was added to.
-
-    Raises:
-        `SMDError`: if it has any.
-    """
+    """Refuse a model with layers of PEFT: a `PeftModel`, or one that an adapter was added to."""
     # By the name of the package, which need not be installed.
     layers = [name for name, module in model.named_modules() if type(module).__module__.partition(".")[0] == "peft"]
     if not layers:
@@ -39,16 +34,7 @@ def check_no_adapter_layers(model: nn.Module) -> None:
 
 
 def check_no_adapter_file(name: str, source: dict[str, Any]) -> None:
-    """
-    Refuse a folder or repository that holds an adapter.
-
-    Args:
-        name (`str`): the folder or repository.
-        source (`dict`): `revision`, `token` and `cache_dir`.
-
-    Raises:
-        `SMDError`: if it has an adapter_config.json.
-    """
+    """Refuse a folder or repository that holds an adapter."""
     found = None
     # Whatever keeps the file from being looked for keeps config.json too, whose error says more.
     with suppress(OSError, ValueError):

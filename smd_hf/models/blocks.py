@@ -39,9 +39,6 @@ def find_blocks(model: nn.Module) -> list[Block]:
     What an opened container owns itself (a class token, positions) goes with the block that comes next in it: alone, a few
     numbers would be a block as costly to score as the whole model.
 
-    Args:
-        model (`torch.nn.Module`): a model of any architecture.
-
     Returns:
         `list[Block]`: in the order in which the model registers them, which for nearly every architecture is that of their
         use: the elements of lists (stages opened into their blocks) and, in between, what lies outside of them: stem,
@@ -85,13 +82,9 @@ def contiguous_runs(sizes: Sequence[int], n: int) -> list[range]:
 
     Args:
         sizes (`Sequence[int]`): the number of coordinates of each of the B units, in order.
-        n (`int`): how many runs, from 1 to B.
 
     Returns:
         `list[range]`: the positions of the units in each run: none empty, in order, together all.
-
-    Raises:
-        `SMDError`: if there cannot be so many runs.
     """
     count = len(sizes)
     if not 1 <= n <= count:

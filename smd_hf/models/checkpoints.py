@@ -34,9 +34,6 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
     """
     The name in the saved safetensors file of every parameter and buffer.
 
-    Args:
-        model (`PreTrainedModel`): the model; nothing of it is copied.
-
     Returns:
         `dict[str, str]`: from the name in memory to the name in the file. A tensor that has no counterpart of its own in the
         file (not saved, or saved merged with others) is under its own name.
@@ -65,9 +62,6 @@ def weights_hash(model: PreTrainedModel) -> str:
 
     It covers all parameters and persistent buffers, each with its checkpoint name, dtype, shape and bytes, in the order of
     the names. One tensor at a time is copied to the CPU.
-
-    Returns:
-        `str`: SHA-256, 64 hexadecimal digits.
     """
     names = checkpoint_names(model)
     digest = hashlib.sha256()
@@ -84,16 +78,7 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 
 def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """
-    Put the weights of a saved checkpoint into a model of the same class, in place.
-
-    Args:
-        model (`PreTrainedModel`): on any device.
-        folder (`str` or `os.PathLike`): as [`save_checkpoint`] writes it; Python files in it are not run.
-
-    Raises:
-        `SMDError`: if there are no safetensors, or they are not exactly the weights of such a model.
-    """
+    """Put the weights of a saved checkpoint into a model of the same class, in place."""
     config = copy.deepcopy(model.config)
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None and not isinstance(quantization, dict):
@@ -137,9 +122,6 @@ def save_checkpoint(model: PreTrainedModel, processor: Any | None, folder: str |
             `config.json` holds it.
         folder (`str` or `os.PathLike`): where to; made if need be. Each file is complete before it takes the place of one
             of the same name.
-
-    Raises:
-        `SMDError`: if the folder cannot be written.
     """
     folder = Path(folder)
     try:

@@ -14,14 +14,6 @@ def name_classes(config: PreTrainedConfig, what: str, stored: Mapping[str, Any] 
 
     Most configurations count their classes by the names. PVT's keeps the number beside them, 1000 by default, whatever
     the names are.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]): of a classifier.
-        what (`str`): the model, for the message.
-        stored (mapping, *optional*): the config.json that it was read from. Without a number there, the names count.
-
-    Raises:
-        `SMDError`: if there are more or fewer names than classes.
     """
     names, count = config.id2label, config.num_labels
     if names is None:

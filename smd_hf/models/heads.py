@@ -39,16 +39,12 @@ def find_heads(model: PreTrainedModel, inputs: Inputs) -> dict[str, Head]:
     The layers whose output is the logits.
 
     Args:
-        model (`PreTrainedModel`): an image classifier, in eval mode.
         inputs (mapping of `str` to `torch.Tensor`): any images that it takes, as keyword arguments of its forward; a tensor alone
             is the `pixel_values`.
 
     Returns:
         `dict[str, nn.Module]`: from name to layer (linear, or convolution of size 1). One layer for most models; several
         where the logits are the mean of several layers (distilled DeiT).
-
-    Raises:
-        `SMDError`: if no such layer makes the logits.
     """
     outputs, logits = _trace(model, inputs)
     heads = {name: layer for name, (layer, output) in outputs.items() if _same(output, logits)}
@@ -96,16 +92,10 @@ def replace_head(
     Args:
         model (`PreTrainedModel`): an image classifier, in eval mode. Its configuration is changed too, so that the model
             saves and loads with the new classes.
-        labels (`list[str]`): names of the new classes, in the order of their numbers; at least two, no two alike.
         batches (iterable of `(inputs, labels)`, *optional*): images, as for [`find_heads`], with the numbers of their classes,
             for the linear probe; read once. A random head reads the first batch only, to find the head that it replaces.
         head_init (`str`, *optional*, defaults to `"linear_probe"`): `"linear_probe"` or `"random"` (uniform, as
             `torch.nn.Linear` begins).
-        seed (`int`, *optional*, defaults to 0): of the random head.
-
-    Raises:
-        `SMDError`: for labels that are too few or not unique, a class without an image, a label out of range, or features
-            that are not finite.
     """
     if len(labels) < 2 or len(set(labels)) != len(labels):
         raise SMDError(

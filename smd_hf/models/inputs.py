@@ -45,13 +45,7 @@ def _inner_models(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def select_inputs(columns: Mapping[str, Any], names: Collection[str] | None) -> dict[str, torch.Tensor]:
-    """
-    The tensors of a batch that go into the model.
-
-    Args:
-        columns (mapping): what a collator or an image processor returns.
-        names (collection of `str`, *optional*): of the model's inputs ([`input_names`]); all but the labels by default.
-    """
+    """The tensors of a batch that go into the model."""
     return {
         name: value
         for name, value in columns.items()

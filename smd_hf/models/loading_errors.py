@@ -22,15 +22,7 @@ from ..messages import one_line
 
 
 def explain_loading_error(name: str, error: BaseException, what: str, source: dict[str, Any]) -> str:
-    """
-    One paragraph about a failed load, without the token.
-
-    Args:
-        name (`str`): the id or folder that was to be loaded.
-        error (`BaseException`): what the library raised.
-        what (`str`): what was to be loaded, "model" or "image processor".
-        source (`dict`): `revision`, `token` and `cache_dir` of the call.
-    """
+    """One paragraph about a failed load, without the token."""
     causes = tuple(_causes(error))
 
     def caused_by(*kinds: type[BaseException]) -> bool:

@@ -30,7 +30,6 @@ def stored_parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     What an entry of a `state_dict` consists of.
 
     Args:
-        name (`str`): the entry's name.
         value: the entry: a tensor, a quantised one, a tensor subclass that is made of others, a tuple or list of such
             things, or a setting, such as a dtype.
 
@@ -77,11 +76,6 @@ def check_can_be_saved(model: PreTrainedModel, ensemble_size: int = 0) -> None:
 
     Args:
         model ([`~transformers.PreTrainedModel`]): whose weights may be quantised.
-        ensemble_size (`int`, *optional*, defaults to 0): how many members an ensemble of it is to have.
-
-    Raises:
-        `SMDError`: if weights are quantised in a form that is not transformers' own, or that it cannot save; if an ensemble
-            is asked for, which holds its parent as plain tensors; if tensors are sparse.
     """
     state = model.state_dict()
     sparse = [name for name, value in state.items() if is_plain(value) and value.layout != torch.strided]

@@ -14,10 +14,6 @@ def separated(state: Mapping[str, torch.Tensor], tied: Collection[str] = ()) -> 
     A state of which no two tensors share memory, as safetensors wants it: a second name gets a copy.
 
     Whoever loads it finds each name, as timm demands; modules that the model itself shares are shared again.
-
-    Args:
-        state (mapping of `str` to `torch.Tensor`): of a model, by name.
-        tied (collection of `str`, *optional*): names that transformers leaves out itself and ties again; kept as they are.
     """
     seen, result = set(), {}
     for name, tensor in state.items():

@@ -61,11 +61,7 @@ def check_task(name: str, config_dict: dict[str, Any]) -> None:
     Refuse a checkpoint whose config.json says that it was trained for another task.
 
     Args:
-        name (`str`): of the checkpoint, for the message.
         config_dict (`dict`): its config.json, which may hold anything.
-
-    Raises:
-        `SMDError`: if an architecture of another task is named, and none for image classification.
     """
     tasks = checkpoint_tasks(config_dict)
     others = [each for each, task in tasks.items() if task not in (None, IMAGE_CLASSIFICATION, *PRETRAINING)]
@@ -76,11 +72,6 @@ def check_task(name: str, config_dict: dict[str, Any]) -> None:
 def foreign_weights(model: PreTrainedModel, unexpected: list[str], config_dict: dict[str, Any]) -> list[str]:
     """
     The weights of a checkpoint that belong to a head that the loaded model does not have.
-
-    Args:
-        model (`PreTrainedModel`): as it was loaded.
-        unexpected (`list[str]`): names of the weights that it has no place for.
-        config_dict (`dict`): the checkpoint's config.json.
 
     Returns:
         `list[str]`: those outside the body, in order; a pooler belongs to the body, and what a backbone was pretrained with
@@ -98,12 +89,7 @@ def foreign_weights(model: PreTrainedModel, unexpected: list[str], config_dict: 
 
 
 def check_classifier(model: nn.Module) -> None:
-    """
-    Refuse a model that was not loaded by name and is no image classifier, as far as its class tells.
-
-    Raises:
-        `SMDError`: for a model of transformers for another task, or without a classifier.
-    """
+    """Refuse a model that was not loaded by name and is no image classifier, as far as its class tells."""
     kind = type(model)
     if not isinstance(model, PreTrainedModel) or not kind.__module__.startswith("transformers."):
         return

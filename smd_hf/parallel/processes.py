@@ -51,7 +51,6 @@ class Processes:
         mode (`str`, *optional*, defaults to `"auto"`): `"data"`: each process scores all variants on every
             `num_processes`-th batch; `"children"`: each scores every `num_processes`-th variant on all batches; `"auto"`:
             chooses the one with less work for the busiest process.
-        process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1): as in accelerate.
 
     Attributes:
         stop ([`Stop`]): whether this process has been asked to stop.
@@ -78,9 +77,6 @@ class Processes:
         The cells that this process has to score.
 
         Args:
-            num_variants (`int`): number of variants.
-            numbers (`range`): the numbers of the batches.
-            known (collection, *optional*): what is already scored: cells as (variant, batch), or segments.
             by_segments (`bool`, *optional*, defaults to `False`): gives each process all variants on whole segments of the
                 data (see [`segment`]), as sums over batches need.
 

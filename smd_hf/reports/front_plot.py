@@ -17,13 +17,6 @@ def plot_front(table: Mapping[str, Any], path: str | os.PathLike) -> Path:
     Plots each pair of objectives: all candidates on the selection images, and the front's members on the test images too.
 
     A thin line joins the two values of a member. It shows the difference between the splits, and the optimism of the choice.
-
-    Args:
-        table (`Mapping`): the table of a [`RunFront`].
-        path (`str` or `os.PathLike`): the PNG file.
-
-    Returns:
-        `Path`: the written file.
     """
     names = names_of(table)
     size = len(names) - 1

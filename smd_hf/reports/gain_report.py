@@ -65,10 +65,7 @@ def gain_report(
         parent_logits, evolved_logits (`np.ndarray` of shape `(n, classes)`): logits on the test split. It must not have been
             used for scoring or choosing.
         labels (`np.ndarray` of shape `(n,)`): integers from 0 to classes - 1.
-        arguments (`Mapping`): the run's arguments that are not at their default.
-        method (`Mapping`): `decomposition`, `seed` and other entries that describe the method. Copied to the top level.
         cost (`Mapping`): `images_forwarded`, `parent_passes` (in units of one parent pass over the fitness data), `seconds`.
-        data (`Mapping`): names and sizes of the three disjoint splits `fitness`, `selection` and `test`.
         candidates (`Mapping`, *optional*): the candidates that were compared: `n_candidates`, `n_images` of the split they
             were compared on, and optionally `discordance` (share of these images on which exactly one of parent and
             candidate is right, mean over candidates), `keeps_parent` and `accuracy` (of the parent on that split; defaults
@@ -76,8 +73,6 @@ def gain_report(
         ensemble_logits (`np.ndarray` of shape `(n, classes)`, *optional*): log-probabilities of the ensemble.
         present (`np.ndarray`, *optional*): the classes that have an image in the other splits. If other classes of the model
             have no image, the report has an entry `absent_classes`.
-        versions (`Mapping`, *optional*, defaults to `package_versions()`): package versions.
-        seed (`int`, *optional*, defaults to 0): seed of the bootstrap.
 
     Returns:
         `dict`: plain Python values that survive a round trip through JSON. `parent` and `evolved` (and `ensemble`) hold
@@ -87,10 +82,6 @@ def gain_report(
         model's classes have no image. It counts all `classes`, and the classes `with_images` and `without_images`. It holds
         the share of test images on which each model predicts a class without images (`predicted`), and the scores of both
         models, with their difference, if predictions are `restricted` to the other classes.
-
-    Raises:
-        `SMDError`: if shapes do not match, a label is not one of the classes, or an entry of `method` has the name of an entry
-            of the report.
     """
     comparison = compare(parent_logits, evolved_logits, labels, seed=seed)
     report: dict[str, Any] = {

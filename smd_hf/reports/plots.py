@@ -36,11 +36,6 @@ def plot_fitness(
         generations (`Sequence[Mapping]`): one per generation, with `children` (list of fitness values), `parent` (fitness
             of their parent) and `best` (fitness of the best model after the generation). Values that are not finite are
             left out. Children far below the rest are drawn as triangles at the lower edge.
-        path (`str` or `os.PathLike`): the PNG file.
-        label (`str`, *optional*): label of the fitness axis.
-
-    Returns:
-        `Path`: the file written.
     """
     figure, axes = _figure()
     children = [np.asarray(generation["children"], dtype=np.float64) for generation in generations]
@@ -80,13 +75,6 @@ def plot_gain(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
 
     A bar is the interval of the paired difference to the parent, drawn around the model's value. If it does not touch the
     parent's line, the interval excludes zero.
-
-    Args:
-        report (`Mapping`): made by `gain_report`.
-        path (`str` or `os.PathLike`): the PNG file.
-
-    Returns:
-        `Path`: the file written.
     """
     names = [name for name in _STYLES if name in report]
     differences = {"evolved": report["difference"], "ensemble": report.get("ensemble_difference")}
@@ -133,14 +121,6 @@ def plot_reliability(
 ) -> Path:
     """
     Plots the reliability diagram of two models: accuracy against confidence, and below it the share of images in each bin.
-
-    Args:
-        parent, evolved (`Reliability`): made by `statistics.reliability` with the same number of bins.
-        path (`str` or `os.PathLike`): the PNG file.
-        names (`tuple[str, str]`, *optional*, defaults to `("parent", "evolved")`): names in the legend.
-
-    Returns:
-        `Path`: the file written.
     """
     figure = Figure(figsize=(5.5, 5.5), dpi=150, layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -173,12 +153,7 @@ def plot_calibration_curve(
 
     Args:
         points (`Sequence[tuple[float, float]]`): sigma and share of flipped predictions (0 to 1), in any order.
-        chosen (`float`): the chosen sigma.
         target (`float`): the target share.
-        path (`str` or `os.PathLike`): the PNG file.
-
-    Returns:
-        `Path`: the file written.
     """
     figure, axes = _figure()
     sigma, flipped = np.array(sorted(points), dtype=np.float64).reshape(-1, 2).T
@@ -207,13 +182,7 @@ def plot_ensemble_size(
     Plots the accuracy of the ensemble by its number of members, and the parent's accuracy.
 
     Args:
-        sizes (`Sequence[int]`): numbers of members.
         accuracies (`Sequence[float]`): accuracy of each ensemble, 0 to 1.
-        parent_accuracy (`float`): accuracy of the parent, 0 to 1.
-        path (`str` or `os.PathLike`): the PNG file.
-
-    Returns:
-        `Path`: the file written.
     """
     figure, axes = _figure()
     axes.axhline(100 * parent_accuracy, color=GREY, linewidth=1.5, linestyle="--", label="parent")
@@ -242,11 +211,6 @@ def plot_shift(
     Args:
         images_before, images_after (`Sequence`): equally many PIL images or arrays, `(h, w)` or `(h, w, 3)`, uint8 or
             floats from 0 to 1.
-        path (`str` or `os.PathLike`): the PNG file.
-        names (`tuple[str, str]`, *optional*, defaults to `("before", "after")`): names of the rows.
-
-    Returns:
-        `Path`: the file written.
     """
     columns = len(images_before)
     figure = Figure(figsize=(0.3 + 0.1 * max(map(len, names)) + 0.8 * columns, 1.75), dpi=150, layout="constrained")

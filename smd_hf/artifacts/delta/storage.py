@@ -48,18 +48,11 @@ def find_file(
     The path of a file in a folder or a Hub repository. Downloads it if it is not in the cache.
 
     Args:
-        name (`str`): folder or repository.
-        filename (`str`): name of the file.
-        source (mapping): `revision`, `token` and `cache_dir`.
-        subfolder (`str`, *optional*, defaults to `""`): subfolder of the file.
         unreachable_is_missing (`bool`, *optional*, defaults to `False`): whether a file that is not in the cache counts as
             missing if the Hub cannot be reached.
 
     Returns:
         `Path` or `None`: `None` if the file does not exist.
-
-    Raises:
-        `SMDError`: if the repository or revision does not exist, or the Hub cannot be reached or refuses the request.
     """
     if os.path.isdir(name):
         path = Path(name, subfolder, filename)
@@ -85,7 +78,6 @@ def cached_commit(repo_id: str, revision: str | None) -> str | None:
     The commit of a cached revision, without a request to the Hub.
 
     Args:
-        repo_id (`str`): the repository.
         revision (`str`, *optional*): a commit, branch or tag; `None` for the commit that is in the cache.
 
     Returns:
@@ -107,11 +99,6 @@ def read_delta(
 ) -> tuple[DeltaConfig, dict[str, Change], bool]:
     """
     Finds, reads and checks a delta.
-
-    Args:
-        name (`str`): folder or repository.
-        source (mapping): `revision`, `token` and `cache_dir`.
-        subfolder (`str`, *optional*, defaults to `""`): subfolder of the delta.
 
     Returns:
         `tuple[DeltaConfig, dict[str, Change], bool]`: its configuration, its changes by checkpoint name (on the CPU), and
@@ -235,12 +222,7 @@ def check(
 
 
 def write_delta(folder: str | os.PathLike, config: DeltaConfig, changes: Mapping[str, Change]) -> None:
-    """
-    Writes a delta's two files. Existing files are replaced atomically.
-
-    Raises:
-        `SMDError`: if the folder cannot be written to.
-    """
+    """Writes a delta's two files. Existing files are replaced atomically."""
     folder = Path(folder)
     tensors = {f"{name}.values": values for name, (_, values) in changes.items()}
     tensors |= {f"{name}.indices": indices for name, (indices, _) in changes.items() if indices is not None}

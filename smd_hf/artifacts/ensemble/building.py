@@ -81,10 +81,8 @@ def set_timm_processor(
     Tell `AutoImageProcessor` how timm prepares images; transformers reads that from a model's `config.json`.
 
     Args:
-        config ([`SMDEnsembleConfig`]): of the ensemble, changed in place.
         pretrained_cfg (`dict` or `None`): timm's settings (input size, mean, standard deviation, interpolation, ...);
             `None` takes them out, for an image processor which has a file of its own.
-        architecture (`str`, *optional*): timm's name of the model.
     """
     entries = {
         "image_processor_type": "TimmWrapperImageProcessor",

@@ -17,10 +17,6 @@ class ChildPasses:
     Runs a parent as its children. It is not safe to be called by two threads at once.
 
     Parent and members are given to each call, for `torch.nn.DataParallel` calls with replicas of them.
-
-    Args:
-        parent ([`PreTrainedModel`]): the parent.
-        members (sequence of [`SparseMember`]): its children.
     """
 
     def __init__(self, parent: PreTrainedModel, members: Sequence[SparseMember]):

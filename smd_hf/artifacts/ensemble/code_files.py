@@ -24,11 +24,6 @@ def add_code(model: PreTrainedModel, config: dict[str, Any], code: dict[str, byt
     Add the files of a model's own code, and name them in its configuration; nothing for a model that transformers or an
     installed package defines.
 
-    Args:
-        model ([`PreTrainedModel`]): the parent or a member.
-        config (`dict`): its configuration within the ensemble's; its `auto_map` is set, or taken out.
-        code (`dict[str, bytes]`): contents of the code files by name; added to.
-
     Raises:
         `ValueError`: where two different files of code have the same name.
     """

@@ -15,14 +15,7 @@ from ...remote_code.members_smd_ensemble import Change, SparseMember, changeable
 
 @torch.no_grad()
 def merge_children(parent: nn.Module, members: Sequence[SparseMember], weights: Sequence[float]) -> None:
-    """
-    Put the mean of its children into a parent, in place.
-
-    Args:
-        parent (`torch.nn.Module`): the parent.
-        members (sequence of [`SparseMember`]): its children.
-        weights (sequence of `float`): of the members; they sum to 1.
-    """
+    """Put the mean of its children into a parent, in place."""
     changes = [dict(member.changes()) for member in members]
     for name, tensor in changeable_tensors(parent).items():
         parts = [change.get(name) for change in changes]
@@ -34,11 +27,6 @@ def merge_children(parent: nn.Module, members: Sequence[SparseMember], weights: 
 def merge_models(target: nn.Module, models: Sequence[nn.Module], weights: Sequence[float]) -> None:
     """
     Put the mean of models into one of the same architecture, in place; integer buffers are left as they are.
-
-    Args:
-        target (`torch.nn.Module`): a copy of one of the models.
-        models (sequence of `torch.nn.Module`): the models.
-        weights (sequence of `float`): of the models; they sum to 1.
 
     Raises:
         `ValueError`: for models of different architectures.

@@ -21,10 +21,8 @@ def save_ensemble(
     configuration carries what it was made of, and `AutoImageProcessor` finds it there, with or without smd_hf.
 
     Args:
-        model ([`SMDEnsembleForImageClassification`]): the ensemble.
         processor (image processor or `None`): the members' common one; `None` leaves it out.
         folder (`str` or `Path`): made where it does not exist.
-        kwargs: passed to [`~SMDEnsembleForImageClassification.save_pretrained`].
     """
     if isinstance(processor, TimmWrapperImageProcessor):
         set_timm_processor(model.config, dict(processor.data_config), getattr(model.config, "architecture", None))

@@ -82,11 +82,6 @@ def read_headers(name_or_path: str, variant: str | None = None, **hub_kwargs) ->
     """
     The names, dtypes and shapes of the tensors in an ensemble's safetensors files, without reading the tensors.
 
-    Args:
-        name_or_path (`str`): folder or repository.
-        variant (`str`, *optional*): as for `from_pretrained`.
-        hub_kwargs: as for `cached_file`.
-
     Raises:
         `ValueError`: for no safetensors file, an index that names files elsewhere, or a file that is not safetensors.
     """
@@ -149,7 +144,6 @@ def check_headers(ensemble: PreTrainedModel, members: Sequence[SparseMember], he
         ensemble ([`PreTrainedModel`]): built on the meta device, with [`SparseMember`]s named `member_0`,
             `member_1`, ...
         members (sequence of [`SparseMember`]): those; empty where members are stored whole.
-        headers (`dict`): of its files.
 
     Raises:
         `ValueError`: naming the tensors.

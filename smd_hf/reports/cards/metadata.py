@@ -37,11 +37,6 @@ def inherited_entries(parent: str, revision: str | None = None, token: str | boo
     """
     The metadata that a child inherits from its parent's card.
 
-    Args:
-        parent (`str`): a Hub id or a folder.
-        revision (`str`, *optional*): of the parent on the Hub.
-        token (`str` or `bool`, *optional*): access token for a private parent.
-
     Returns:
         `dict`: the card's entries among `license`, `license_name`, `license_link` and `datasets`. Empty if the card does not
         exist or cannot be read: a run must not fail because of a card.
@@ -95,10 +90,8 @@ def card_metadata(
 
     Args:
         kind (`str`): `"child"`, `"delta"` or `"ensemble"`.
-        report (`Mapping`): the gain report.
         scores (`Mapping`, *optional*): `accuracy`, `nll` and `calibration_error` of this model on the test images, as in the
             report; `None` if it was not measured.
-        name (`str`): the model's name, on one line.
         is_timm (`bool`): whether the parent is a timm model.
     """
     inherited = report["inherited"]

@@ -74,13 +74,6 @@ def card_entries(
     """
     Entries of `gain_report.json` for the cards: `report | card_entries(...)`.
 
-    Args:
-        args ([`EvolutionArguments`]): the run's arguments.
-        run ([`RunState`]): holds the run's generations.
-        fitness ([`Fitness`]): the run's fitness.
-        parent (`str`): Hub id or folder of the parent. Its card is read.
-        token (`str` or `bool`, *optional*): access token for a private parent.
-
     Returns:
         `dict` of JSON values: `all_arguments`; `generations` (a `dict` for each, with fitness in the metric's own direction);
         `inherited` (see [`inherited_entries`]).
@@ -127,8 +120,6 @@ def classify_example(model: PreTrainedModel, processor: Any, example: str | Path
     Args:
         model ([`~transformers.PreTrainedModel`]): the child, the ensemble, or the parent with the delta applied. It must take
             images with three channels, because the snippet's pipeline converts the image to RGB.
-        processor (image processor): of the model.
-        example (`str` or `Path`): `example.png` (see [`save_example`]).
 
     Returns:
         list of `dict` with `label` and `score` (0 to 1), the most likely first, at most five.
@@ -151,13 +142,9 @@ def write_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, repo
 
     Args:
         kind (`str`): `"child"`, `"delta"` or `"ensemble"`.
-        folder (`str` or `Path`): holds the saved files. The card shows `example.png` and the plots (`PLOTS`) that it finds.
         report (`Mapping`): `gain_report.json`, with [`card_entries`] and, if there is an example, `examples`.
         repo_id (`str`, *optional*): the repository that the folder will be pushed to. The snippet loads from it, or from
             the folder by default.
-
-    Returns:
-        `Path`: the written file.
 
     Raises:
         `SMDError`: if the kind is unknown, or the folder lacks its configuration.

@@ -104,10 +104,6 @@ def render(template: str, **facts: Any) -> str:
     """
     Renders a template of the package.
 
-    Args:
-        template (`str`): file name of the template.
-        facts: the template's variables.
-
     Raises:
         `jinja2.UndefinedError`: if a variable is missing.
     """
