@@ -32,7 +32,7 @@ def test_a_model_of_another_problem_type_is_refused_before_anything_is_scored(ki
 
 
 def test_a_model_of_one_output_is_refused(tmp_path):
-    with pytest.raises(SMDError, match="has 1 output, and a choice among classes needs two or more"):
+    with pytest.raises(SMDError, match="has 1 output; classification needs at least two"):
         make_trainer(tmp_path, model=tiny_model("resnet", num_labels=1))
 
 

@@ -1,4 +1,4 @@
-"""What goes together: ranges and combinations of arguments, checked before a model or an image is loaded."""
+"""Ranges and combinations of arguments, checked before a model or an image is loaded."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ OOD_METRICS, WEIGHT_OBJECTIVES = names(OODMetric), names(WeightObjective)
 
 
 def measured_names(objectives: Sequence[str]) -> list[str]:
-    """Those of the objectives that are about predictions."""
+    """The objectives that measure predictions."""
     return [name for name in objectives if name not in WEIGHT_OBJECTIVES]
 
 
@@ -40,7 +40,7 @@ def check_evolution_arguments(args: Any) -> None:
         "max_hours": (args.max_hours is None or args.max_hours > 0, "a positive number"),
         "sigma": (
             args.sigma is None or 0 < args.sigma < math.inf,
-            "a positive number, or none at all to calibrate it",
+            "a positive number (leave it out to calibrate it)",
         ),
         "density": (args.density is None or 0 < args.density <= 1, "within (0, 1]"),
         "scaling_share": (0 <= args.scaling_share < 1, "within [0, 1)"),
@@ -79,12 +79,12 @@ def check_evolution_arguments(args: Any) -> None:
         )
     if args.racing == "halving" and args.fitness in OOD_METRICS:
         raise SMDError(
-            f"fitness='{args.fitness}' takes a pass of every child over the images of another distribution, and racing='halving' "
-            "is to save passes. Leave racing out, or choose another fitness."
+            f"fitness='{args.fitness}' takes a pass of every child over the out-of-distribution images, and racing='halving' "
+            "is meant to save passes. Leave racing out, or choose another fitness."
         )
     if args.allocation == "cost" and args.decomposition != "blocks":
         raise SMDError(
-            f"allocation='cost' deals children out to blocks, but decomposition is '{args.decomposition}'. Choose "
+            f"allocation='cost' distributes children over blocks, but decomposition is '{args.decomposition}'. Choose "
             "decomposition='blocks', or leave allocation out."
         )
     if args.mirrored and args.population_size % 2:
@@ -105,7 +105,7 @@ def check_evolution_arguments(args: Any) -> None:
 
 
 def check_pruning(args: Any) -> None:
-    """Refuses choices that make no sense where coordinates become zero."""
+    """Refuses choices that do not fit mutation='prune'."""
     senseless = {
         "sigma": args.sigma is not None,
         "mirrored": args.mirrored,
@@ -117,23 +117,23 @@ def check_pruning(args: Any) -> None:
     for name, chosen in senseless.items():
         if chosen:
             raise SMDError(
-                f"{name}={getattr(args, name)} does not go with mutation='prune', in which a child's coordinates become zero, and "
-                "the best child takes the parent's place. Leave it out, or choose mutation='noise'."
+                f"{name}={getattr(args, name)} does not fit mutation='prune', which sets a child's coordinates to zero and replaces "
+                "the parent by the best child. Leave it out, or choose mutation='noise'."
             )
 
 
 def check_objectives(args: Any) -> None:
-    """Refuses objectives that are no choice among several, and what does not go together with them."""
+    """Refuses objectives that do not conflict, and arguments that do not fit several objectives."""
     names = [name.removeprefix("eval_") for name in args.objectives]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise SMDError(
             f"objectives are {', '.join(args.objectives) or 'none'}; expected two or more, each once. Name another, or set fitness "
-            "to choose by one number alone."
+            "to choose by one number."
         )
     if not measured_names(args.objectives):
         raise SMDError(
-            f"objectives are {' and '.join(args.objectives)}, which are about weights alone: nothing would keep the predictions "
-            "right. Name one that is about predictions, such as nll."
+            f"objectives are {' and '.join(args.objectives)}, which only measure weights: nothing would keep the predictions "
+            "right. Add one that measures predictions, such as nll."
         )
     senseless = {
         "fitness": args.fitness != measured_names(args.objectives)[0],
@@ -146,8 +146,8 @@ def check_objectives(args: Any) -> None:
     for name, chosen in senseless.items():
         if chosen:
             raise SMDError(
-                f"{name}={getattr(args, name)} does not go with objectives, by which children are compared in several numbers, and "
-                "one of the front takes the parent's place. Leave it out, or choose one fitness instead of objectives."
+                f"{name}={getattr(args, name)} does not fit objectives, which compare children by several numbers and replace the "
+                "parent by one of the front. Leave it out, or choose one fitness instead of objectives."
             )
     if args.selection_fraction == 0 and args.fitness_samples_per_generation is not None:
         raise SMDError(

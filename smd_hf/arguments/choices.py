@@ -1,7 +1,7 @@
 """
 The choices that arguments offer, as types.
 
-They stand here and not beside the code that implements them, so that arguments import no other room. Whatever implements a
+They are defined here so that arguments import no other room. The code that implements a
 choice takes its names from here.
 """
 
@@ -27,7 +27,7 @@ EnsembleCombination = Literal["mean_probabilities", "mean_logits", "majority_vot
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 OODMetric = Literal["ood_auroc", "ood_energy_auroc"]
-"""Fitness values that are measured on a second data set, of images from another distribution."""
+"""Fitness values that are measured on out-of-distribution images, a second data set."""
 
 WeightObjective = Literal["mutated_fraction", "zero_fraction"]
 """Objectives about weights, not about predictions."""

@@ -51,7 +51,7 @@ class EvolutionArguments(
 
     Args:
         preset (`str`, *optional*): a recipe of the package, such as `"adapt"`: several arguments in one. An argument that is
-            given beside it overrides the recipe's.
+            that is given too overrides the recipe's.
         model_init_kwargs (`dict` or JSON `str`, *optional*): how a model given by name is loaded: `revision`,
             `trust_remote_code`, `dtype`, `cache_dir`.
 
@@ -64,7 +64,7 @@ class EvolutionArguments(
     preset: Preset | None = field(
         default=None,
         metadata={
-            "help": "A recipe: several arguments in one; arguments given beside it override the recipe's. adapt: for a checkpoint "
+            "help": "A recipe: several arguments in one; arguments that are given too override the recipe's. adapt: for a checkpoint "
             "that meets images from another source, five generations of Gauss-Newton steps over norm parameters and head."
         },
     )
@@ -82,9 +82,9 @@ class EvolutionArguments(
             if isinstance(getattr(self, name), str):
                 setattr(self, name, _json_object(name, getattr(self, name)))
         if self.label_map is not None:
-            # Its content, not its place, is what a run is resumed with and reported by.
+            # Resuming and reports use its content, not its path.
             self.label_map = read_label_map(self.label_map)
-        # Trainer fills in many arguments below: what was chosen shows only here.
+        # Trainer fills in many arguments below, so what was chosen is recorded here.
         self._chosen = {argument.name for argument in fields(self) if _differs(argument, getattr(self, argument.name))}
         if self.objective is not None:
             self._rename_objective()
@@ -100,11 +100,11 @@ class EvolutionArguments(
 
     def _rename_objective(self) -> None:
         warnings.warn("The argument `objective` is now called `loss`.", FutureWarning, stacklevel=5)
-        self.loss, self.objective = self.objective, None
-        self._chosen = self._chosen - {"objective"} | {"loss"}
+        self._follow({"loss": self.objective, "objective": None})
+        self._chosen.discard("objective")
 
     def _imply(self) -> None:
-        """What follows from some choices for others that were left open."""
+        """Settles the choices that were left open and follow from others."""
         several = self.objectives is not None
         if self.recombination == "auto":
             # The losers of a race have not seen all images, which a Gauss-Newton step needs.
@@ -113,14 +113,14 @@ class EvolutionArguments(
             self.recombination = "best" if best else "gauss_newton"
         if several and "fitness" not in self._chosen:
             # Logs and plots show one of them.
-            self._follow({"fitness": next(iter(measured_names(self.objectives)), self.fitness)})
+            self._follow({"fitness": next(iter(measured_names(self.objectives or ())), self.fitness)})
 
     def _follow(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             setattr(self, name, copy.copy(value))
         self._chosen.update(values)
 
-    def name_preset(self, preset: str) -> None:
+    def name_preset(self, preset: Preset) -> None:
         """Remembers that these arguments came from a recipe, which was read before they were made."""
         self.preset = preset
         self._chosen.update(("preset", *read_recipe(preset)))

@@ -1,8 +1,8 @@
 """
-What becomes of each argument of `TrainingArguments` in an evolution: it counts, has no effect, or is refused.
+What an evolution does with the arguments of `TrainingArguments`: uses, ignores or refuses them.
 
-A run takes no gradients, so a third of Trainer's arguments has nothing to act on. Those are accepted, because scripts and
-files of arguments share them, and named in one warning where they were given. An argument that would give another result than
+Without gradients, a third of Trainer's arguments have no effect. They are accepted, because scripts and
+files of arguments share them, and one warning names those that were given. An argument that would give another result than
 the one asked for is an error.
 """
 
@@ -15,46 +15,23 @@ from ..errors import SMDError
 
 logger = logging.get_logger(__name__)
 
-NO_EFFECT = {
+_WITHOUT_EFFECT = """
+    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1
+    adam_beta2 adam_epsilon optim_target_modules gradient_accumulation_steps average_tokens_across_devices
+    max_grad_norm activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+    gradient_checkpointing_kwargs liger_kernel_config use_cache neftune_noise_alpha torch_empty_cache_steps
+    include_num_input_tokens_seen ignore_data_skip length_column_name dataloader_persistent_workers
+    dataloader_multiprocessing_context dataloader_in_order ddp_find_unused_parameters ddp_bucket_cap_mb
+    ddp_broadcast_buffers ddp_static_graph
+"""
+NO_EFFECT = dict.fromkeys(_WITHOUT_EFFECT.split(), "") | {
     "per_device_train_batch_size": "per_device_eval_batch_size is the batch size of scoring",
-    "learning_rate": "",
-    "lr_scheduler_type": "",
-    "lr_scheduler_kwargs": "",
-    "warmup_steps": "",
-    "optim": "",
-    "optim_args": "",
-    "weight_decay": "",
-    "adam_beta1": "",
-    "adam_beta2": "",
-    "adam_epsilon": "",
-    "optim_target_modules": "",
-    "gradient_accumulation_steps": "",
-    "average_tokens_across_devices": "",
-    "max_grad_norm": "",
-    "activation_checkpointing": "",
-    "activation_checkpointing_kwargs": "",
-    "gradient_checkpointing": "",
-    "gradient_checkpointing_kwargs": "",
     "use_liger_kernel": "its kernels are for language models",
-    "liger_kernel_config": "",
-    "use_cache": "",
-    "neftune_noise_alpha": "",
-    "torch_empty_cache_steps": "",
-    "include_num_input_tokens_seen": "",
-    "ignore_data_skip": "",
     "data_seed": "seed decides everything",
     "train_sampling_strategy": "every generation scores the same images in the same order",
-    "length_column_name": "",
     "dataloader_drop_last": "all images are scored",
-    "dataloader_persistent_workers": "",
-    "dataloader_multiprocessing_context": "",
-    "dataloader_in_order": "",
-    "ddp_find_unused_parameters": "",
-    "ddp_bucket_cap_mb": "",
-    "ddp_broadcast_buffers": "",
-    "ddp_static_graph": "",
 }
-"""Arguments without effect on an evolution, and why or what to use instead where that helps. Some count in `evaluate`."""
+"""Arguments without effect on an evolution, with a hint where that helps. Some have an effect in `evaluate`."""
 
 SWITCHED_OFF = {
     "activation_checkpointing": False,
@@ -63,16 +40,16 @@ SWITCHED_OFF = {
     "neftune_noise_alpha": None,
     "train_sampling_strategy": "random",
 }
-"""What Trainer would still do to the model or to the order of evaluation, for a training that never comes."""
+"""Arguments by which Trainer would change the model or the order of evaluation."""
 
 REFUSED = ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "batch_eval_metrics", "enable_jit_checkpoint")
-"""Arguments that cannot be served: an error. `fsdp_config` has no effect without `fsdp`."""
+"""Arguments that are an error. `fsdp_config` has no effect without `fsdp`."""
 
 REPLACED = ("num_train_epochs", "max_steps", "bf16_full_eval", "fp16_full_eval", "label_names")
-"""Arguments that may only say what is the case anyway; another value is an error that names the argument to use."""
+"""Arguments that follow from others; another value is an error that names the argument to use."""
 
 OF_SCRIPTS = ("do_train", "do_eval", "do_predict", "save_only_model", "remove_unused_columns", "local_rank")
-"""Arguments that Trainer ignores too, or that ask for what always happens."""
+"""Arguments that Trainer ignores too, or that are always on."""
 
 HIDDEN = (*NO_EFFECT, *REFUSED, *REPLACED, *OF_SCRIPTS)
 """Accepted on the command line, but not shown by `smd-hf evolve --help`."""
@@ -93,17 +70,17 @@ def check_inherited_arguments(args: Any) -> None:
         if value not in (default, args.num_generations):
             raise SMDError(
                 f"{name} is {value:g} and num_generations is {args.num_generations}, but one generation is one step and one "
-                "epoch. Set num_generations alone."
+                "epoch. Set only num_generations."
             )
     if args.bf16_full_eval or args.fp16_full_eval:
         raise SMDError(
-            "bf16_full_eval and fp16_full_eval would round the parent's weights for good. Load the model in the dtype that it "
-            "is to be evolved in (dtype='bfloat16'), or use bf16=True for mixed precision."
+            "bf16_full_eval and fp16_full_eval would round the parent's weights for good. Load the model in the dtype in which "
+            "it should evolve (dtype='bfloat16'), or use bf16=True for mixed precision."
         )
     if args.batch_eval_metrics:
         raise SMDError(
-            "batch_eval_metrics=True gives compute_metrics one batch at a time, but children are compared by the metrics of all "
-            "images at once, and logits of a classifier fit into memory. Leave it out, and let compute_metrics take all "
+            "batch_eval_metrics=True gives compute_metrics one batch at a time, but children are compared by metrics over all "
+            "images, and logits of a classifier fit into memory. Leave it out, and let compute_metrics take all "
             "predictions, without compute_result."
         )
     if args.label_names not in (None, ["labels"]):
@@ -113,14 +90,14 @@ def check_inherited_arguments(args: Any) -> None:
         )
     if args.enable_jit_checkpoint:
         raise SMDError(
-            "enable_jit_checkpoint would take over SIGTERM, which already ends an evolution safely: what has been scored is kept, "
-            "and resume_from_checkpoint=True (--resume) goes on from there. Leave it out."
+            "enable_jit_checkpoint would take over SIGTERM, which already stops an evolution safely: what has been scored is kept, "
+            "and resume_from_checkpoint=True (--resume) continues from there. Leave it out."
         )
 
 
 def check_not_sharded(args: Any, found: str | None = None) -> None:
     """
-    Refuses FSDP, DeepSpeed and other parallelism that leaves each process a part of the weights.
+    Refuses FSDP, DeepSpeed and other parallelism that shards the weights.
 
     Args:
         args ([`EvolutionArguments`]): their `fsdp`, `deepspeed` and `parallelism_config`; and the environment that
@@ -131,7 +108,7 @@ def check_not_sharded(args: Any, found: str | None = None) -> None:
     names = given + launched or ([found] if found else [])
     if names:
         raise SMDError(
-            f"{' and '.join(names)} would leave each process a part of the weights, but a child changes single weights in place, so "
+            f"{' and '.join(names)} would shard the weights over the processes, but a child changes single weights in place, so "
             "every process needs the whole model. Leave it out: without gradients and optimizer a model needs little memory. To "
             "use several GPUs, start one process for each with `torchrun --nproc_per_node N` or `accelerate launch --multi_gpu`."
         )
@@ -142,9 +119,9 @@ def _flag(name: str) -> bool:
 
 
 def ignored_arguments(args: Any) -> list[str]:
-    """The arguments that were given, with another value than the default, and have no effect."""
+    """The arguments without effect that were given a value other than their default."""
     given = args.non_default()
-    # Off is their default, by another name.
+    # False is the same as their default None.
     off = {name for name in ("activation_checkpointing", "gradient_checkpointing") if not getattr(args, name)}
     names = [name for name in NO_EFFECT if name in given and name not in off]
     if args.include_num_input_tokens_seen not in (False, "no"):
@@ -156,10 +133,10 @@ def ignored_arguments(args: Any) -> list[str]:
 
 
 def warn_of_ignored_arguments(args: Any) -> None:
-    """Names in one warning, on one process, all arguments that were given and have no effect."""
+    """Warns, once and on one process, of all given arguments that have no effect."""
     names = ignored_arguments(args)
     if names and args.process_index == 0:
-        logger.warning(f"No effect on an evolution, which takes no gradients: {', '.join(map(_with_hint, names))}.")
+        logger.warning(f"No effect on an evolution, which uses no gradients: {', '.join(map(_with_hint, names))}.")
 
 
 def _with_hint(name: str) -> str:
@@ -168,13 +145,13 @@ def _with_hint(name: str) -> str:
 
 
 def switch_off(args: Any) -> None:
-    """Keeps Trainer from acting on arguments that have no effect here."""
+    """Switches off the arguments by which Trainer would change the model or the order of evaluation."""
     for name, value in SWITCHED_OFF.items():
         setattr(args, name, value)
 
 
 def warn_of_idle_gpus(args: Any) -> None:
-    """Says how to use all GPUs, where several are visible to a process that was started without a launcher."""
+    """Says how to use all GPUs, if a process without a launcher sees several."""
     if args.idle_gpus:
         count = args.n_gpu + args.idle_gpus
         logger.warning(

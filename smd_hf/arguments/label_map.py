@@ -1,5 +1,5 @@
 """
-Label maps: which of the model's classes a label means, said by the user.
+Label maps: the user says which class of the model a label means.
 
 A map goes from the data set's label to the model's label or the index of its class. It is a `dict`, JSON text, or a JSON or
 CSV file.
@@ -21,7 +21,7 @@ _HEADERS = ("label", "data_label", "data label")
 
 def read_label_map(given: Mapping[Any, Any] | str | Path) -> LabelMap:
     """
-    A label map, checked for its form.
+    Reads a label map and checks its form.
 
     Args:
         given (mapping, `str` or `Path`): the map itself, JSON text that begins with a brace, or a file: `.json` with one object,
@@ -29,7 +29,7 @@ def read_label_map(given: Mapping[Any, Any] | str | Path) -> LabelMap:
 
     Returns:
         `dict`: from the label (integers as decimal strings) to the model's label, the index of its class, or `None` for a label
-        that is no class of the model's, of which there must be no image.
+        without a class, of which there must be no image. Decimal numbers in a CSV file are indices, as in JSON.
     """
     if isinstance(given, Mapping):
         pairs, source = list(given.items()), "label_map"
@@ -89,5 +89,6 @@ def _csv_pairs(text: str, source: str) -> list[tuple[str, Any]]:
                 'the index of its class. Put names with commas in quotes: crane,"crane, bird".'
             )
         label, value = (cell.strip() for cell in row)
-        pairs.append((label, value or None))
+        # As in JSON, so that a run may be resumed with the same map in another file.
+        pairs.append((label, int(value) if value.isdecimal() else value or None))
     return pairs

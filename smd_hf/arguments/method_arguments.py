@@ -143,7 +143,7 @@ class FitnessArguments:
     objectives: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Two or more fitness values to choose children by at once; also mutated_fraction (share of the weights that "
+            "help": "Two or more fitness values that choose children together; also mutated_fraction (share of the weights that "
             "changed) and zero_fraction (share that is zero). The next parent is one that no candidate beats in all of them, "
             "and the front of such models is saved. Needs smd_hf[pareto]."
         },
@@ -204,7 +204,7 @@ class RecombinationArguments:
         default=4,
         metadata={
             "help": "How many of the fittest children take part. best: scored again on the selection split, which chooses one; "
-            "top_k_mean: averaged; greedy_soup: tried; gauss_newton: tried beside the step. With objectives, the fittest are "
+            "top_k_mean: averaged; greedy_soup: tried; gauss_newton: tried next to the step. With objectives, the fittest are "
             "those that no other child dominates."
         },
     )

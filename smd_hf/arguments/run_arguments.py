@@ -1,4 +1,4 @@
-"""The arguments of a run: its images, how they are scored, and what it leaves."""
+"""The arguments of a run: its images, how they are scored, and what it saves."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +84,7 @@ class ScoringArguments:
     image_cache_gb: float = field(
         default=2.0,
         metadata={
-            "help": "Memory for decoded images in each process, in GB; as uint8 where that is exact. An image in the cache is "
+            "help": "Memory for decoded images in each process, in GB; as uint8 if that is exact. An image in the cache is "
             "decoded once in a run, any other once a generation."
         },
     )
@@ -114,7 +114,7 @@ class ScoringArguments:
 
 @dataclass
 class ArtifactArguments:
-    """Parameters that control what a run leaves beside the evolved model, and what it pushes."""
+    """Parameters that control what a run saves besides the evolved model, and what it pushes."""
 
     ensemble_size: int = field(
         default=0,

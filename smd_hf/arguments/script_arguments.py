@@ -1,5 +1,5 @@
 """
-What a script is told about model and data, beside [`EvolutionArguments`]; the names are those of transformers' example
+Arguments of a script for its model and data, next to [`EvolutionArguments`], named as in transformers' example
 script for image classification.
 """
 
@@ -11,14 +11,14 @@ from .choices import Dtype
 
 @dataclass
 class ModelArguments:
-    """Which model, and how to load it."""
+    """Parameters that choose the model and how to load it."""
 
-    _argument_group_name = "the model"
+    _argument_group_name = "Parameters that choose the model"
 
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "A model id on the Hub, or the folder of a checkpoint; a sparse delta is put on its base. Required."
+            "help": "A model id on the Hub or the folder of a checkpoint; a sparse delta is applied to its base. Required."
         },
     )
     model_revision: str | None = field(
@@ -35,7 +35,7 @@ class ModelArguments:
     )
     trust_remote_code: bool = field(
         default=False,
-        metadata={"help": "Run the Python files of the model's repository, where the model is defined by them."},
+        metadata={"help": "Run Python files of the model's repository, if they define the model."},
     )
     dtype: Dtype = field(
         default="auto", metadata={"help": "The type of the weights; auto keeps that of the checkpoint."}
@@ -54,9 +54,9 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which images: a data set by name, folders of images, or Parquet files."""
+    """Parameters that choose the images: a data set by name, folders of images, or Parquet files."""
 
-    _argument_group_name = "the data"
+    _argument_group_name = "Parameters that choose the images"
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "A data set on the Hub, or a local folder that `datasets` reads."}
@@ -72,31 +72,33 @@ class DataArguments:
     validation_file: str | None = field(default=None, metadata={"help": "A Parquet file of images to report on."})
     train_val_split: float = field(
         default=0.15,
-        metadata={"help": "Share of the training split to report on instead, where there is no validation split."},
+        metadata={"help": "Share of the training split to report on, if there is no validation split."},
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Use only so many training images, drawn evenly over the classes."}
+        default=None, metadata={"help": "Use at most this many training images, drawn evenly over the classes."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Report on only so many images, drawn evenly over the classes."}
+        default=None, metadata={"help": "Report on at most this many images, drawn evenly over the classes."}
     )
 
 
 @dataclass
 class OODArguments:
-    """Images that are of none of the model's classes, in one of three ways; their labels, if any, have no effect."""
+    """Parameters that choose images of none of the model's classes, in one of three ways; labels have no effect."""
 
-    _argument_group_name = "images of another distribution, for ood_auroc"
+    _argument_group_name = "Parameters that choose out-of-distribution images, for ood_auroc"
 
     ood_dataset_name: str | None = field(
         default=None,
         metadata={
             "help": "A data set on the Hub, or a local folder that `datasets` reads; its test split, else validation, else "
-            "train. A third each is for fitness, selection and the report."
+            "train. Fitness, selection and the report get a third each."
         },
     )
     ood_dir: str | None = field(
-        default=None, metadata={"help": "A folder of such images, with or without sub-folders."}
+        default=None, metadata={"help": "A folder of out-of-distribution images, with or without sub-folders."}
     )
-    ood_file: str | None = field(default=None, metadata={"help": "A Parquet file of such images."})
-    max_ood_samples: int | None = field(default=None, metadata={"help": "Use only so many of them, drawn at random."})
+    ood_file: str | None = field(default=None, metadata={"help": "A Parquet file of out-of-distribution images."})
+    max_ood_samples: int | None = field(
+        default=None, metadata={"help": "Use at most this many of them, drawn at random."}
+    )

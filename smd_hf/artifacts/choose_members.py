@@ -5,10 +5,6 @@ from collections import Counter
 import numpy as np
 import torch
 
-from ..errors import SMDError
-
-SELECTIONS = ("top_k", "all", "greedy")
-
 
 def choose_members(
     logits: np.ndarray,
@@ -32,8 +28,6 @@ def choose_members(
             selection minimises the negative log-likelihood of `"mean_probabilities"` and `"mean_logits"`, and the number of
             errors of `"majority_vote"`.
     """
-    if selection not in SELECTIONS:
-        raise SMDError(f"ensemble_selection='{selection}' is not one of {', '.join(SELECTIONS)}.")
     if selection == "all":
         return [(candidate, 1) for candidate in range(len(logits))]
     if selection == "top_k":

@@ -51,17 +51,19 @@ def collect_artifacts(
     front: RunFront | None = None,
 ) -> Artifacts:
     """Builds the ensemble and the deltas of the last generation's children that the arguments ask for."""
+    assert evolution.last is not None  # a generation has run
     survivors = ranked(evolution.last.children)
     best = survivors[: args.save_children]
     result = Artifacts()
     if args.ensemble_size and args.ensemble_selection == "front":
+        assert isinstance(evolution, ParetoEvolution) and front is not None
         result.ensemble, result.members = front_ensemble(evolution, front, args.ensemble_combination)
     with evolution.last_parent():
         if args.ensemble_size and survivors and result.ensemble is None:
             chosen = _choose(evolution, args, survivors)
             result.members = [{"child": scored.child.index, "votes": votes} for scored, votes in chosen]
             result.ensemble = SMDEnsembleForImageClassification.from_children(
-                copy.deepcopy(evolution.model),
+                _model(evolution),
                 [dict(evolution.mutation.changes(scored.child)) for scored, _ in chosen],
                 [float(votes) for _, votes in chosen],
                 args.ensemble_combination,
@@ -92,11 +94,11 @@ def _choose(
 
 
 def _delta(
-    evolution: Evolution, args: EvolutionArguments, scored: ScoredChild, first_parent: PreTrainedModel
+    evolution: Evolution, args: EvolutionArguments, scored: ScoredChild, first_parent: PreTrainedModel | None
 ) -> SparseDelta:
     """The child's difference from the first parent, over all generations."""
-    child = scored.child
-    model = copy.deepcopy(evolution.model)
+    assert first_parent is not None  # kept for save_children
+    child, model = scored.child, _model(evolution)
     commit(dict(model.named_parameters()), evolution.mutation.changes(child))
     return SparseDelta.between(
         first_parent,
@@ -106,6 +108,11 @@ def _delta(
         child=child.index,
         record={"sigma": child.sigma, "decomposition": args.decomposition, args.fitness: scored.fitness},
     )
+
+
+def _model(evolution: Evolution) -> Any:
+    """A copy of the model that evolves: a `PreTrainedModel` wherever artifacts are made."""
+    return copy.deepcopy(evolution.model)
 
 
 def describe_deltas(result: Artifacts, parent_logits: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, Any]:
@@ -138,7 +145,9 @@ def describe_ensemble(
         the members, their diversity, the scores of the fittest (`best`) and of the mean member, and accuracy by number of
         members.
     """
-    ensemble = result.ensemble.to(args.device).eval()
+    assert result.ensemble is not None
+    ensemble = result.ensemble.eval()
+    ensemble.to(args.device)  # pyright: ignore[reportArgumentType]
     outputs = [ensemble(**batch.inputs(args.device, ensemble.dtype), output_members=True) for batch in batches]
     logits = torch.cat([output.logits for output in outputs]).float().cpu()
     members = torch.cat([output.member_logits for output in outputs]).float().cpu()
@@ -181,7 +190,7 @@ def front_ensemble(
 ) -> tuple[SMDEnsembleForImageClassification, list[dict[str, Any]]]:
     """The ensemble of a front, with one vote per member, and the generation and child of each member."""
     with evolution.from_first_parent():
-        model = copy.deepcopy(evolution.model)
+        model = _model(evolution)
     ensemble = SMDEnsembleForImageClassification.from_children(
         model, [changes for _, changes in front.ensemble], combination=combination
     )

@@ -79,7 +79,7 @@ def load_with_processor(
     name = expanded(os.fspath(repo_or_path))
     model, delta = _load(name, source, trust_remote_code, dtype)
     if delta is not None and find_file(name, IMAGE_PROCESSOR_NAME, source, unreachable_is_missing=True) is None:
-        name, source = delta.config.base_model, source | {"revision": delta.config.base_revision}
+        name, source = str(delta.config.base_model), source | {"revision": delta.config.base_revision}
     return model, load_image_processor(name, model=model, trust_remote_code=trust_remote_code, **source)
 
 
@@ -109,7 +109,9 @@ def _load(
     form = stored_form(name, source, subfolder)
     if form == "delta":
         delta = SparseDelta.from_pretrained(name, **source, subfolder=subfolder)
-        child = delta.merge(trust_remote_code=trust_remote_code, token=source["token"], cache_dir=source["cache_dir"])
+        child: Any = delta.merge(
+            trust_remote_code=trust_remote_code, token=source["token"], cache_dir=source["cache_dir"]
+        )
         return child if dtype == "auto" else child.to(dtype), delta
     if form is None:
         raise SMDError(
@@ -120,7 +122,7 @@ def _load(
     if form == "ensemble":
         check_entries(name)
         try:
-            ensemble = SMDEnsembleForImageClassification.from_pretrained(
+            ensemble: Any = SMDEnsembleForImageClassification.from_pretrained(
                 name, **source, trust_remote_code=trust_remote_code, dtype=dtype
             )
         except Exception as error:  # a bad configuration may make transformers fail anywhere

@@ -36,7 +36,7 @@ def resolve_model(
                 "model.merge(), the mean of its members, or model.member(0), the first of them."
             )
         return model, processing_class, []
-    loading = dict(args.model_init_kwargs or {})
+    loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # pyright: ignore
     name = str(model)
     form = _form(name, loading)
     if form == "ensemble":
@@ -48,11 +48,11 @@ def resolve_model(
     if form == "delta":
         child, processor = load_with_processor(name, **loading)
         return child, processing_class or processor, []
-    model, missing_head = load_model_for_new_head(name, **loading)
+    loaded, missing_head = load_model_for_new_head(name, **loading)
     if processing_class is None:
         loading.pop("dtype", None)
-        processing_class = load_image_processor(name, model=model, **loading)
-    return model, processing_class, missing_head
+        processing_class = load_image_processor(name, model=loaded, **loading)
+    return loaded, processing_class, missing_head
 
 
 def _form(name: str, loading: dict[str, Any]) -> str | None:

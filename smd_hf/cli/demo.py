@@ -11,12 +11,12 @@ from .terminal import quiet_libraries
 
 @dataclass
 class DemoArguments:
-    """What can be chosen about the demo."""
+    """Parameters of the demo."""
 
-    output_dir: str = field(default="demo_output", metadata={"help": "The folder that receives everything."})
-    seed: int = field(default=0, metadata={"help": "Decides on the images' parts, the parent and the evolution."})
-    population_size: int = field(default=32, metadata={"help": "Children a generation."})
-    num_generations: int = field(default=10, metadata={"help": "How many generations to evolve."})
+    output_dir: str = field(default="demo_output", metadata={"help": "The folder for all results."})
+    seed: int = field(default=0, metadata={"help": "Seed of the splits, the parent and the evolution."})
+    population_size: int = field(default=32, metadata={"help": "Number of children in each generation."})
+    num_generations: int = field(default=10, metadata={"help": "Number of generations."})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     Trains a parent, shifts the images, evolves it, and prints the before/after table.
 
     Raises:
-        `SMDError`: for arguments that cannot work, or a folder that cannot be written to.
+        `SMDError`: for wrong arguments, or a folder that cannot be written to.
     """
     parser = CommandParser(
         "demo",

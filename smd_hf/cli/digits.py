@@ -1,8 +1,8 @@
 """
-The embedded example: a small classifier of digits meets images from another camera, and is evolved to read them.
+The embedded example: a small classifier of digits meets images from another camera and evolves to read them.
 
-All of it is real and small: scikit-learn's 1,797 handwritten digits, a ResNet of transformers trained here by ordinary SGD,
-and the interface that a user would call. Nothing is downloaded.
+It uses scikit-learn's 1,797 handwritten digits, a ResNet of transformers trained here by SGD, and the public interface.
+Nothing is downloaded.
 """
 
 import os
@@ -47,10 +47,10 @@ def shifted(image: Image.Image) -> Image.Image:
     """The image as another camera would have taken it: turned by 12 degrees, out of focus, and with less contrast."""
     turned = image.rotate(12, Image.Resampling.BILINEAR)
     blurred = turned.filter(ImageFilter.GaussianBlur(1.5))
-    return blurred.point(lambda value: round(20 + 0.85 * value))
+    return blurred.point([round(20 + 0.85 * value) for value in range(256)])
 
 
-def digit_splits(seed: int) -> dict[str, Dataset]:
+def digit_splits(seed: int) -> dict[str, Any]:
     """
     scikit-learn's digits in three disjoint, stratified parts of 599 images, as data sets with `image` and `label`.
 
@@ -58,7 +58,7 @@ def digit_splits(seed: int) -> dict[str, Dataset]:
         dict of `str` to `datasets.Dataset`: `"parent"`, clean, to train the parent on; `"train"`, shifted, to evolve on;
         `"test"`, shifted, to report on; and `"clean_test"`, the images of `"test"` before the shift.
     """
-    digits = load_digits()
+    digits: Any = load_digits()
     images = [_picture(pixels) for pixels in digits.images]
     rest, test = stratified_split(digits.target, 1 / 3, seed)
     first, second = stratified_split(digits.target[rest], 1 / 2, seed)
@@ -78,10 +78,10 @@ def digit_splits(seed: int) -> dict[str, Dataset]:
 
 
 def train_parent(dataset: Dataset, folder: str | os.PathLike, seed: int) -> None:
-    """Trains a ResNet of 80,000 weights on clean digits by SGD, some seconds long, and saves it as a checkpoint."""
+    """Trains a ResNet of 80,000 weights on clean digits by SGD in some seconds, and saves it as a checkpoint."""
     id2label, label2id = label_maps(DIGITS)
     processor = ViTImageProcessor(size={"height": SIZE, "width": SIZE})
-    batch = ImageCollator(processor, "image", "label")(list(dataset))
+    batch = ImageCollator(processor, "image", "label")([dict(row) for row in dataset])  # pyright: ignore
     pixel_values, labels = batch["pixel_values"], batch["labels"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -139,15 +139,15 @@ def run_demo(
     trainer = EvolutionTrainer(
         model=folder / "parent", args=args, train_dataset=splits["train"], eval_dataset=splits["test"]
     )
-    clean = trainer.predict(splits["clean_test"], metric_key_prefix="clean").metrics
+    clean = trainer.predict(splits["clean_test"], metric_key_prefix="clean").metrics or {}
     trainer.train()
 
     sample = [int(np.flatnonzero(np.array(splits["test"]["label"]) == digit)[0]) for digit in range(len(DIGITS))]
-    images = [[splits[name][row]["image"] for row in sample] for name in ("clean_test", "test")]
-    shift = plot_shift(*images, folder / "shift.png", names=("parent's", "shifted"))
+    clean_images, shifted_images = ([splits[name][row]["image"] for row in sample] for name in ("clean_test", "test"))
+    shift = plot_shift(clean_images, shifted_images, folder / "shift.png", names=("parent's", "shifted"))
     evolved = folder / "evolved"
     return DemoResult(
-        report=trainer.report,
+        report=trainer.report or {},
         clean_accuracy=clean["clean_accuracy"],
         parent_dir=folder / "parent",
         evolved_dir=evolved,

@@ -36,9 +36,7 @@ from .terminal import quiet_libraries
 
 @dataclass
 class EvaluationArguments:
-    """What to compare with, and how to go through the images."""
-
-    _argument_group_name = "the evaluation"
+    """Parameters that control the evaluation."""
 
     against: str | None = field(
         default=None,
@@ -64,11 +62,12 @@ class EvaluationArguments:
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that decode images. With 0, threads do."}
     )
-    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU although there is a GPU."})
+    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even if there is a GPU."})
     seed: int = field(
         default=42, metadata={"help": "Draws the subset that max_eval_samples or train_val_split asks for."}
     )
     output_file: str | None = field(default=None, metadata={"help": "Also write the numbers to this JSON file."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bars."})
 
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size < 1:
@@ -101,8 +100,8 @@ def run(argv: Sequence[str]) -> int:
             need_train=False,
         )
         image_column, label_column = find_columns(images, args.image_column_name, args.label_column_name)
-        check_images(images, image_column, what="validation")
-        # The revision belongs to the first model: another repository has commits of its own.
+        check_images(images, image_column, what="validation", progress=not args.disable_tqdm)
+        # The revision belongs to the first model, not to another repository.
         loading = [model_args.loading(), {**model_args.loading(), "revision": None}]
         scored = [
             logits_in_data_order(name, images, (image_column, label_column), args, kwargs)
@@ -111,8 +110,8 @@ def run(argv: Sequence[str]) -> int:
     logits, (labels, *others) = [each for each, _ in scored], [each for _, each in scored]
     if not all(np.array_equal(labels, each) for each in others):
         raise SMDError(
-            "label_map gives two labels one class of one model, but two classes of the other, so that the two cannot be compared. Give "
-            "the same labels one class of both."
+            "label_map gives two labels the same class of one model, but two classes of the other, so they cannot be compared. Give "
+            "them one class, or two, in both models."
         )
 
     if args.against is None:
@@ -139,9 +138,9 @@ def logits_in_data_order(
     name: str, images: Dataset, columns: tuple[str, str], args: EvaluationArguments, loading: dict
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    A model's logits, float32, of shape `(images, classes)`, whose columns are in the order of the data set's labels, whatever
-    classes of the model they are, with the classes that the data set does not know after them; and the column of each image's
-    label, int64 of shape `(images,)`. Labels that a label map gives one class have one column.
+    A model's logits, float32, of shape `(images, classes)`, with columns in the order of the data set's labels,
+    followed by the classes that the data set does not have; and the column of each image's
+    label, int64 of shape `(images,)`. Labels with the same class have one column.
     """
     image_column, label_column = columns
     model, processor = load_with_processor(name, **loading)
@@ -150,7 +149,7 @@ def logits_in_data_order(
         alignment = align_labels(
             names,
             observed,
-            model.config.id2label,
+            model.config.id2label or {},
             split="validation",
             label_map=args.labels_given,
             otherwise="Or choose a model with these classes; `smd-hf evolve` gives a model a head for them.",
@@ -170,7 +169,7 @@ def logits_in_data_order(
         input_names(member),
     )
     use_cpu = args.use_cpu or not torch.accelerator.is_available()
-    device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()
+    device = (None if use_cpu else torch.accelerator.current_accelerator()) or torch.device("cpu")
     batches = ImageBatches(
         images,
         collator,
@@ -180,21 +179,22 @@ def logits_in_data_order(
         input_names=input_names(model),
         spare=spare_threads(device),
     )
-    evaluator = Evaluator(model.to(device), device)
-    with ScoringBar(f"Scoring {name}") as evaluator.work:
+    evaluator = Evaluator(model.to(device), device)  # pyright: ignore[reportArgumentType]
+    evaluator.work = bar = ScoringBar(f"Scoring {name}", shown=not args.disable_tqdm)
+    with bar:
         logits = evaluator.logits(batches)
     if not np.isfinite(logits).all():
         raise SMDError(
             f"'{name}' gives logits that are not finite (NaN or infinity) on this data. Check that the checkpoint fits its "
             "image processor, and load it with --dtype float32 if it is in float16."
         )
-    columns, places = alignment.columns(logits.shape[1])
-    return logits[:, columns], places[encode_labels(observed, alignment.names, split="validation")]
+    order, places = alignment.columns(logits.shape[1])
+    return logits[:, order], places[encode_labels(observed, alignment.names, split="validation")]
 
 
 def absent_classes(models: Sequence[tuple[str, np.ndarray]], labels: np.ndarray, seed: int) -> dict[str, Any] | None:
     """
-    What models predict of classes that have no image here, and how good they are without these.
+    How often models predict classes without an image in this data, and their scores without these classes.
 
     Returns:
         `dict` or `None`: how many classes are `with_images`; by model (`models`) its `classes`, those `without_images`, the share of
@@ -215,18 +215,19 @@ def absent_classes(models: Sequence[tuple[str, np.ndarray]], labels: np.ndarray,
     if len(models) == 2:
         (first, baseline), (second, candidate) = models
         comparison = compare_restricted(baseline, candidate, labels, at_hand, names=(first, second), seed=seed)
-        entry["comparison"] = asdict(comparison)
+        if comparison is not None:
+            entry["comparison"] = asdict(comparison)
     return entry
 
 
 def format_absent(absent: Mapping[str, Any]) -> str:
-    """The same for the terminal."""
+    """The report on classes without an image, for the terminal."""
     lines = [""]
     for name, each in absent["models"].items():
         scores = each["restricted"]
         lines.append(
             f"{name}: {each['without_images']:,} of {each['classes']:,} classes have no image here; one of them is predicted on "
-            f"{100 * each['predicted']:.2f} % of the images. Restricted to the {absent['with_images']:,} others: accuracy "
+            f"{100 * each['predicted']:.2f} % of the images. Restricted to the other {absent['with_images']:,} classes: accuracy "
             f"{100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.4f}."
         )
     if "comparison" in absent:
@@ -244,11 +245,11 @@ def format_scores(name: str, scores: Scores) -> str:
     )
 
 
-def short_names(*paths: str) -> tuple[str, ...]:
-    """The last parts of ids or folders, with as many parts as it takes to tell them apart; numbered where nothing does."""
-    parts = [Path(path).parts for path in paths]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = tuple("/".join(each[-count:]) for each in parts)
-        if len(set(names)) == len(names):
+def short_names(first: str, second: str) -> tuple[str, str]:
+    """The last parts of two ids or folders, as many as needed to distinguish them; numbered if they are equal."""
+    one, other = Path(first).parts, Path(second).parts
+    for count in range(1, max(len(one), len(other)) + 1):
+        names = "/".join(one[-count:]), "/".join(other[-count:])
+        if names[0] != names[1]:
             return names
-    return tuple(f"{path} ({number})" for number, path in enumerate(paths, start=1))
+    return f"{first} (1)", f"{second} (2)"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.trainer_utils import get_last_checkpoint
@@ -26,14 +27,12 @@ from .terminal import quiet_libraries
 
 @dataclass
 class ResumeArguments:
-    """Whether to go on with a run."""
-
-    _argument_group_name = "a run that was stopped"
+    """Parameters that resume a run."""
 
     resume: bool = field(
         default=False,
         metadata={
-            "help": "Go on with the run in output_dir, and begin it where there is none yet. (--resume_from_checkpoint goes on "
+            "help": "Continue the run in output_dir, or begin one if there is none yet. (--resume_from_checkpoint continues "
             "from one checkpoint-N.)"
         },
     )
@@ -73,22 +72,23 @@ def run(argv: Sequence[str]) -> int:
             seed=args.seed,
             cache_dir=model_args.cache_dir,
         )
-        others = load_ood_images(
+        ood_images = load_ood_images(
             **asdict(ood_args),
             image_column_name=args.image_column_name,
             seed=args.seed,
             cache_dir=model_args.cache_dir,
         )
-        trainer = EvolutionTrainer(name, args, train_dataset=train, eval_dataset=validation, ood_dataset=others)
+        images: dict[str, Any] = {"train_dataset": train, "eval_dataset": validation, "ood_dataset": ood_images}
+        trainer = EvolutionTrainer(name, args, **images)
         if data_args.dataset_name is not None and not Path(data_args.dataset_name).exists():
             trainer.dataset_name = data_args.dataset_name
         try:
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or resuming.resume)
-        except (KeyboardInterrupt, Terminated) as told:
-            kind = Terminated if isinstance(told, Terminated) else KeyboardInterrupt
+        except (KeyboardInterrupt, Terminated) as stopped:
+            kind = Terminated if isinstance(stopped, Terminated) else KeyboardInterrupt
             raise kind(what_is_saved(trainer)) from None
 
-    if not trainer.is_world_process_zero():
+    if not trainer.is_world_process_zero() or trainer.report is None:
         return 0
     print(f"\n{format_table(trainer.report)}\n")
     for line in absent_lines(trainer.report.get("absent_classes")):
@@ -96,7 +96,7 @@ def run(argv: Sequence[str]) -> int:
     if trainer.stopped is not None:
         print(stopped_sentence(trainer.stopped))
     print(f"The evolved model is in {args.output_dir}: AutoModelForImageClassification.from_pretrained loads it.")
-    print(f"Beside it: gain_report.json (all numbers), children.jsonl (every child), {_figures(args.output_dir)}.")
+    print(f"Next to it: gain_report.json (all numbers), children.jsonl (every child), {_figures(args.output_dir)}.")
     for line in (*front_lines(trainer.front), *ood_lines(trainer.ood_report)):
         print(line)
     for address in trainer.pushed.values():
@@ -107,22 +107,22 @@ def run(argv: Sequence[str]) -> int:
 
 
 def has_run(folder: Path) -> bool:
-    """Whether a run has begun in a folder, and left its ledger or a checkpoint."""
+    """Whether a folder holds the ledger or a checkpoint of a run."""
     return (folder / LEDGER_NAME / HEADER_NAME).is_file() or (
         folder.is_dir() and get_last_checkpoint(folder) is not None
     )
 
 
 def what_is_saved(trainer: EvolutionTrainer) -> str:
-    """What a run that was stopped has left behind, and how to go on."""
+    """What a stopped run has saved, and how to continue."""
     done, planned = trainer.state.global_step, trainer.args.num_generations
-    if not has_run(Path(trainer.args.output_dir)):
+    if not has_run(Path(trainer.args.output_dir or ".")):
         return "Nothing was saved."
     return (
-        f"{done} of {planned} generations were finished, and what was scored since is kept: the same command with --resume "
-        "goes on."
+        f"{done} of {planned} generations were finished, and what was scored since is kept. The same command with --resume "
+        "continues the run."
     )
 
 
-def _figures(folder: str) -> str:
-    return ", ".join(sorted(path.name for path in Path(folder).glob("*.png")))
+def _figures(folder: str | None) -> str:
+    return ", ".join(sorted(path.name for path in Path(folder or ".").glob("*.png")))

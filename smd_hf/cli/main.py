@@ -1,4 +1,4 @@
-"""The console script `smd-hf`: finds the command and turns errors that a user can mend into one paragraph."""
+"""The console script `smd-hf`: finds the command and turns a user's mistakes into errors of one paragraph."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": "score a model, or compare two on the same images",
     "push": "upload a saved model, ensemble or delta to the Hub",
 }
-"""Each command with its summary; the module of that name in this package has `run(argv)`, and is imported when it is used."""
+"""Each command with its summary. The module of that name in this package has `run(argv)` and is imported on use."""
 
 MISTAKE, INTERRUPTED = 2, 130
 
@@ -26,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Runs one command.
 
     Returns:
-        `int`: 0; 2 for a mistake in what the user gave, told in one paragraph on stderr; 130 after Ctrl-C, 143 after
-            SIGTERM in the midst of a run.
+        `int`: 0; 2 for a user's mistake, explained in one paragraph on stderr; 130 after Ctrl-C, 143 after SIGTERM during a run.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     program = "smd-hf"
@@ -42,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{program}: interrupted. {interrupt or 'Nothing was saved.'}", file=sys.stderr)
         return INTERRUPTED
     except Terminated as end:
-        print(f"\n{program}: told to end. {end or 'Nothing was saved.'}", file=sys.stderr)
+        print(f"\n{program}: terminated. {end or 'Nothing was saved.'}", file=sys.stderr)
         return end.code
     except SystemExit as end:  # argparse, after --help and --version
-        return int(end.code or 0)
+        return int(end.code or 0)  # pyright: ignore[reportArgumentType]
 
 
 def _find_command(argv: list[str]) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Arguments from the command line and from a YAML or JSON file into dataclasses; every mistake is an [`SMDError`]."""
+"""Arguments from the command line and from a YAML or JSON file into dataclasses; mistakes are an [`SMDError`]."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -23,7 +23,7 @@ class CommandParser(HfArgumentParser):
     `HfArgumentParser` for one command: a first argument without dashes is a file of arguments, which the others override.
     """
 
-    def __init__(self, command: str, dataclass_types: Iterable[type], description: str, hidden: Collection[str] = ()):
+    def __init__(self, command: str, dataclass_types: Iterable[Any], description: str, hidden: Collection[str] = ()):
         super().__init__(
             list(dataclass_types),
             prog=f"smd-hf {command}",
@@ -49,10 +49,10 @@ class CommandParser(HfArgumentParser):
                 self._parse_dataclass_field(groups[home], argument)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None):
-        """As argparse's, with the lists that a file of arguments had for options of one value."""
+        """As argparse's, with lists from a file of arguments for options of one value."""
         return super().parse_known_args(args, Namespace(**self._lists))
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise SMDError(message)
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
@@ -68,7 +68,10 @@ class CommandParser(HfArgumentParser):
             )
         except SMDError:
             raise
-        except (ValueError, ImportError) as error:  # what TrainingArguments raises for choices that do not go together
+        except (
+            ValueError,
+            ImportError,
+        ) as error:  # TrainingArguments raises these for arguments that do not fit together
             raise SMDError(str(error)) from error
         if unknown:
             option = next((each for each in unknown if each.startswith("-")), unknown[0])
@@ -79,11 +82,11 @@ class CommandParser(HfArgumentParser):
         return tuple(instances)
 
     def _take_preset(self, argv: list[str]) -> tuple[str | None, list[str]]:
-        """The preset that is asked for, if any, and the arguments with those of its recipe in front: what is given overrides it."""
+        """The given preset, if any, and the arguments after those of its recipe, which they override."""
         if "--preset" not in self._option_string_actions:
             return None, argv
         finder = ArgumentParser(add_help=False, allow_abbrev=False, argument_default=None)
-        finder.error = self.error
+        finder.error = self.error  # pyright: ignore[reportAttributeAccessIssue]
         finder.add_argument("--preset")
         found, rest = finder.parse_known_args(argv)
         if found.preset is None:
@@ -93,7 +96,7 @@ class CommandParser(HfArgumentParser):
     def _near(self, option: str) -> str:
         names = [each[2:] for each in self._option_string_actions if each.startswith("--") and "-" not in each[2:]]
         near = did_you_mean(option.lstrip("-").replace("-", "_"), names)
-        return near or f" `{self.prog} --help` lists those there are."
+        return near or f" `{self.prog} --help` lists all arguments."
 
     def _options(self, values: Mapping[str, Any], source: Path | str) -> Iterator[str]:
         """Arguments of a file as options of the command line."""
@@ -101,14 +104,14 @@ class CommandParser(HfArgumentParser):
             option = f"--{str(key).replace('-', '_')}"
             action = self._option_string_actions.get(option)
             if action is None:
-                raise SMDError(f"'{source}' sets '{key}', which is no argument.{self._near(option)}")
+                raise SMDError(f"'{source}' sets '{key}', which is not an argument.{self._near(option)}")
             if value is None:
                 continue
             if not isinstance(value, list):
                 yield f"{option}={_as_text(value)}"
             elif action.nargs == "+":
                 yield from (option, *map(_as_text, value))
-            elif action.type is str:  # such as report_to, which HfArgumentParser takes one of, and Trainer several
+            elif action.type is str:  # such as report_to: one for HfArgumentParser, several for Trainer
                 self._lists[action.dest] = [str(each) for each in value]
             else:
                 raise SMDError(f"'{source}' sets '{key}' to a list; expected one value.")
@@ -128,7 +131,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SMDError(
-            f"there is no file '{path}'.{did_you_mean(path.name, siblings)} Arguments begin with --; a first one that does not is a YAML or JSON file of "
+            f"there is no file '{path}'.{did_you_mean(path.name, siblings)} Arguments begin with --; a first one without -- is a YAML or JSON file of "
             "arguments."
         )
     try:
@@ -142,7 +145,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
 
 
 def required(arguments: Any, name: str) -> Any:
-    """The value of an argument that has no default; [`SMDError`] where it is missing."""
+    """The value of a required argument; [`SMDError`] if it is missing."""
     value = getattr(arguments, name)
     if value is None:
         raise SMDError(f"--{name} is missing. {arguments.__dataclass_fields__[name].metadata['help']}")
@@ -151,7 +154,7 @@ def required(arguments: Any, name: str) -> Any:
 
 @contextmanager
 def hub_token(token: str | None) -> Iterator[None]:
-    """The token for every request to the Hub meanwhile, by the variable that its client reads; kept nowhere else."""
+    """Within it, requests to the Hub use the token, by the variable that its client reads. It is not kept elsewhere."""
     before = os.environ.get("HF_TOKEN")
     try:
         if token is not None:

@@ -1,4 +1,4 @@
-"""A clean terminal: what the libraries say about themselves is kept off it."""
+"""A quiet terminal: hides bars and warnings of the libraries."""
 
 import warnings
 
@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 
 def quiet_libraries() -> None:
-    """Switches off bars for what takes no time (tensors of a file, rows of a table) and warnings that no user can act on."""
+    """Switches off bars for fast steps (tensors of a file, rows of a table) and warnings that no user can act on."""
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*pin_memory.*", category=UserWarning)

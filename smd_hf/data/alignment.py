@@ -1,7 +1,7 @@
 """
-Alignment: which classes of the model the data set's labels are, or that the head must be another one.
+Matching the data set's labels to the model's classes, or deciding that the head must be replaced.
 
-A label means what its name says, so names decide wherever both sides have them; positions are trusted only where a
+Names decide wherever both sides have them; positions are trusted only where a
 name is missing, and never silently.
 """
 
@@ -21,7 +21,7 @@ from .labels import check_range, encode_labels, some, sorted_names
 from .mapped_labels import mapped_classes
 
 _LISTED = 10
-"""So many labels are listed in an error."""
+"""Labels listed in an error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,11 @@ class LabelAlignment:
 
     Args:
         mapping (`np.ndarray` or `None`): int64 of shape `(number of labels,)`, from the data set's label to the
-            model's class, -1 for a label that the label map gives no class; `None` where the head is to be replaced by one whose
+            model's class, -1 for a label without a class; `None` where the head is replaced by one whose
             classes are the data set's labels.
         how (`str`): `"name"` (the label map included), `"index"` or `"replace"`.
         names (`list[str]` or `None`): the data set's label names in the order of its labels, where it has any.
-        is_sure (`bool`): whether `message` is for information alone; a warning otherwise.
+        is_sure (`bool`): whether `message` is only information; otherwise it is a warning.
     """
 
     mapping: np.ndarray | None
@@ -45,12 +45,7 @@ class LabelAlignment:
     is_sure: bool = False
 
     def check(self, values: np.ndarray, *, split: str) -> None:
-        """
-        Refuses labels that have no class.
-
-        Args:
-            values (`np.ndarray`): int64, of shape `(n,)`.
-        """
+        """Refuses labels (int64, of shape `(n,)`) that have no class."""
         if self.mapping is None:
             return
         occurring = [int(label) for label in np.unique(values)]
@@ -58,7 +53,7 @@ class LabelAlignment:
         if without:
             names = [str(label) if self.names is None else self.names[label] for label in without]
             raise SMDError(
-                f"The {split} split has images of {len(without)} labels that are no class of the model's ({some(names)}). Give them one "
+                f"The {split} split has images of {len(without)} labels without a class of the model ({some(names)}). Give them one "
                 "in the label map, or remove these images."
             )
 
@@ -70,6 +65,7 @@ class LabelAlignment:
             `tuple[np.ndarray, np.ndarray]`: int64 of shape `(num_classes,)`, the classes of the labels in their order and then all
             others; int64 of shape `(number of labels,)`, the place of each label among them, -1 for a label without a class.
         """
+        assert self.mapping is not None  # no head is to be replaced
         classes, first = np.unique(self.mapping[self.mapping >= 0], return_index=True)
         known = classes[np.argsort(first)]
         place = np.full(num_classes, -1, dtype=np.int64)
@@ -166,7 +162,7 @@ def align_labels(
 
 
 def _align_integers(values: np.ndarray, classes: ClassNames, label_map: LabelMap, split: str) -> LabelAlignment:
-    """Integers without names, as a label map alone can tell their classes."""
+    """Integers without names: only the label map says which classes they are."""
     strange = [label for label in label_map if not label.isdecimal()]
     if strange:
         raise SMDError(
@@ -195,7 +191,7 @@ def _matched(match: LabelMatch, names: list[str], classes: ClassNames, given: Ma
     message = f"The data set's {len(names)} labels were matched by name to the model's {len(classes)} classes{by_map}."
     if match.settled:
         chosen = "; ".join(
-            f"{names[label]!r} is class {classes.described(match.classes[label])}, {why}"
+            f"{names[label]!r} is class {classes.described(match.classes[label] or 0)}, {why}"
             for label, why in list(match.settled.items())[:_LISTED]
         )
         message += f" {len(match.settled)} could have been one of several classes: {chosen}. If that is wrong, give a label_map."
@@ -230,13 +226,13 @@ def _problems(
         )
         example[names[label]] = next((index for index in candidates if index not in example.values()), candidates[0])
     if len(match.ambiguous) > _LISTED:
-        sentences.append(f"So it is with {len(match.ambiguous) - _LISTED:,} more labels.")
+        sentences.append(f"{len(match.ambiguous) - _LISTED:,} more labels are ambiguous.")
     for index, labels in list(match.shared.items())[:_LISTED]:
         several = " and ".join(repr(names[label]) for label in labels[:3])
         sentences.append(f"The labels {several} mean the same: the model's class {classes.described(index)}.")
         example[names[labels[0]]] = example[names[labels[1]]] = index
     if len(match.shared) > _LISTED:
-        sentences.append(f"So it is with {len(match.shared) - _LISTED:,} more classes.")
+        sentences.append(f"{len(match.shared) - _LISTED:,} more classes have several labels.")
     shown = dict(list(example.items())[:3])
     if label_map is not None and head_init not in (None, "keep") and otherwise is None:
         sentences.append(
@@ -275,10 +271,10 @@ def check_same_labels(
     split: str = "validation",
 ) -> np.ndarray | None:
     """
-    Check that an evaluation split shares the training split's label space, and find the way between their orders.
+    Checks that an evaluation split has the training split's labels, and maps its label numbers to theirs.
 
     Args:
-        train_names, eval_names (`Sequence[str]` or `None`): the label names of both splits; `None` where one has none.
+        train_names, eval_names (`Sequence[str]` or `None`): the label names of both splits; `None` for one without names.
         observed (`np.ndarray`, *optional*): the evaluation split's labels; a label that the training split does not
             know is then an error only where it occurs. All labels count as observed without it.
 

@@ -19,7 +19,7 @@ from .rows import ImageCollator
 logger = logging.get_logger(__name__)
 
 STREAMED_SHARE = 0.25
-"""Share of the cache that is for batches on their way, where not all can be kept: those in use, and those that come next."""
+"""Share of the cache reserved for batches in use and batches read ahead, if not all can be kept."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Batch:
 
     Args:
         stored (dict of `str` to `torch.Tensor`): the model's inputs, each of shape `(batch, ...)`; `pixel_values` as the uint8
-            that they come from, where there is a codec.
+            that they come from, with a codec.
         labels (`torch.Tensor`): of shape `(batch, ...)`; int64 of shape `(batch,)` for classes.
     """
 
@@ -60,15 +60,15 @@ class Batch:
 
 class ImageBatches:
     """
-    A data set in batches, kept in memory as far as a budget allows.
+    A data set in batches, cached in memory up to a budget.
 
-    Batch k holds images k * batch_size and on, in the order given, on any number of processes.
+    Batch k begins at image k * batch_size, on any number of processes.
 
     Args:
         collator (`Callable`): rows to the model's inputs and `"labels"`, tensors of shape `(batch, ...)`.
         batch_size (`int`): images a batch; the last may hold fewer.
-        cache_bytes (`int`, *optional*, defaults to 0): how much decoded data may be in memory. What fits is decoded once in a
-            run, the rest once each time that it is asked for.
+        cache_bytes (`int`, *optional*, defaults to 0): budget for decoded data. What fits is decoded once in a
+            run, the rest each time it is needed.
         threads (`int`, *optional*): threads that decode ahead of time; one for each core, at most 8, by default. With 0, a batch
             is decoded when it is asked for.
         spare (`int`, *optional*): how many of them while the caller works; by default one for each core that torch leaves
@@ -143,7 +143,7 @@ class ImageBatches:
         return {number: self._labels[number] for number in numbers}
 
     def head(self, num_images: int) -> "ImageBatches":
-        """The first images alone, a sample for a cheap look: with what is kept of them, and what is left of the budget."""
+        """The first images as a sample that shares what is cached of them, and the remaining budget."""
         sample = ImageBatches(
             self.dataset,
             self.collator,
@@ -170,11 +170,11 @@ class ImageBatches:
         self, numbers: Sequence[int] | None = None, on_read: Callable[[], None] | None = None, eager: bool = False
     ) -> Iterator[list[Batch]]:
         """
-        Batches in order, in lists that are in memory together: one list where everything is in memory already.
+        Batches in order, in lists that fit into memory: one list where everything is cached already.
 
-        What is not is read ahead while the caller works on a list. A list therefore ends where the next batch is still being
+        Other batches are read ahead while the caller works on a list. A list ends where the next batch is still being
         read, but not before it is as long as all lists before it, as each costs the caller something; so there are few.
-        A list holds one batch at least, whatever the budget; so many are read ahead as it allows, or one for each thread.
+        A list holds at least one batch. As many are read ahead as the budget allows, at least one for each thread.
 
         Args:
             numbers (sequence of `int`, *optional*): which batches, in increasing order; all by default.
@@ -184,13 +184,12 @@ class ImageBatches:
         numbers = range(len(self)) if numbers is None else numbers
         with closing(self._reader([number for number in numbers if number not in self._kept])) as fresh:
             group: list[Batch] = []
-            given = size = held = (
-                0  # batches in earlier groups; bytes of the latest batch, and of those here that are not kept
-            )
+            # batches in earlier groups; bytes of the latest batch; bytes of those here that are not kept
+            given = size = held = 0
             for number in numbers:
                 left = self.cache_bytes - self._kept_bytes
                 waits = number not in self._kept and not fresh.ready and (eager or len(group) >= given)
-                # Whoever has the last group holds it until there is the next.
+                # The caller holds the last group until it gets the next.
                 full = held and number not in self._kept and 2 * (held + size) > left
                 if group and (waits or full):
                     yield group
@@ -249,8 +248,8 @@ class ImageBatches:
         batch = Batch(number, select_inputs(columns, self.input_names), columns["labels"])
         if not batch.stored:
             raise SMDError(
-                f"The data collator gives nothing that the model takes: it gives {', '.join(columns)}, and the model takes "
-                f"{', '.join(sorted(self.input_names or ('tensors',)))}. Give a data_collator that returns a tensor by such a name."
+                f"The data collator returns no input of the model: it returns {', '.join(columns)}, and the model takes "
+                f"{', '.join(sorted(self.input_names or ('tensors',)))}. Return a tensor under one of these names."
             )
         if self.codec is not None and "pixel_values" in batch.stored:
             compact = self.codec.encode(batch.stored["pixel_values"])
@@ -267,7 +266,7 @@ class ImageBatches:
                 "are compared on the same images too."
             )
         self._draws, self._repeatable = fresh.draws or self._draws, True
-        # Processes give columns: what a batch is made of would have to go through a pipe.
+        # Worker processes return columns, not a Batch, to send less through the pipe.
         batch = read if isinstance(read, Batch) else self._encoded(number, read)
         self._labels[number] = batch.labels.numpy()
         if self.pin_memory:

@@ -2,7 +2,7 @@
 What a model's classes are called: names, synonyms and WordNet ids.
 
 ImageNet describes a class by a list of synonyms ("tench, Tinca tinca"), and WordNet gives each class an id ("n01440764").
-timm has the ids, synonyms and definitions of all ImageNet label sets; they are read only where names alone do not decide.
+timm has the ids, synonyms and definitions of all ImageNet label sets; they are read only where the names do not decide.
 """
 
 import re
@@ -15,10 +15,10 @@ WORDNET_ID = re.compile(r"n\d{8}(?![^\W_])")
 """At the beginning of a label: `n01440764`, and also `n01440764-tench`, as in the folders of Stanford Dogs."""
 
 _SMALLEST = 1000
-"""The smallest of ImageNet's label sets has so many classes."""
+"""Classes of the smallest of ImageNet's label sets."""
 
 _AGREEING_SHARE = 0.5
-"""So many of a model's names must be those of ImageNet's list at the same place, for its classes to be that list's."""
+"""Share of a model's names that must equal ImageNet's at the same index for its classes to be ImageNet's."""
 
 
 def normalise(name: str) -> str:
@@ -51,7 +51,7 @@ def wordnet_names(synset: str) -> str | None:
 def wordnet_definition(synset: str) -> str:
     """WordNet's definition of an id; empty for an id that no ImageNet label set has."""
     names, detailed = _described(synset, detailed=False), _described(synset, detailed=True)
-    return "" if names is None else detailed.removeprefix(f"{names}: ")
+    return (detailed or "").removeprefix(f"{names}: ")
 
 
 def _described(synset: str, detailed: bool) -> str | None:
@@ -70,7 +70,7 @@ def _imagenet(subset: str) -> Any:
 
 
 def _imagenet_ids(count: int) -> list[str]:
-    """The WordNet ids of ImageNet's label set of so many classes, in its order; empty where there is none."""
+    """The WordNet ids of ImageNet's label set with `count` classes, in order; empty if there is none."""
     if count < _SMALLEST:
         return []
     from timm.data import infer_imagenet_subset

@@ -1,4 +1,4 @@
-"""Which images score children: a split that leaves some to choose with, and others in each generation."""
+"""Which images score children: the fitness and selection splits, and fresh samples for each generation."""
 
 import numpy as np
 
@@ -9,11 +9,11 @@ from .labels import stratified_order, stratified_split
 
 def split_indices(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    Fitness and selection images: disjoint, stratified, the former in an order whose every prefix is balanced.
+    Splits images into fitness and selection, disjoint and stratified; every prefix of the fitness images is balanced.
 
     Args:
         labels (`numpy.ndarray`): of shape `(n,)`.
-        fraction (`float`): share of the images that is set aside for selection, in [0, 1).
+        fraction (`float`): share of the images for selection, in [0, 1).
 
     Returns:
         `tuple[numpy.ndarray, numpy.ndarray]`: rows for fitness and for selection, int64; none of the latter where `fraction`
@@ -23,17 +23,17 @@ def split_indices(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
     if not len(fitness) or (fraction > 0 and not len(selection)):
         raise SMDError(
             f"selection_fraction={fraction} of {len(labels)} training images leaves {len(fitness)} for fitness and "
-            f"{len(selection)} for selection. Both need one at the least: give more images, or set it to 0."
+            f"{len(selection)} for selection. Both need at least one: give more images, or set it to 0."
         )
     return fitness[stratified_order(labels[fitness], seed)], selection
 
 
 class FreshSamples:
     """
-    Fitness images by generation: each is scored on so many, and no image comes again before all have been seen.
+    A sample of the fitness images for each generation; no image comes again before all have been used.
 
-    The images are put in a random order whose every stretch is balanced over the classes, and dealt out from its beginning;
-    what does not make up a whole sample waits for the next order. A generation's sample depends on seed and generation alone.
+    Samples are taken in turn from a random order that is balanced over the classes;
+    the remainder is left for the next order. A generation's sample depends only on seed and generation.
 
     Args:
         indices (`numpy.ndarray`): the rows of all fitness images, of shape `(n,)`.

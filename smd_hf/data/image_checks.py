@@ -1,7 +1,7 @@
 """
-Every image is looked at once before anything expensive starts: what cannot be read is told, or left out.
+Every image is decoded once before anything expensive starts. Unreadable ones are an error, or are left out.
 
-The rows are shared out over the processes, and what each finds is put together, so that all go on with the same rows.
+Each process checks a share of the rows, and all get the same result.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 _CHUNK = 16
-"""Images that a thread takes at a time: few, so that an end is not waited for, and small data sets are shared out too."""
+"""Images that a thread takes at a time: few, so that stopping is fast and small data sets use all threads."""
 
 _SHOWN = 5
 
@@ -66,7 +66,7 @@ def bad_images(
     processes = processes or Processes()
     find_problem = _problem_of_pixel_values if image_column == "pixel_values" else _problem
     read = _reader(dataset, image_column)
-    # Rows that a transform or a data set of the user's makes may draw random numbers.
+    # A transform or data set of the user may draw random numbers.
     repeatable = isinstance(dataset, datasets.Dataset) and image_column in dataset.column_names
     starts = range(0, len(dataset), _CHUNK)[processes.process_index :: processes.num_processes]
 
@@ -116,7 +116,7 @@ class ReadableRows:
 
     def __call__(self, dataset: Any, what: str) -> Any:
         """
-        The data set, or each of several in a dict, without those rows; with a warning that counts them and names the first.
+        The data set, or each of several in a dict, without those rows. Warns with their count and names the first.
 
         Args:
             dataset: map-style, of `dict` rows; `None` stays `None`.
@@ -149,7 +149,7 @@ class ReadableRows:
 
 class Rows:
     """
-    Some rows of a data set, of which no other is ever read: to PyTorch's `Subset` one belongs with all the others.
+    Some rows of a data set, in order. Unlike a `Subset` of PyTorch, the other rows are never read, for labels either.
     """
 
     def __init__(self, dataset: Any, indices: list[int]):

@@ -44,13 +44,13 @@ def to_image(value: Any, channels: int = 3) -> Image.Image:
             raise ValueError(f"it is a {type(value).__name__}")
         return _to_mode(value, mode)
     except Exception as error:  # PIL's decoders raise nearly anything for bytes that are damaged
-        # PIL names a stream by its address in memory: of no use to anyone, and another one in every run.
+        # PIL names a stream by its address in memory, which differs in every run.
         reason = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", str(error)).strip() or type(error).__name__
         raise SMDError(f"An image cannot be read: {one_line(reason)}.") from error
 
 
 def is_processed(value: Any) -> bool:
-    """Whether this holds floats, as a processor returns them, and is not an image still to be processed."""
+    """Whether this holds floats, as a processor returns them, and not an image to process."""
     if isinstance(value, torch.Tensor):
         return value.is_floating_point()
     try:
@@ -85,7 +85,7 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
 
 
 def _array_to_image(value: np.ndarray | torch.Tensor | list) -> Image.Image:
-    # Tensors put channels first and arrays last by custom; only a shape like (3, 32, 3) leaves it open.
+    # By custom, tensors have channels first and arrays last; this decides only shapes like (3, 32, 3).
     channels_first = isinstance(value, torch.Tensor)
     array = value.detach().cpu().float().numpy() if channels_first and value.is_floating_point() else np.asarray(value)
     if array.size == 0 or array.ndim not in (2, 3):
@@ -101,10 +101,10 @@ def _array_to_image(value: np.ndarray | torch.Tensor | list) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(_to_uint8(array)))
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _to_mode(image: Any, mode: str) -> Image.Image:
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(image) or image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_uint8(np.asarray(image)))
     elif image.mode == "LAB":

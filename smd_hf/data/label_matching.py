@@ -2,9 +2,9 @@
 Which class of a model each label of a data set names.
 
 A label names a class by its WordNet id, its whole name, its first synonym, or else any synonym. Where that is true of two
-classes (ImageNet has two called "crane"), the other labels are asked, in this order: is one of the two taken by another label;
-which does a fuller description ("crane bird") fit; how do the other labels spell names (whole lists or first words, with
-capitals or without); are they in the order of the model's classes. What they do not settle is left open: a guess would be
+classes (ImageNet has two called "crane"), the other labels decide, in this order: is one of the two taken by another label;
+which fits a fuller description ("crane bird"); how do the other labels spell names (whole lists or first words, with
+capitals or without); are they in the order of the model's classes. What remains ambiguous is left open: a guess would be
 a wrong label on every image of a class.
 """
 
@@ -16,7 +16,7 @@ from itertools import pairwise
 from .class_names import ClassNames, normalise, synonyms, wordnet_id, wordnet_names, words
 
 _ORDERED = 6
-"""So many labels must be in the order of the model's classes before their order says anything: by chance, 1 in 720 are."""
+"""Labels that must be in the order of the model's classes before their order counts as evidence: by chance, 1 in 720 are."""
 
 
 @dataclass(eq=False)
@@ -25,7 +25,7 @@ class LabelMatch:
     What [`match_labels`] found.
 
     Args:
-        classes (list of `int`, *optional*): for each label its class; `None` where it has none, or not one alone.
+        classes (list of `int`, *optional*): for each label its class; `None` where it has none or several.
         ambiguous (dict of `int` to list of `int`): by label, the classes that it may mean.
     """
 
@@ -50,8 +50,8 @@ def match_labels(labels: Sequence[str], classes: ClassNames, given: Mapping[int,
     Finds the class that each label names.
 
     Args:
-        given (mapping of `int` to `int`, *optional*): classes of some labels, by a label map; -1 for none. Several labels may
-            have one class there, and nowhere else.
+        given (mapping of `int` to `int`, *optional*): classes of some labels, from a label map; -1 for none. Only here may
+            several labels have the same class.
     """
     given = given or {}
     readings = {label: _Reading(name, classes) for label, name in enumerate(labels) if label not in given}
@@ -85,7 +85,7 @@ class _Reading:
             if index is not None or names.by_wordnet_id:
                 self.classes = [] if index is None else [index]
                 return
-            # The model says no ids: what WordNet calls this one may be among its names.
+            # The model has no ids: its names may have WordNet's name for this one.
             self.text = wordnet_names(synset) or self.text.strip()[len(synset) :].lstrip(" _-.,:")
         self.classes = self._named(names) or self._by_synonym(names) or self._described(names)
 

@@ -1,6 +1,5 @@
 """
-Labels: what a data set calls its classes, how they are read without decoding an image, and how to divide images evenly
-over them.
+Labels: a data set's class names, reading labels without decoding images, and stratified splits.
 """
 
 import math
@@ -20,7 +19,7 @@ def label_maps(names: Sequence[str]) -> tuple[dict[int, str], dict[str, int]]:
 
 
 def sorted_names(values: Sequence[str] | np.ndarray) -> list[str]:
-    """The distinct strings by number where all are decimal numbers (`"2"` before `"10"`), else by letters."""
+    """The distinct strings, in numeric order if all are decimal numbers (`"2"` before `"10"`), else in alphabetical order."""
     names = sorted({str(value) for value in values})
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
@@ -115,7 +114,7 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
         return np.empty(0, dtype=np.int64)
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     rng = np.random.default_rng(seed)
-    # Uniform floats alone are drawn: their stream is the same on every platform.
+    # Only uniform floats are drawn: their stream is the same on every platform.
     shuffled = np.lexsort((rng.random(len(inverse)), inverse))
     position = np.empty(len(inverse), dtype=np.int64)
     position[shuffled] = np.arange(len(inverse)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -128,12 +127,12 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    Cut a data set in two, with close to the same share of each class in both parts.
+    Splits a data set in two, with close to the same share of each class in both parts.
 
     Args:
         labels (`np.ndarray`): integers or strings of shape `(N,)`.
-        fraction (`float`): the share of the second part (selection), in [0, 1). Above 0 both parts hold an image at
-            least.
+        fraction (`float`): the share of the second part (selection), in [0, 1). Above 0 both parts hold at least
+            one image.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: sorted int64 indices of the fitness part and of the selection part.

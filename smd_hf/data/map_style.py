@@ -1,4 +1,4 @@
-"""Rows by number: what evolution asks of a data set, as all children are compared on the same images in the same batches."""
+"""Map-style data sets: evolution compares all children on the same images in the same batches, so it needs rows by number."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which classes a label map of the user gives to the labels of a data set."""
+"""Which classes a user's label map gives to the labels of a data set."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from .label_matching import match_labels
 
 def mapped_classes(label_map: LabelMap, labels: Sequence[str], classes: ClassNames) -> dict[int, int]:
     """
-    The classes that a map gives to labels of a data set; what it says of other labels has no effect.
+    The classes that a map gives to labels of a data set; entries for other labels have no effect.
 
     Returns:
         `dict` of `int` to `int`: from the label's number to the class; -1 for `None`.
@@ -40,7 +40,12 @@ def mapped_classes(label_map: LabelMap, labels: Sequence[str], classes: ClassNam
 
 def _class_of(label: str, value: int | str, classes: ClassNames) -> int:
     count = len(classes)
-    same = [index for index, name in enumerate(classes.names) if name == value]
+    same = [index for index, name in enumerate(classes.names) if name == str(value)]
+    if isinstance(value, int) and len(same) == 1 and same[0] != value < count:
+        raise SMDError(
+            f"label_map maps {label!r} to {value}, which is the index of one class ({classes.names[value]!r}) and the name of "
+            f'another (index {same[0]}). Give the name as a string in JSON: "{classes.names[value]}" or "{value}".'
+        )
     if len(same) == 1:
         return same[0]
     if isinstance(value, int) or (value.isdecimal() and not same):

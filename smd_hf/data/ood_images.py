@@ -1,4 +1,4 @@
-"""Images of another distribution than the model's: dealt out to fitness, selection and test, without labels."""
+"""Out-of-distribution images, without labels, split into fitness, selection and test."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from .rows import ImageCollator, find_image_column
 @dataclass(frozen=True)
 class OODImages:
     """
-    The second data set in three disjoint parts, for the same purposes as those of the first.
+    Out-of-distribution images in three disjoint parts, for the same purposes as the parts of the first data set.
 
     Args:
         fitness, selection, test ([`ImageBatches`]): score children, choose among finished candidates, and are reported on.
@@ -29,7 +29,7 @@ class OODImages:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many images each part has; none for selection where the fitness images choose."""
+        """Images of each part; 0 for selection if the fitness images also select."""
         own = self.selection is not self.fitness
         return {
             "fitness": self.fitness.num_images,
@@ -42,7 +42,7 @@ def ood_images(
     dataset: Any, make_batches: Callable[[Any, np.ndarray, float], ImageBatches], selects: bool, seed: int
 ) -> OODImages:
     """
-    Deals a data set out into parts of equal size, by a random order that the seed decides.
+    Splits a data set at random into parts of equal size.
 
     Args:
         make_batches (`Callable`): from data set, rows and share of the cache to batches.
@@ -52,8 +52,8 @@ def ood_images(
     count = 3 if selects else 2
     if len(dataset) < count:
         raise SMDError(
-            f"ood_dataset has {len(dataset)} images, but it is dealt out to {count} parts: for fitness, selection and test. Give "
-            f"{count} at the least, and better some hundreds."
+            f"ood_dataset has {len(dataset)} images, but it is split into {count} parts, for fitness, selection and test. Give at "
+            f"least {count}, better a few hundred."
         )
     order = keyed_generator("out of distribution", seed).permutation(len(dataset))
     fitness, *selection, test = np.array_split(order, count)
@@ -61,14 +61,14 @@ def ood_images(
     return OODImages(
         kept,
         make_batches(dataset, selection[0], 1 / count) if selection else kept,
-        # As those of the first data set: read for the parent, and once more at the end.
+        # Like the test images, these are read for the parent and again at the end.
         make_batches(dataset, test, 0.0),
     )
 
 
 def ood_collator(collator: Callable, dataset: Any, image_column_name: str | None) -> tuple[Callable, str | None]:
     """
-    What makes batches of a data set without labels, and its image column where it has images.
+    The collator for a data set without labels, and its image column if the collator reads images.
 
     Args:
         image_column_name (`str`, *optional*): of the first data set; taken where the second has it.
@@ -84,7 +84,7 @@ def ood_collator(collator: Callable, dataset: Any, image_column_name: str | None
 @dataclass(frozen=True)
 class Unlabelled:
     """
-    Batches whose labels, 0 for all, are of no meaning.
+    A collator for rows without labels: all labels are 0 and have no meaning.
 
     Raises:
         `SMDError`: if it makes no tensors of the rows.

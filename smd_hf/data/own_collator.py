@@ -1,4 +1,4 @@
-"""Rows that a collator of the user's own reads: what it returns decides, and labels are looked up only where that is cheap."""
+"""Rows that the user's own collator reads: its output counts, and labels are looked up only where that is cheap."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,18 +15,18 @@ from .rows import find_label_column
 
 
 def sees_all_columns(data_collator: Callable | None) -> bool:
-    """Whether a collator makes its own choice of columns: one of the user's, not those of transformers."""
+    """Whether a collator chooses columns itself: a user's does, those of transformers do not."""
     standard = data_collator is default_data_collator or isinstance(data_collator, DefaultDataCollator)
     return data_collator is not None and not standard
 
 
 def cheap_labels(dataset: Any, label_column_name: str | None = None) -> tuple[str, np.ndarray] | None:
     """
-    The column of labels and what it holds, where reading it makes no image: stored as plain values, or in rows in memory.
+    The label column and its values, if they can be read without decoding images: stored as plain values, or rows in memory.
 
     Returns:
-        `tuple` or `None`: the column's name and the labels, of shape `(n,)`; `None` where no column of labels shows, or it
-        holds anything but one integer or name an image.
+        `tuple` or `None`: the column's name and the labels, of shape `(n,)`; `None` if there is no such column or it
+        holds anything but one integer or name for each image.
     """
     stored = dataset
     while isinstance(stored, torch.utils.data.Subset | Rows):
@@ -46,7 +46,7 @@ def cheap_labels(dataset: Any, label_column_name: str | None = None) -> tuple[st
 def check_collated(collator: Callable, dataset: Any, num_labels: int, what: str) -> None:
     """Collates the first row, and refuses what cannot be scored."""
     batch = collator([dataset[0]])
-    of = f"Of the first row of {what}, the data_collator ({getattr(collator, '__name__', type(collator).__name__)}) makes"
+    of = f"From the first row of {what}, the data_collator ({getattr(collator, '__name__', type(collator).__name__)}) makes"
     if not isinstance(batch, Mapping):
         raise SMDError(f"{of} a {type(batch).__name__}; expected a dict of tensors with 'pixel_values' and 'labels'.")
     labels = batch.get("labels")
@@ -63,7 +63,7 @@ def check_collated(collator: Callable, dataset: Any, num_labels: int, what: str)
             else repr(type(labels))
         )
         raise SMDError(
-            f"{of} labels of the kind {kind}; expected one class an image, int64, of shape (images,). Return a tensor of class "
+            f"{of} labels of type {kind}; expected one class for each image, int64, of shape (images,). Return a tensor of class "
             "numbers: labels.long(), and labels.argmax(-1) of one-hot or mixed labels."
         )
     if not 0 <= int(labels) < num_labels:

@@ -1,4 +1,4 @@
-"""Pixel values in a quarter of the memory: the uint8 they came from, where the way back is exact."""
+"""Pixel values in a quarter of the memory: the uint8 that they came from, where decoding them is exact."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ _CHOOSING = threading.Lock()
 
 class PixelCodec:
     """
-    Takes normalised pixel values back to uint8, and forth again to the bit.
+    Encodes normalised pixel values as uint8, and decodes them bit for bit.
 
     Args:
         mean, std (sequence of `float`): of each channel, by which the processor normalises.
@@ -54,13 +54,14 @@ class PixelCodec:
         return None
 
     def _agreed(self, formula: Formula) -> bool:
-        """Whether this formula is the one for all batches: threads that read the first ones may have found different ones."""
+        """Whether all batches use this formula: threads may have found different ones for the first batches."""
         with _CHOOSING:
             self._formula = self._formula or formula
             return self._formula is formula
 
     def decode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised float32 pixel values from uint8, on the device of the latter."""
+        assert self._formula is not None  # encode comes first
         return self._formula(pixels, self.mean.to(pixels.device), self.std.to(pixels.device), self.rescale)
 
 

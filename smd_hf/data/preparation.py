@@ -1,4 +1,4 @@
-"""What a trainer is given becomes what it works on: a loaded model, columns found, labels matched, a head that fits."""
+"""Prepares a trainer's data: finds the columns, matches labels to classes, makes the collator."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class PreparedData:
 
     Args:
         collator (`Callable`): rows to the model's inputs and `"labels"`, labels in the model's numbering.
-        image_column (`str`, *optional*): where the images are; `None` where rows already hold the model's inputs.
-        new_labels (list of `str`, *optional*): the classes of the head that is to take the model's place, if one is.
-        all_columns (`bool`, *optional*, defaults to `True`): whether the collator is to see all columns of a row, in evaluation
-            too, or those alone that the model's `forward` takes.
-        alignment ([`LabelAlignment`], *optional*): of labels and classes; `None` where the collator knows.
+        image_column (`str`, *optional*): the column of images; `None` if rows already hold the model's inputs.
+        new_labels (list of `str`, *optional*): the classes of a new head, if the model's is to be replaced.
+        all_columns (`bool`, *optional*, defaults to `True`): whether the collator sees all columns of a row, in evaluation
+            too, or only those that the model's `forward` takes.
+        alignment ([`LabelAlignment`], *optional*): of labels and classes; `None` if a collator of the user does that.
     """
 
     collator: Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -45,7 +45,7 @@ class PreparedData:
 
     @property
     def train_classes(self) -> np.ndarray | None:
-        """The model's classes that the training images are of, sorted, where labels are ours to match."""
+        """The model's classes that the training images have, sorted; `None` if a collator of the user makes the labels."""
         if self.alignment is None or self.alignment.mapping is None or self.train_labels is None:
             return None
         return np.unique(self.alignment.mapping[encode_labels(self.train_labels, self.alignment.names)])
@@ -64,10 +64,10 @@ def prepare_data(
     """
     Finds the columns and matches the labels; the head is not touched.
 
-    A collator of the user's own, or rows that hold `pixel_values` (or the model's main input) already, are taken as they
-    are: what the collator returns decides, and columns may have any names and hold anything. A classifier that the
-    checkpoint lacks (`missing_head`) is replaced whatever the labels are.
-    If the head cannot be replaced, labels that are not the model's are an error, which says what to do `otherwise`.
+    With a user's own collator, or rows that already hold `pixel_values` (or the model's main input), the collator's output is used
+    unchanged, and columns may have any names and hold anything. A classifier that the
+    checkpoint lacks (`missing_head`) is always replaced.
+    If the head cannot be replaced, labels that are not the model's are an error with the remedy `otherwise`.
     """
     splits = {"train_dataset": train_dataset} | (
         eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
@@ -95,7 +95,7 @@ def prepare_data(
             )
         collator = data_collator or default_data_collator
         for what, split in present.items():
-            check_collated(collator, split, model.config.num_labels, what)
+            check_collated(collator, split, model.config.num_labels or 0, what)
         own = sees_all_columns(data_collator)
         labels = _labels_to_stratify_by(train_dataset, args, own)
         return PreparedData(collator, None, labels, eval_dataset, None, all_columns=own)
@@ -116,10 +116,11 @@ def prepare_data(
         names = names or [str(label) for label in range(observed.max() + 1)]
         alignment = LabelAlignment(None, "replace", names, "")
     else:
+        assert not isinstance(args.label_map, str)  # the arguments have read the file
         alignment = align_labels(
             names,
             observed,
-            model.config.id2label,
+            model.config.id2label or {},
             head_init=args.head_init,
             label_map=args.label_map,
             otherwise=otherwise,
@@ -149,12 +150,12 @@ def prepare_data(
 
 def check_problem_type(model: PreTrainedModel, new_labels: list[str] | None = None) -> None:
     """Refuses a classifier whose outputs are not one distribution over classes, unless its head is to be replaced."""
-    kind, outputs = getattr(model.config, "problem_type", None), model.config.num_labels
+    kind, outputs = getattr(model.config, "problem_type", None), model.config.num_labels or 0
     if new_labels is not None or (kind in (None, "single_label_classification") and outputs > 1):
         return
     if kind in (None, "single_label_classification"):
         raise SMDError(
-            f"The model has {outputs} output, and a choice among classes needs two or more. Choose a model of two classes or more, or "
+            f"The model has {outputs} output; classification needs at least two. Choose a model of at least two classes, or "
             "data whose labels have names, so that its head can be replaced."
         )
     reading = "each of its outputs by itself" if kind == "multi_label_classification" else "its outputs as numbers"

@@ -1,8 +1,8 @@
 """
 Reading ahead: threads make what comes next while what is there is worked on.
 
-Threads, not processes: PIL and torchvision let go of Python's lock while they decode and resize, nothing has to be pickled, and
-nothing has to be started for each call. Results come in order, so they are the same for any number of threads.
+Threads, not processes: PIL and torchvision release Python's lock while they decode and resize, nothing is pickled, and
+nothing is started for each call. Results come in order, so they are the same for any number of threads.
 """
 
 import os
@@ -27,23 +27,23 @@ MOST_THREADS = 8
 """More threads wait for each other, as decoders hold Python's lock for a part of their time."""
 
 JOIN_SECONDS = 1.0
-"""How long an end waits for images that are being decoded."""
+"""How long closing waits for images that are being decoded."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: of several processes of a run on one machine, each has its share."""
+    """Cores that this process may use: its share, if a run has several processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def default_threads() -> int:
-    """How many threads read where nothing else is said: one a core, at most [`MOST_THREADS`]."""
+    """Reading threads by default: one for each core, at most [`MOST_THREADS`]."""
     return min(MOST_THREADS, usable_cores())
 
 
 def spare_threads(device: torch.device) -> int:
     """
-    How many of them may read while the model runs: one for each core that it leaves idle, and at least one.
+    Reading threads while the model runs: one for each core that it leaves idle, and at least one.
 
     On an accelerator, the model takes one core; on the CPU, as many as torch has threads.
     """
@@ -52,11 +52,11 @@ def spare_threads(device: torch.device) -> int:
 
 def seconds_in_the_way(reading: float, first: float, working: float, threads: int, device: torch.device) -> float:
     """
-    About how much longer something takes because its images have to be read.
+    Estimates by how many seconds reading images delays the work on them.
 
     Args:
         reading (`float`): seconds that one thread needs for all of them.
-        first (`float`): seconds that it needs for the first batch, which nothing can be done before.
+        first (`float`): seconds that it needs for the first batch, before which no work can start.
         working (`float`): seconds of the work itself.
         threads (`int`): how many read; 0 where the work waits for each batch.
         device (`torch.device`): where the work is done.
@@ -76,12 +76,12 @@ def _cores_of_model(device: torch.device) -> int:
 
 class ReadAhead(Generic[Item, Result]):
     """
-    Results of a function for each of several items, in order, made by threads ahead of time.
+    Results of a function for several items, in order, computed by threads ahead of time.
 
-    The first error ends the reading, and is raised where its result would come.
+    The first error ends the reading and is raised in place of its result.
 
     Args:
-        window (`int`, *optional*): most results at a time that are under way or not taken yet; `threads` by default. It may be
+        window (`int`, *optional*): most results that are being made or not taken yet; `threads` by default. It may be
             set at any time.
         repeatable (`bool`, *optional*, defaults to `True`): whether `read` surely draws no random numbers. If not, the caller
             makes the first result, and all others too if a global generator has changed by then: in order, a run can be
@@ -138,7 +138,7 @@ class ReadAhead(Generic[Item, Result]):
 
     @property
     def ready(self) -> bool:
-        """Whether nothing is gained by doing something else first: the next result is there, or only the caller can make it."""
+        """Whether to ask now: the next result is there, or only the caller can make it."""
         with self._changed:
             return not self._threads or self._taken in self._results
 
@@ -153,7 +153,7 @@ class ReadAhead(Generic[Item, Result]):
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Begins nothing more; what is being read is waited for, but not for long."""
+        """Starts nothing more, and waits briefly for what is being read."""
         with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -208,8 +208,8 @@ class ReadAhead(Generic[Item, Result]):
 
 
 def use_one_core() -> None:
-    """For the calling thread alone: torch's operations start no threads of their own."""
-    # torch sets the number at a thread's first operation: it must have done so before.
+    """In the calling thread, torch's operations start no threads."""
+    # torch sets the number at a thread's first operation: run one first.
     if torch.get_num_threads() > 1:
         _controller().limit(limits=1, user_api="openmp")
 
@@ -221,8 +221,8 @@ def _controller() -> ThreadpoolController:
 
 def random_state() -> tuple[Any, ...]:
     """The states of the global generators: of Python, NumPy and torch, the last on the CPU."""
-    _, keys, *rest = np.random.get_state()
-    return random.getstate(), keys.tobytes(), *rest, torch.get_rng_state().numpy().tobytes()
+    _, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), np.asarray(keys).tobytes(), *rest, torch.get_rng_state().numpy().tobytes()
 
 
 class WorkerProcesses:
@@ -230,7 +230,7 @@ class WorkerProcesses:
     The batches of a `DataLoader` with worker processes, in the form of [`ReadAhead`].
 
     Args:
-        dataset, collator: which the processes must be able to take over: by pickling, where they are not forked.
+        dataset, collator: passed to the processes, by pickling where they are not forked.
         batches (sequence of lists of `int`): the rows of each batch.
     """
 
@@ -260,6 +260,7 @@ class WorkerProcesses:
         return self
 
     def __next__(self) -> Any:
+        assert self._results is not None
         result = next(self._results)
         if isinstance(result, SMDError):
             raise result
@@ -271,7 +272,7 @@ class WorkerProcesses:
 
 
 class _ErrorsAsResults:
-    """A collator whose errors of one paragraph come back from a process as they are; the loader would add a traceback."""
+    """A collator that returns an `SMDError` from a worker process unchanged; the loader would add a traceback."""
 
     def __init__(self, collator: Callable):
         self.collator = collator

@@ -1,5 +1,5 @@
 """
-Data: from the rows of a data set to batches of inputs of the model.
+From the rows of a data set to batches of model inputs.
 
 An image goes through the checkpoint's own processor exactly as in a `pipeline`, and its label is matched to the model's.
 """
@@ -30,7 +30,7 @@ def find_columns(
     dataset: Any, image_column_name: str | None = None, label_column_name: str | None = None
 ) -> tuple[str, str]:
     """
-    Find the columns of images and labels: by the user's names, else by type (`Image`, `ClassLabel`), else by usual
+    Finds the columns of images and labels: by the user's names, else by type (`Image`, `ClassLabel`), else by usual
     names.
 
     Args:
@@ -47,18 +47,18 @@ def find_columns(
 
 
 def find_label_column(dataset: Any, label_column_name: str | None = None) -> str:
-    """The column of labels alone, as [`find_columns`] finds it."""
+    """The label column, as [`find_columns`] finds it."""
     return _find_column("label", label_column_name, _column_kinds(dataset), LABEL_COLUMNS)
 
 
 def find_image_column(dataset: Any, image_column_name: str | None = None) -> str:
-    """The column of images alone, of a data set without labels; the user's name counts only where there is such a column."""
+    """The image column of a data set without labels; the user's name counts only if there is such a column."""
     kinds = _column_kinds(dataset)
     return _find_column("image", image_column_name if image_column_name in kinds else None, kinds, IMAGE_COLUMNS)
 
 
 def stored_images(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
-    """The column of images alone, as it is stored: files not decoded, and no format or transform."""
+    """The image column as it is stored: files are not decoded, and formats and transforms are dropped."""
     column = dataset.select_columns([image_column]).with_format(None)
     if isinstance(column.features[image_column], datasets.Image):
         column = column.cast_column(image_column, datasets.Image(decode=False))
@@ -71,7 +71,7 @@ class ImageCollator:
     Rows of a data set as a batch: all inputs that the image processor makes, and `"labels"`, int64 of shape `(B,)`.
 
     Most processors make `pixel_values`, float of shape `(B, C, H, W)`; others make token ids, or patches with a mask and their
-    shapes. Rows that hold floating-point `pixel_values` (from a transform of the user's) pass as they are. An image's
+    shapes. Rows that hold floating-point `pixel_values` (from a transform of the user) pass unchanged. An image's
     inputs do not depend on the others in its batch.
 
     Args:
@@ -128,7 +128,7 @@ class ImageCollator:
                 ) from error
             inputs = self._taken(made)
         pixel_values = inputs.get("pixel_values")
-        # What a processor makes beside them says how other shapes are to be read: patches, for example.
+        # Further inputs say how other shapes are read: patches, for example.
         if pixel_values is None or (len(inputs) > 1 and pixel_values.ndim != 4):
             return inputs
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.channels:
@@ -149,7 +149,7 @@ class ImageCollator:
         if others:
             logger.warning_once(
                 f"The image processor ({type(self.processor).__name__}) also makes {', '.join(others)}, which the model does not "
-                "take: it goes without. Check that the image processor belongs to the model."
+                "take and does not get. Check that the image processor belongs to the model."
             )
         return inputs
 
@@ -170,7 +170,7 @@ def is_image_struct(feature: Any) -> bool:
 
 
 def _is_custom(dataset: Any) -> bool:
-    """Whether a `datasets.Dataset` has a transform of the user's, so that its rows differ from its table."""
+    """Whether a `datasets.Dataset` has a user's transform, so that its rows differ from its table."""
     return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
 
 

@@ -3,11 +3,13 @@
 import glob
 import os
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub.errors import HTTPError
 
@@ -41,32 +43,32 @@ def load_splits(
     need_train: bool = True,
 ) -> tuple[datasets.Dataset | None, datasets.Dataset]:
     """
-    The training and the validation split that the command line's arguments name.
+        Loads the training and the validation split that the command line's arguments name.
 
-    Validation images come from the validation folder or file. Of a data set by name they are its validation split
-    (also `valid`, `val`, `dev`, `eval`), else its test split where that is labelled. Where there is none, they are a
-    stratified share of the training split. The two label spaces are not yet compared: see
-    [`~alignment.check_same_labels`].
+        Validation images come from the validation folder or file, or for a data set by name from its validation split
+        (also `valid`, `val`, `dev`, `eval`), else from its test split if that is labelled. Otherwise they are a
+        stratified share of the training split. The two label spaces are not yet compared: see
+        [`~alignment.check_same_labels`].
 
-    Args:
-        dataset_name (`str`, *optional*): a data set on the Hub, or a local folder that `load_dataset` or
-            `load_from_disk` reads. Never runs code of the data set's.
-        dataset_config_name (`str`, *optional*): its configuration.
-        train_dir, validation_dir (`str`, *optional*): folders with one sub-folder of images for each class.
-        train_file, validation_file (`str`, *optional*): Parquet files.
-        image_column_name, label_column_name (`str`, *optional*): see [`~data.find_columns`].
-        max_train_samples, max_eval_samples (`int`, *optional*): take a random, stratified subset of this size.
-        train_val_split (`float`, *optional*, defaults to 0.15): share of the training split to set aside for
-            validation where there is no validation split.
-        seed (`int`, *optional*, defaults to 42): decides on the subsets.
-        cache_dir (`str`, *optional*), token (`str` or `bool`, *optional*), revision (`str`, *optional*): as for
-            `load_dataset`. The token appears in no message.
-        need_train (`bool`, *optional*, defaults to `True`): `False` where validation images alone will do; the
-            training split is then `None` if none is given.
+        Args:
+            dataset_name (`str`, *optional*): a data set on the Hub, or a local folder that `load_dataset` or
+    x
+            dataset_config_name (`str`, *optional*): its configuration.
+            train_dir, validation_dir (`str`, *optional*): folders with one sub-folder of images for each class.
+            train_file, validation_file (`str`, *optional*): Parquet files.
+            image_column_name, label_column_name (`str`, *optional*): see [`~data.find_columns`].
+            max_train_samples, max_eval_samples (`int`, *optional*): take a random, stratified subset of this size.
+            train_val_split (`float`, *optional*, defaults to 0.15): share of the training split to set aside for
+                validation where there is no validation split.
+            seed (`int`, *optional*, defaults to 42): decides on the subsets.
+            cache_dir (`str`, *optional*), token (`str` or `bool`, *optional*), revision (`str`, *optional*): as for
+                `load_dataset`. The token appears in no message.
+            need_train (`bool`, *optional*, defaults to `True`): `False` if validation images are enough; the
+                training split is then `None` if none is given.
 
-    Raises:
-        `SMDError`: for arguments that name no data or two kinds of it, a file, folder, data set or split that does not
-            exist, is empty or of another kind, and missing columns.
+        Raises:
+            `SMDError`: for arguments that name no data or two kinds of it, a file, folder, data set or split that does not
+                exist, is empty or of another kind, and missing columns.
     """
     paths = {"train_dir": train_dir, "validation_dir": validation_dir, "train_file": train_file}
     given = [name for name, path in {**paths, "validation_file": validation_file}.items() if path is not None]
@@ -83,18 +85,15 @@ def load_splits(
         )
     for name, value in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if value is not None and value < 1:
-            raise SMDError(f"{name} is {value}; expected at least 1, or none at all for every image.")
+            raise SMDError(f"{name} is {value}; expected at least 1. Leave it out to use all images.")
 
     if dataset_name is not None:
         splits = _load_named(dataset_name, dataset_config_name, cache_dir, token, revision)
         train, validation = splits.get("train"), None
         for name in (*VALIDATION_SPLITS, "test"):
-            if (
-                validation is None
-                and name in splits
-                and (name != "test" or _is_labelled(splits[name], label_column_name))
-            ):
+            if name in splits and (name != "test" or _is_labelled(splits[name], label_column_name)):
                 validation = splits[name]
+                break
         source = f"The data set {dataset_name!r} (splits: {', '.join(splits)})"
     else:
         train = _load_path("train", train_dir, train_file, cache_dir)
@@ -112,6 +111,7 @@ def load_splits(
     if validation is None:
         if not train_val_split:
             raise SMDError(f"{source} has no validation split. Give one, or set train_val_split to a share above 0.")
+        assert train is not None
         labels = label_values(train, columns["train"][1])
         kept, set_aside = stratified_split(labels, train_val_split, seed)
         train, validation = train.select(kept), train.select(set_aside)
@@ -133,7 +133,7 @@ def load_ood_images(
     token: str | bool | None = None,
 ) -> datasets.Dataset | None:
     """
-    The images of another distribution that the command line's arguments name; `None` where they name none.
+    The out-of-distribution images that the command line's arguments name; `None` if they name none.
 
     Args:
         ood_dataset_name (`str`, *optional*): a data set on the Hub, or a local folder that `load_dataset` or
@@ -151,11 +151,9 @@ def load_ood_images(
     ways = {"ood_dataset_name": ood_dataset_name, "ood_dir": ood_dir, "ood_file": ood_file}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
-        raise SMDError(
-            f"Both {' and '.join(given)} are given. Give the images of another distribution in one way only."
-        )
+        raise SMDError(f"Both {' and '.join(given)} are given. Give the out-of-distribution images in one way only.")
     if max_ood_samples is not None and max_ood_samples < 1:
-        raise SMDError(f"max_ood_samples is {max_ood_samples}; expected at least 1, or none at all for every image.")
+        raise SMDError(f"max_ood_samples is {max_ood_samples}; expected at least 1. Leave it out to use all images.")
     if not given:
         return None
     if ood_dataset_name is not None:
@@ -163,10 +161,9 @@ def load_ood_images(
         images = splits[next((name for name in ("test", *VALIDATION_SPLITS) if name in splits), next(iter(splits)))]
     else:
         images = _load_path("ood", ood_dir, ood_file, cache_dir, labelled=False)
+    assert images is not None
     if len(images) == 0:
-        raise SMDError(
-            f"{given[0]} {ways[given[0]]!r} has no images. Give some that are of none of the model's classes."
-        )
+        raise SMDError(f"{given[0]} {ways[given[0]]!r} has no images. Give images of none of the model's classes.")
     find_image_column(images, image_column_name)
     if max_ood_samples is None or max_ood_samples >= len(images):
         return images
@@ -191,12 +188,12 @@ def _load_named(
             loaded = datasets.load_dataset(path, config, cache_dir=cache_dir, token=token, revision=revision)
     except IndexError:  # what `load_from_disk` raises for a split that was saved without a single row
         raise SMDError(f"The data set {name!r} has an empty split. Give splits with images.") from None
-    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError, DatasetsError) as error:
         fault = hub_fault(error)
         if fault is not None:
             raise SMDError(
-                f"The data set {name!r} cannot be loaded: {fault}. Nothing is wrong with the name: wait a while, check the network, "
-                "and do the same again. What has been downloaded is in the cache, and is not fetched twice."
+                f"The data set {name!r} cannot be loaded: {fault}. The name is not the problem: wait a while, check the network, "
+                "and try again. Downloaded files are in the cache and are not fetched again."
             ) from None
         reason = str(error)
         if isinstance(token, str) and token:
@@ -207,17 +204,17 @@ def _load_named(
             f"data set on the Hub that you may read, or a local folder with one.{_near_path(local)}"
         ) from None
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-    return {split: _with_image_feature(dataset) for split, dataset in splits.items()}
+    return {str(split): _with_image_feature(dataset) for split, dataset in splits.items()}
 
 
 def _load_path(
-    what: str, folder: str | None, file: str | None, cache_dir: str | None, labelled: bool = True
+    what: str, folder: str | None, file: str | None, cache_dir: Any, labelled: bool = True
 ) -> datasets.Dataset | None:
     """The split `what` from a folder of images or from a Parquet file."""
-    if folder is None and file is None:
+    given = folder if file is None else file
+    if given is None:
         return None
-    name = f"{what}_dir" if file is None else f"{what}_file"
-    path = Path(folder if file is None else file).expanduser()
+    name, path = f"{what}_dir" if file is None else f"{what}_file", Path(given).expanduser()
     if not path.exists():
         raise SMDError(f"{name} {str(path)!r} does not exist.{_near_path(path)}")
     if path.is_dir() != (file is None):
@@ -230,7 +227,7 @@ def _load_path(
         if rows == 0:
             raise SMDError(f"{name} {str(path)!r} holds no rows. Give a file with images.")
         return _with_image_feature(datasets.Dataset.from_parquet(glob.escape(str(path)), cache_dir=cache_dir))
-    except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+    except (OSError, pyarrow.ArrowException, DatasetsError) as error:
         raise SMDError(
             f"{name} {str(path)!r} cannot be read as Parquet: {one_line(str(error))}. Expected a Parquet file with a "
             "column of images and one of labels, as `Dataset.to_parquet` writes it."
@@ -238,7 +235,7 @@ def _load_path(
 
 
 def _load_folder(name: str, folder: Path, cache_dir: str | None, labelled: bool) -> datasets.Dataset:
-    """A folder `class/image.png`, or one with a metadata file, as `datasets` reads it; of any form without labels."""
+    """A folder `class/image.png` or one with a metadata file, as `datasets` reads it; any layout if `labelled` is false."""
     inside = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     visible = [path for path in inside if not any(part.startswith((".", "__")) for part in path.parts)]
     images = sorted(path for path in visible if path.suffix.lower() in ImageFolder.EXTENSIONS)
@@ -253,7 +250,7 @@ def _load_folder(name: str, folder: Path, cache_dir: str | None, labelled: bool)
             "is not directly in a sub-folder. Move it, or add a metadata.csv with the columns file_name and label."
         )
     try:
-        # One pattern for all, or else folders that are called "test" or "valid" would become splits.
+        # With one pattern for all, folders called "test" or "valid" do not become splits.
         return datasets.load_dataset(
             "imagefolder",
             data_files={"train": os.path.join(glob.escape(str(folder.resolve())), "**")},
@@ -261,7 +258,7 @@ def _load_folder(name: str, folder: Path, cache_dir: str | None, labelled: bool)
             drop_labels=not labelled or (None if metadata else False),
             cache_dir=cache_dir,
         )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise SMDError(
             f"{name} {str(folder)!r} cannot be read as a folder of images: {one_line(str(error))}."
         ) from error
@@ -273,7 +270,7 @@ def _near_path(path: Path) -> str:
 
 
 def _with_image_feature(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Give columns of `{bytes, path}` their type, which a Parquet file of other origin does not declare."""
+    """Declares columns of `{bytes, path}` as images, as Parquet files from elsewhere do not."""
     for name, feature in dataset.features.items():
         if is_image_struct(feature):
             dataset = dataset.cast_column(name, datasets.Image())

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
@@ -69,7 +70,7 @@ def push_folder(
             command to push the folder later.
     """
     folder = Path(folder).expanduser()
-    options = {"private": private, "revision": revision, "create_pr": create_pr}
+    options: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
     try:
         return _push(folder, repo_id, token=token, commit_message=commit_message, **options)
     except SMDError:
@@ -110,8 +111,8 @@ def push_run(
         `SMDError`: as for [`push_folder`]. The message has a command for each folder that is not pushed yet.
     """
     folder = Path(output_dir).expanduser()
-    options = {"private": private, "revision": revision}
-    parts = [("child", folder, repo_id, {"describe": describe})]
+    options: dict[str, Any] = {"private": private, "revision": revision}
+    parts: list[tuple[str, Path, str, dict[str, Any]]] = [("child", folder, repo_id, {"describe": describe})]
     if ensemble:
         parts.append(("ensemble", folder / "ensemble", f"{repo_id}-ensemble", {}))
     if children:
@@ -198,7 +199,7 @@ def _push_base(api: HfApi, repo_id: str, create_pr: bool, config: DeltaConfig) -
     Returns:
         `tuple`: the base's repository and commit; `None` for both if it cannot be uploaded.
     """
-    branch, folder = f"parent-{config.base_hash[:8]}", Path(config.base_model)
+    branch, folder = f"parent-{config.base_hash[:8]}", Path(str(config.base_model))
     try:
         if create_pr:
             raise SMDError("a pull request cannot hold it")

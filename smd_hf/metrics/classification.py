@@ -180,7 +180,7 @@ class EvaluateMetric:
         else:
             inputs = {"predictions": logits.argmax(-1)}
         try:
-            return self.metric.compute(**inputs, references=prediction.label_ids, **self.options)
+            return self.metric.compute(**inputs, references=prediction.label_ids, **self.options) or {}
         except (TypeError, ValueError) as error:
             raise SMDError(
                 f"The metric '{self.name}' rejects its inputs ({one_line(str(error))}). Pass the metric's options in "
@@ -212,9 +212,8 @@ def named_metrics(args: EvolutionArguments, has_own: bool = False) -> ComputeMet
     parts: list[ComputeMetrics] = []
     if args.metric_name_or_path is not None:
         loading = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-        metric = EvaluateMetric(
-            args.metric_name_or_path, args.metric_kwargs, bool(loading.get("trust_remote_code", False))
-        )
+        options = args.metric_kwargs if isinstance(args.metric_kwargs, dict) else None
+        metric = EvaluateMetric(args.metric_name_or_path, options, bool(loading.get("trust_remote_code", False)))
         if not args.was_chosen("fitness"):
             args.fitness = metric.first_key()
             logger.info(f"Fitness is '{args.fitness}', the first key of the metric '{args.metric_name_or_path}'.")
@@ -246,5 +245,5 @@ def merged(*parts: ComputeMetrics | None) -> ComputeMetrics | None:
     return compute_metrics
 
 
-def _logits(prediction: EvalPrediction) -> np.ndarray:
+def _logits(prediction: EvalPrediction) -> Any:
     return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions

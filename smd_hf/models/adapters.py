@@ -1,7 +1,7 @@
 """
 Adapters of PEFT: refused before anything is scored, with what to do instead.
 
-What is saved of a model with an adapter is the adapter alone, and `from_pretrained` of the evolved folder would not give the
+Only the adapter of such a model is saved, so `from_pretrained` of the evolved folder would not give the
 model that was evolved.
 """
 
@@ -29,14 +29,14 @@ def check_no_adapter_layers(model: nn.Module) -> None:
         )
     raise SMDError(
         f"The model ({type(model).__name__}) has layers of a PEFT adapter, which would be evolved but could not be saved as an "
-        f"image classifier. Expected a plain model: {how}. mutable_parameters chooses what of it evolves."
+        f"image classifier. Expected a plain model: {how}. mutable_parameters chooses what evolves."
     )
 
 
 def check_no_adapter_file(name: str, source: dict[str, Any]) -> None:
     """Refuse a folder or repository that holds an adapter."""
     found = None
-    # Whatever keeps the file from being looked for keeps config.json too, whose error says more.
+    # If the file cannot be looked for, neither can config.json, whose error says more.
     with suppress(OSError, ValueError):
         found = cached_file(name, ADAPTER_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **source)
     if found is not None:

@@ -1,8 +1,8 @@
 """
 Watching the calls of a model's blocks: their order, their effects and their outputs.
 
-A *unit* is a module whose calls are watched: an element of a `Sequential` or `ModuleList` or of what is built alike, or what
-lies above or beside. Time is counted in events, the calls of units begun and ended so far.
+A *unit* is a module whose calls are watched: an element of a `Sequential`, a `ModuleList` or a similar module, or a module
+above or beside such lists. Time is counted in events: beginnings and ends of calls of units.
 """
 
 import dataclasses
@@ -49,12 +49,18 @@ class Call:
 
 
 class Trace:
-    """Wraps units such that calls are known by the order in which they begin."""
+    """Wraps units and numbers their calls in the order in which they begin."""
 
     def __init__(self):
         # The unit where a call begins, its complement where one ends.
         self.events: list[int] = []
         self.begun = 0
+
+    def begin(self, unit: int, args: tuple, kwargs: dict) -> Any:
+        raise NotImplementedError
+
+    def finish(self, unit: int, index: int, before: Any, inputs: tuple, output: Any) -> None:
+        raise NotImplementedError
 
     def wrapper(self, unit: int) -> Callable:
         def run(forward: Callable, *args, **kwargs) -> Any:
@@ -137,21 +143,21 @@ class Probe(Trace, TorchFunctionMode):
         self.events.append(~unit)
         call = self.calls[index]
         call.end = len(self.events)
-        (before, former, uses), results = before, self._versions(output)
+        (earlier, former, uses), results = before, self._versions(output)
         weightless = uses == len(self.uses) and next(self._units[unit].parameters(), None) is None
-        if former and results and weightless and _one_tensor(former, before, results):
-            # What the call before has returned, perhaps modified (an activation in place), goes on, and nobody has seen it in
-            # between: as no child's pass can begin in between either, both calls may return it as it is at last.
+        if former and results and weightless and _one_tensor(former, earlier, results):
+            # The previous call's output passes through, perhaps modified (an activation in place), and nobody saw it in
+            # between. No child's pass can begin in between either, so both calls may return its final value.
             former[:] = results
             self._results.append((call, True, former))
             self._untouched = former
             return
         self._untouched = None
-        if before is None or results is None or not _same_items(before, self._versions(inputs) or []):
+        if earlier is None or results is None or not _same_items(earlier, self._versions(inputs) or []):
             call.replayable = False
             return
         with self._unwatched():
-            read = {tensor.untyped_storage().data_ptr() for tensor, _ in before}
+            read = {tensor.untyped_storage().data_ptr() for tensor, _ in earlier}
             written = [tensor.untyped_storage().data_ptr() for tensor, _ in results]
         aliased = len(set(written)) < len(written) or not read.isdisjoint(written)
         self._results.append((call, aliased, results))
@@ -160,7 +166,7 @@ class Probe(Trace, TorchFunctionMode):
 
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
-        """What the probe itself asks of a tensor is no use of it."""
+        """Within it, the probe's own reading of tensors does not count as use."""
         self._looking = True
         try:
             yield
@@ -186,7 +192,7 @@ class Probe(Trace, TorchFunctionMode):
 
 @contextmanager
 def wrapped(wrappers: dict[nn.Module, Callable]) -> Iterator[None]:
-    """Run `wrapper(forward, *args, **kwargs)` in the place of each module's `forward`, by an attribute of the instance."""
+    """Runs `wrapper(forward, *args, **kwargs)` instead of each module's `forward`, by an attribute of the instance."""
 
     def bind(wrapper: Callable, forward: Callable) -> Callable:
         return lambda *args, **kwargs: wrapper(forward, *args, **kwargs)
@@ -204,8 +210,8 @@ def holds_blocks(module: nn.Module) -> bool:
     """
     Whether more than half of the children that have parameters are blocks: have several weights that are matrices or kernels.
 
-    A child with at most one such weight is a layer (a convolution and its norm, its bias and gain): a residual block mostly holds layers, and a
-    stage or a model mostly holds blocks. A module around a single one holds none: it is what the other is.
+    A child with at most one such weight is a layer (a convolution with its norm): a residual block mostly holds layers, and a
+    stage or a model mostly holds blocks. A module around a single other module counts as that module.
     """
     counts = [
         sum(sum(size > 1 for size in parameter.shape) >= 2 for parameter in child.parameters())
@@ -257,8 +263,10 @@ def first_uses(model: nn.Module, units: list[nn.Module], probe: Probe) -> dict[s
 
 
 def _one_tensor(former: list[Version], before: list[Version] | None, after: list[Version]) -> bool:
-    """Whether a call took one tensor, the very one that the call before it returned, and returned this."""
-    return len(former) == len(before or ()) == len(after) == 1 and former[0][0] is before[0][0] is after[0][0]
+    """Whether a call took one tensor, the one that the previous call returned, and returned it."""
+    return (
+        len(former) == len(before := before or []) == len(after) == 1 and former[0][0] is before[0][0] is after[0][0]
+    )
 
 
 def _same_items(before: list, after: list) -> bool:
@@ -272,7 +280,7 @@ def modifications(tensor: torch.Tensor) -> int:
 
 def _clones_alike(tensor: torch.Tensor) -> bool:
     """Whether a clone has the tensor's strides, without which another kernel may run."""
-    return tensor.storage_offset() == 0 and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+    return not tensor.storage_offset() and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def itself(tensor: torch.Tensor) -> torch.Tensor:
@@ -294,7 +302,7 @@ def rebuild(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
         return type(value)([rebuild(item, change) for item in value])
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*[rebuild(item, change) for item in value])
-    if type(value) in (dict, OrderedDict):
+    if isinstance(value, dict) and type(value) in (dict, OrderedDict):
         return type(value)((key, rebuild(item, change)) for key, item in value.items())
     if dataclasses.is_dataclass(value):
         fields = {field.name: rebuild(getattr(value, field.name), change) for field in dataclasses.fields(value)}

@@ -2,8 +2,8 @@
 The blocks of a model in depth, found without knowing its architecture.
 
 A *layer* is a module with at most one weight of two or more dimensions (a convolution and its norm); a *block* has several
-(a residual block, a transformer layer). Opened are lists of modules that lie outside of any list, and whatever holds mostly
-blocks (a stage). A list of layers inside a block is left shut, so a residual block stays in one piece.
+(a residual block, a transformer layer). Lists of modules outside of any list are opened, and modules that mostly hold
+blocks (stages). A list of layers inside a block is not opened, so a residual block stays whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,9 +34,9 @@ class Block:
 
 def find_blocks(model: nn.Module) -> list[Block]:
     """
-    Cut a model into blocks, each parameter in exactly one; a tied parameter in the first that has it.
+    Divides a model into blocks, each parameter in exactly one; a tied parameter in the first that has it.
 
-    What an opened container owns itself (a class token, positions) goes with the block that comes next in it: alone, a few
+    Parameters of an opened container itself (a class token, positions) belong to the next block in it: on their own, a few
     numbers would be a block as costly to score as the whole model.
 
     Returns:
@@ -75,9 +75,9 @@ def _units(module: nn.Module, name: str, inside: bool) -> Iterator[tuple[str, nn
 
 def contiguous_runs(sizes: Sequence[int], n: int) -> list[range]:
     """
-    Cut ordered units into contiguous runs that hold about as many coordinates each.
+    Divides ordered units into contiguous runs with about the same number of coordinates.
 
-    Of all the ways to cut, the one with the least sum of squares of the runs' sizes (so the least variance), by dynamic
+    Of all ways to divide, the one with the least sum of squares of the runs' sizes (the least variance), by dynamic
     programming in O(n B^2).
 
     Args:

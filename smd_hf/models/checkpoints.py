@@ -1,9 +1,8 @@
 """
-A model as its files hold it: the names of its weights there, a hash of them, and the folder that is written.
+Checkpoints: names of weights in the files, a hash of the weights, and saving.
 
-transformers 5 gives many weights other names in memory than in the file. Whatever is to be read again later (a hash, a
-sparse delta) goes by the names in the file, which neither the version of the library nor the way the model was built
-changes.
+transformers 5 gives many weights other names in memory than in the file. Hashes and deltas use the names in the file,
+which depend neither on the library's version nor on how the model was built.
 """
 
 import copy
@@ -44,7 +43,7 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
         return {name: name.removeprefix(_TIMM_PREFIX) for name in tensors}
     drop_one_way_conversions(model)
     saved = model.state_dict(keep_vars=True).keys() & tensors.keys()
-    # On the meta device the conversion costs nothing, and a mere renaming hands back the very tensor that it was given.
+    # On the meta device the conversion costs nothing, and a renaming returns the same tensor.
     stand_ins = {
         name: torch.empty(tensors[name].shape, dtype=tensors[name].dtype, device="meta") for name in sorted(saved)
     }
@@ -72,7 +71,7 @@ def weights_hash(model: PreTrainedModel) -> str:
                 digest.update(f"{part}\0{value}\0".encode())
                 continue
             digest.update(f"{part}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-            # Bytes of any dtype, bfloat16 included, by way of a flat view as unsigned bytes.
+            # NumPy has no bfloat16: hash a flat view as unsigned bytes.
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -82,16 +81,17 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     config = copy.deepcopy(model.config)
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None and not isinstance(quantization, dict):
-        # As in the file, where it says that the weights there are quantised already.
+        # A dict, as in the file, says that the weights there are already quantised.
         config.quantization_config = quantization.to_dict()
     try:
-        saved, info = type(model).from_pretrained(
+        loaded: Any = type(model).from_pretrained(
             folder,
             config=config,
             dtype=model.dtype,
             use_safetensors=True,
             output_loading_info=True,
         )
+        saved, info = loaded
         wrong = sorted(
             str(name) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[key]
         )
@@ -100,8 +100,8 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
         problem = one_line(str(error))
     if problem is not None:
         raise SMDError(
-            f"'{os.fspath(folder)}' is no checkpoint of this {type(model).__name__}: {problem}. Expected the folder that a run "
-            "of the same model has written."
+            f"'{os.fspath(folder)}' is not a checkpoint of this {type(model).__name__}: {problem}. Expected the folder that a run "
+            "of the same model wrote."
         )
     values = saved.state_dict()
     with torch.no_grad():
@@ -113,14 +113,14 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
 
 def save_checkpoint(model: PreTrainedModel, processor: Any | None, folder: str | os.PathLike) -> None:
     """
-    Save a model in the form that it came in, so that it loads without this package.
+    Saves a model in its original form, so that it loads without this package.
 
     Args:
         model (`PreTrainedModel`): the model; with custom code, its Python files are copied along. A timm model is written
             as timm reads it too (`timm.create_model("local-dir:FOLDER", pretrained=True)`).
         processor (image processor, *optional*): its image processor. That of a timm model needs no file: the model's
             `config.json` holds it.
-        folder (`str` or `os.PathLike`): where to; made if need be. Each file is complete before it takes the place of one
+        folder (`str` or `os.PathLike`): where to; made if missing. Each file is complete before it replaces one
             of the same name.
     """
     folder = Path(folder)
@@ -132,8 +132,8 @@ def save_checkpoint(model: PreTrainedModel, processor: Any | None, folder: str |
                 os.replace(path, folder / path.name)
     except OSError as error:
         raise SMDError(
-            f"The model cannot be saved in '{folder}' ({error.strerror or error}). Expected a folder that can be made and "
-            "written: choose another, or mend its permissions or the space left on the disk."
+            f"The model cannot be saved in '{folder}' ({error.strerror or error}). Expected a writable folder: "
+            "choose another, or fix its permissions or the space left on the disk."
         ) from error
 
 
@@ -144,13 +144,13 @@ def _write(model: PreTrainedModel, processor: Any | None, folder: Path) -> None:
         model.save_pretrained(folder, state_dict=state, save_original_format=False)
     else:
         if model.is_custom_code() and not model.is_remote_code():
-            # A class that was imported and not loaded by an Auto class: without this its files would be left behind.
+            # Without this, the code of a class that was imported, not loaded by an Auto class, would not be saved.
             type(model).register_for_auto_class("AutoModelForImageClassification")
             type(model.config).register_for_auto_class()
         drop_one_way_conversions(model)
         state = model.state_dict()
         alone = separated(state, getattr(model, "all_tied_weights_keys", None) or ())
-        # Left to itself unless it has to be helped: quantised weights are taken apart there.
+        # Without a state_dict, save_pretrained also handles quantised weights.
         unlike = any(alone[name] is not tensor for name, tensor in state.items())
         model.save_pretrained(folder, state_dict=alone if unlike else None)
     if processor is not None and not isinstance(processor, TimmWrapperImageProcessor):
@@ -160,7 +160,7 @@ def _write(model: PreTrainedModel, processor: Any | None, folder: Path) -> None:
 
 
 def _own_code(path: Path) -> None:
-    """Point a configuration at the Python files beside it where it still names those of the repository it came from."""
+    """Makes a configuration refer to the Python files next to it instead of those of the repository that it came from."""
     if not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """
 The classifier head: which layers make the logits, and a new one for other classes.
 
-Nothing is known about architectures here: a forward pass shows which linear layer's output is the logits. A new head is a
+This does not depend on the architecture: a forward pass shows which linear layer's output is the logits. A new head is a
 linear probe on the frozen features, a logistic regression by scikit-learn, or random; no gradient is taken in either case.
 """
 
@@ -9,7 +9,7 @@ import itertools
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ Head = nn.Linear | nn.Conv2d
 Inputs = torch.Tensor | Mapping[str, torch.Tensor]
 
 PROBE_ITERATIONS = 1000
-"""Limit on the steps of the logistic regression; standardised features rarely take a tenth of it."""
+"""Limit on the steps of the logistic regression; standardised features rarely need a tenth of it."""
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def find_heads(model: PreTrainedModel, inputs: Inputs) -> dict[str, Head]:
     The layers whose output is the logits.
 
     Args:
-        inputs (mapping of `str` to `torch.Tensor`): any images that it takes, as keyword arguments of its forward; a tensor alone
+        inputs (mapping of `str` to `torch.Tensor`): any images that it takes, as keyword arguments of its forward; a bare tensor
             is the `pixel_values`.
 
     Returns:
@@ -50,7 +50,7 @@ def find_heads(model: PreTrainedModel, inputs: Inputs) -> dict[str, Head]:
     heads = {name: layer for name, (layer, output) in outputs.items() if _same(output, logits)}
     if heads:
         return heads
-    # The logits are made of several layers' outputs: of those with one number a class that come last, without a break.
+    # Several layers make the logits: the last ones in a row with one output for each class.
     shaped = reversed(outputs.items())
     last = itertools.takewhile(lambda item: item[1][1].numel() == logits.numel(), shaped)
     heads = {name: layer for name, (layer, _) in last}
@@ -66,7 +66,7 @@ def head_parameter_names(model: PreTrainedModel) -> set[str]:
     """
     Names in memory of the parameters of the classifier head.
 
-    The head is found by the forward pass of one image of noise, of the size that the configuration gives.
+    They are found by a forward pass of one image of noise.
 
     Raises:
         `SMDError`: if it cannot be found.
@@ -84,7 +84,7 @@ def replace_head(
     seed: int = 0,
 ) -> None:
     """
-    Give the model a head for other classes, in place.
+    Replaces the model's head by one for other classes, in place.
 
     The linear probe is a multinomial logistic regression (L2, C = 1) on standardised features. The standardisation is folded
     into weight and bias, so that the logits of the new head are the decision function of the probe.
@@ -107,14 +107,12 @@ def replace_head(
         heads = find_heads(model, noise_inputs(model) if first is None else first[0])
         generator = torch.Generator().manual_seed(seed)
         new = {name: _random_weights(head, len(labels), generator) for name, head in heads.items()}
-    elif head_init == "linear_probe":
+    else:
         heads, features, targets = _collect_features(model, batches or ())
         _check_targets(targets, labels)
         new = {
             name: _fit_probe(features[name], targets, intercept=head.bias is not None) for name, head in heads.items()
         }
-    else:
-        raise SMDError(f"head_init is '{head_init}'; expected 'linear_probe' or 'random'.")
     for name, head in heads.items():
         model.set_submodule(name, _make_head(head, *new[name]), strict=True)
     _relabel(model, labels)
@@ -215,7 +213,7 @@ def _fit_probe(
             "The model's features of the fitness images are not finite, so no head can be fitted on them. Check the images, "
             "or load the model with dtype='float32'."
         )
-    # Without an intercept nothing could take up a shift of the features: they are scaled only.
+    # Without an intercept nothing could absorb a shift of the features: they are only scaled.
     mean = features.mean(0) if intercept else np.zeros(features.shape[1])
     scale = np.sqrt(((features - mean) ** 2).mean(0))
     scale[scale == 0] = 1.0
@@ -227,7 +225,7 @@ def _fit_probe(
         logger.warning(f"The linear probe stopped after {PROBE_ITERATIONS} steps, before it converged.")
     weight, bias = probe.coef_ / scale, np.atleast_1d(probe.intercept_) - (probe.coef_ / scale) @ mean
     if len(weight) == 1:
-        # Two classes: scikit-learn gives the logit of the second against the first, once.
+        # Two classes: scikit-learn returns only the logit of the second against the first.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return torch.from_numpy(weight), torch.from_numpy(bias) if intercept else None
 
@@ -241,30 +239,30 @@ def _random_weights(head: Head, classes: int, generator: torch.Generator) -> tup
 
 @torch.no_grad()
 def _make_head(old: Head, weight: torch.Tensor, bias: torch.Tensor | None) -> Head:
-    """A layer of the old one's kind, device, dtype and mode, with these weights."""
+    """A layer of the old one's type, device, dtype and mode, with these weights."""
     classes, inputs = weight.shape
     place = {"bias": bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
     head = (
         nn.Linear(inputs, classes, **place) if isinstance(old, nn.Linear) else nn.Conv2d(inputs, classes, 1, **place)
     )
     head.weight.copy_(weight.reshape(head.weight.shape))
-    if bias is not None:
+    if bias is not None and head.bias is not None:
         head.bias.copy_(bias)
     head.train(old.training)
     return head.requires_grad_(old.weight.requires_grad)
 
 
 def _relabel(model: PreTrainedModel, labels: list[str]) -> None:
-    """Make every record of the classes agree with the new head: they decide what is built when the model is loaded."""
-    config = model.config
+    """Records the new classes everywhere that loading the model reads them."""
+    config: Any = model.config
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.num_labels = len(labels)
-    model.num_labels = len(labels)
+    model.num_labels = len(labels)  # pyright: ignore[reportArgumentType]
     if config.problem_type is not None:
         config.problem_type = "single_label_classification"
     if is_timm_model(model):
-        model.timm_model.num_classes = len(labels)
+        model.timm_model.num_classes = len(labels)  # pyright: ignore
         config.label_names = list(labels)
         # Descriptions and the offset of the labels belong to the old classes.
         vars(config).pop("label_descriptions", None)

@@ -1,4 +1,4 @@
-"""What goes into a model: which tensors of a batch its forward takes, and random ones in their place."""
+"""A model's inputs: which tensors of a batch its forward takes, and inputs of noise."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
@@ -17,11 +17,11 @@ def input_names(model: nn.Module) -> frozenset[str] | None:
     """
     Names of the inputs that the forward takes, without labels.
 
-    A forward that hands keyword arguments on (`**kwargs`) also takes what the models inside it name: timm's in its wrapper,
+    A forward with `**kwargs` also takes the inputs of the models inside it: timm's in its wrapper,
     the members of an ensemble.
 
     Returns:
-        `frozenset[str]` or `None`: `None` where the forward names no input at all (`forward(*args, **kwargs)`): it may take any.
+        `frozenset[str]` or `None`: `None` if the forward names no input (`forward(*args, **kwargs)`) and may take any.
     """
     names = set(_named(model))
     parameters = inspect.signature(model.forward).parameters.values()
@@ -40,7 +40,7 @@ def _named(module: nn.Module) -> Iterator[str]:
 
 def _inner_models(model: nn.Module) -> Iterator[nn.Module]:
     if is_timm_model(model):
-        yield model.timm_model
+        yield model.timm_model  # pyright: ignore[reportReturnType]
     yield from (child for child in model.children() if isinstance(child, PreTrainedModel))
 
 
@@ -54,13 +54,13 @@ def select_inputs(columns: Mapping[str, Any], names: Collection[str] | None) -> 
 
 
 def as_inputs(inputs: torch.Tensor | Mapping[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Inputs by name, on the model's device and in its dtype; a tensor alone is the `pixel_values`."""
+    """Inputs by name, on the model's device and in its dtype; a bare tensor is the `pixel_values`."""
     named = {"pixel_values": inputs} if isinstance(inputs, torch.Tensor) else inputs
     return {name: moved(value, model.device, model.dtype) for name, value in named.items()}
 
 
 def moved(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor on a device; in this dtype where it holds floats, for masks, shapes and token ids have one of their own."""
+    """A tensor on a device; floats in this dtype, while masks, shapes and token ids keep theirs."""
     tensor = tensor.to(device, non_blocking=True)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 

@@ -1,9 +1,9 @@
 """
 Loading an image classifier and its image processor: from the Hub or a folder; transformers, timm or custom code.
 
-`AutoModelForImageClassification` does the work. What is added here: weights come from safetensors alone, code of a
-repository runs only where the caller said so (and nobody is asked at a prompt), a checkpoint that lacks weights is refused
-instead of being completed at random, and everything that a user can mend is an [`SMDError`] of one paragraph.
+`AutoModelForImageClassification` does the work. In addition, weights come from safetensors only, code of a
+repository runs only with the caller's consent (without a prompt), a checkpoint that lacks weights is refused
+instead of completed at random, and everything that a user can fix is an [`SMDError`] of one paragraph.
 """
 
 import os
@@ -75,15 +75,15 @@ def load_model(
     cache_dir: str | os.PathLike | None = None,
 ) -> PreTrainedModel:
     """
-    Load a trained image classifier, in eval mode.
+    Loads a trained image classifier, in eval mode.
 
     Args:
         name_or_path (`str` or `os.PathLike`): a model id on the Hub (`google/vit-base-patch16-224`,
             `timm/resnet18.a1_in1k`) or a folder written by transformers or timm.
         revision (`str`, *optional*): branch, tag or commit.
         token (`str` or `bool`, *optional*): access token for private and gated models.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): run the Python files of the repository, where the
-            model is defined by them.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): run the Python files of the repository, if they
+            define the model.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): `"auto"` (that of the checkpoint), `"float32"`,
             `"bfloat16"` or `"float16"`.
         cache_dir (`str` or `os.PathLike`, *optional*): where downloads are kept.
@@ -92,7 +92,7 @@ def load_model(
         `PreTrainedModel`: the model, on the CPU. `requires_grad` of its parameters is as the library left it.
 
     Raises:
-        `SMDError`: if the model does not exist, cannot be reached, is no image classifier, needs code that is not trusted,
+        `SMDError`: if the model does not exist, cannot be reached, is not an image classifier, needs code that is not trusted,
             has no safetensors weights, or has weights that do not fit its configuration or lack some, the head included.
     """
     model, missing_head = load_model_for_new_head(
@@ -122,7 +122,7 @@ def load_model_for_new_head(
     cache_dir: str | os.PathLike | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """
-    As [`load_model`], but a checkpoint without a classifier head is accepted: for a caller who replaces the head.
+    As [`load_model`], but accepts a checkpoint without a classifier head, for a caller who replaces the head.
 
     Returns:
         `tuple[PreTrainedModel, list[str]]`: the model, in eval mode, and the names of the head's weights that the checkpoint
@@ -179,10 +179,11 @@ def load_image_processor(
         `SMDError`: if there is none, or if it needs code that is not trusted.
     """
     name = _expand(name_or_path)
-    pretrained_cfg = (
-        getattr(model.config, "pretrained_cfg", None) if model is not None and is_timm_model(model) else None
-    )
-    if pretrained_cfg:
+    if (
+        model is not None
+        and is_timm_model(model)
+        and (pretrained_cfg := getattr(model.config, "pretrained_cfg", None))
+    ):
         return TimmWrapperImageProcessor(pretrained_cfg=pretrained_cfg, architecture=model.config.architecture)
     source = {"revision": revision, "token": token, "cache_dir": cache_dir}
     with _plain_errors(name, source, "image processor"), _quiet():
@@ -190,13 +191,13 @@ def load_image_processor(
 
 
 def _expand(name_or_path: str | os.PathLike) -> str:
-    """The folder where `~` stands for the home folder, otherwise the name as it is."""
+    """The folder, with `~` expanded, or the name unchanged."""
     expanded = os.path.expanduser(os.fspath(name_or_path))
     return expanded if os.path.exists(expanded) else os.fspath(name_or_path)
 
 
 def _read_config(name: str, source: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint's `config.json`, read before any code could run."""
+    """The checkpoint's `config.json`, read before any code can run."""
     if os.path.isfile(name):
         raise SMDError(
             f"'{name}' is a file. Expected a model id of the Hub or the folder of a checkpoint (config.json and "
@@ -219,7 +220,7 @@ def _read_config(name: str, source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_kind(name: str, config_dict: dict[str, Any], trust_remote_code: bool) -> None:
-    """Refuse code that is not trusted, and architectures that nobody here knows."""
+    """Refuses code that is not trusted, and unknown architectures."""
     model_type = config_dict.get("model_type")
     if model_type in CONFIG_MAPPING or is_timm_config_dict(config_dict):
         return
@@ -232,8 +233,8 @@ def _check_kind(name: str, config_dict: dict[str, Any], trust_remote_code: bool)
         )
     if not trust_remote_code:
         raise SMDError(
-            f"'{name}' defines its model (type {one_line(repr(model_type))}) in Python files of its own, which would be run on this "
-            "machine, and that was not allowed. Read those files first; if you trust them, pass --trust_remote_code (in "
+            f"'{name}' defines its model (type {one_line(repr(model_type))}) in its own Python files, which would run on this "
+            "machine, and this was not allowed. Read those files first; if you trust them, pass --trust_remote_code (in "
             "Python: trust_remote_code=True), or choose a model that needs no custom code."
         )
 
@@ -251,10 +252,10 @@ def _check_is_classifier(name: str, config: PreTrainedConfig, config_dict: dict[
 
 def _mend_timm_config(config: PreTrainedConfig) -> None:
     """
-    Make timm's own configurations loadable, in place.
+    Makes timm's own configurations loadable, in place.
 
-    timm's `save_for_hf` repeats the number of classes among the arguments of the model, where transformers' wrapper, which
-    gives it as well, raises "multiple values". And the wrapper builds no model of zero classes, as feature extractors are
+    timm's `save_for_hf` also writes the number of classes to the model's arguments, and transformers' wrapper, which
+    passes it too, then raises "multiple values". And the wrapper builds no model of zero classes, as feature extractors are
     saved: such a model gets two, which the checkpoint then lacks.
     """
     if not isinstance(config, TimmWrapperConfig):
@@ -269,7 +270,7 @@ def _check_safetensors(name: str, source: dict[str, Any]) -> None:
     """
     Refuse a checkpoint without safetensors weights.
 
-    Left to itself `from_pretrained` would ask a service of the Hub to convert the repository, and load the result from a
+    Otherwise `from_pretrained` would ask a service of the Hub to convert the repository, and load the result from a
     pull request.
     """
     for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
@@ -283,13 +284,13 @@ def _check_safetensors(name: str, source: dict[str, Any]) -> None:
 
 
 def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], config_dict: dict[str, Any]) -> list[str]:
-    """Refuse weights that do not fit, are of another task or lack a part of the body; return the missing ones of the head."""
+    """Refuses weights that do not fit, belong to another task or lack a part of the body; returns those missing in the head."""
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
     if mismatched:
         raise SMDError(
             f"The weights of '{name}' do not fit its config.json: {_enumerate(mismatched)} have other shapes than "
             f"{type(model).__name__} with {model.config.num_labels} labels. Expected weights and configuration of one model: "
-            "save the checkpoint again, or mend config.json."
+            "save the checkpoint again, or correct config.json."
         )
     # Counters of batches seen in training: older checkpoints lack them, and no prediction depends on them.
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("num_batches_tracked"))
@@ -300,7 +301,7 @@ def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], conf
     if body and pretrained:
         raise SMDError(
             f"'{name}' is a backbone ({one_line(pretrained[0])}) that lacks more than the classifier: {_enumerate(body)} of "
-            f"{type(model).__name__}. Only a classifier can be made anew: choose a checkpoint that was fine-tuned for image "
+            f"{type(model).__name__}. Only a classifier can be replaced: choose a checkpoint that was fine-tuned for image "
             "classification."
         )
     if body:
@@ -314,7 +315,7 @@ def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], conf
 def _check_foreign_weights(
     name: str, model: PreTrainedModel, missing: list[str], unexpected: Iterable[str], config_dict: dict[str, Any]
 ) -> None:
-    """Refuse another task's weights; a classifier that is complete may have others beside it, but not without a word."""
+    """Refuses another task's weights; warns if a complete classifier has further weights."""
     foreign = foreign_weights(model, list(unexpected), config_dict)
     if not foreign:
         return
@@ -331,9 +332,10 @@ def _check_foreign_weights(
 
 
 def _belongs_to_head(key: str, model: PreTrainedModel) -> bool:
-    """Whether a parameter is no part of the body, as the libraries draw the line."""
+    """Whether a parameter belongs to the head, by the libraries' own definition."""
     if is_timm_model(model):
-        classifier = model.timm_model.get_classifier()
+        timm_model: Any = model.timm_model
+        classifier = timm_model.get_classifier()
         layers = classifier if isinstance(classifier, tuple | list) else [classifier]
         parameters = {id(parameter) for layer in layers for parameter in layer.parameters()}
         return id(model.get_parameter(key)) in parameters
@@ -348,7 +350,7 @@ def _enumerate(names: list[str], limit: int = 4) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' loading reports off the screen: what matters in them is said by an error."""
+    """Hides the libraries' loading reports: errors say what matters in them."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -359,10 +361,10 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _plain_errors(name: str, source: dict[str, Any], what: str = "model") -> Iterator[None]:
-    """Turn what the libraries raise into an [`SMDError`] of one paragraph."""
+    """Turns errors of the libraries into an [`SMDError`] of one paragraph."""
     try:
         yield
     except SMDError:
         raise
-    except Exception as error:  # a damaged or hostile config.json may make the libraries stumble anywhere
+    except Exception as error:  # a damaged or hostile config.json may make the libraries fail anywhere
         raise SMDError(explain_loading_error(name, error, what, source)) from error

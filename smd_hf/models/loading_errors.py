@@ -1,4 +1,4 @@
-"""What went wrong while a checkpoint was loaded, in one paragraph, with names that the user may have meant."""
+"""Errors of loading a checkpoint as one paragraph, with names that the user may have meant."""
 
 import os
 from collections.abc import Iterator
@@ -49,8 +49,8 @@ def explain_loading_error(name: str, error: BaseException, what: str, source: di
     fault = hub_fault(error)
     if fault is not None:
         return (
-            f"The {what} '{name}' could not be loaded: {fault}. Nothing is wrong with the name: wait a while, check the network, "
-            "and do the same again. What has been downloaded is in the cache, and is not fetched twice."
+            f"The {what} '{name}' could not be loaded: {fault}. The name is not the problem: wait a while, check the network, "
+            "and try again. Downloaded files are in the cache and are not fetched again."
         )
     if caused_by(OfflineModeIsEnabled, LocalEntryNotFoundError) or (not local and caused_by(ConnectionError)):
         return (
@@ -60,20 +60,20 @@ def explain_loading_error(name: str, error: BaseException, what: str, source: di
         )
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
         return (
-            f"The {what} of '{name}' is defined in Python files, which would be run on this machine, and that was not "
+            f"The {what} of '{name}' is defined in Python files, which would run on this machine, and this was not "
             "allowed. Read those files first; if you trust them, pass --trust_remote_code (in Python: "
             "trust_remote_code=True)."
         )
     if what == "image processor":
         return (
             f"No image processor could be loaded from '{name}' ({_first_line(error, source)}). Expected a "
-            "preprocessor_config.json beside the weights, which says how images are resized and normalised: save the "
+            "preprocessor_config.json next to the weights, which says how images are resized and normalised: save the "
             "processor of the original model there (`AutoImageProcessor.from_pretrained(original).save_pretrained(folder)`) "
             "or pass an image processor as `processing_class`."
         )
     if caused_by(HfHubHTTPError):
         return (
-            f"The Hub refused or failed to hand out '{name}' ({_first_line(error, source)}). Try again; for a private model "
+            f"The Hub refused or failed to send '{name}' ({_first_line(error, source)}). Try again; for a private model "
             "pass --token (in Python: token=...)."
         )
     return (
@@ -85,21 +85,21 @@ def explain_loading_error(name: str, error: BaseException, what: str, source: di
 
 def hub_fault(error: BaseException) -> str | None:
     """
-    What the Hub has done instead of answering, where waiting may help; `None` where it has answered, or was never reached.
+    How the Hub failed to answer, if waiting may help; `None` if it answered or was never reached.
 
-    The client has repeated the request by then, with longer and longer waits, unless the connection was broken off.
+    The client has then repeated the request with growing waits, unless the connection broke.
     """
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError) and cause.response.status_code in TRANSIENT:
-            return f"the Hub answers with status {cause.response.status_code}, also when it is asked again"
-        # No address, or no server there, is what a wrong setting looks like: the caller says more about that.
+            return f"the Hub answers with status {cause.response.status_code}, also after retries"
+        # A failure to connect suggests a wrong setting, which the caller explains.
         if isinstance(cause, httpx.TransportError) and not isinstance(cause, httpx.ConnectError):
             return f"the connection to the Hub breaks off or times out ({type(cause).__name__})"
     return None
 
 
 def similar_names(name: str) -> str:
-    """A sentence, with a leading space, that lists folders and timm models with a similar name; or nothing."""
+    """A sentence with a leading space about folders and timm models with similar names; empty if there are none."""
     found = [*_similar_folders(name), *_similar_timm_models(name)]
     return f" Similar names: {', '.join(found)}." if found else ""
 
@@ -135,5 +135,5 @@ def _first_line(error: BaseException, source: dict[str, Any]) -> str:
     return one_line(line, 240)
 
 
-# Timeouts, conflicts of simultaneous pushes, too many requests, and what the servers answer on bad days.
+# Timeouts, conflicts of simultaneous pushes, too many requests, and server errors.
 TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)

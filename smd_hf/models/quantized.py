@@ -1,9 +1,9 @@
 """
-Weights that are not plain floating-point tensors: what of a quantised model can be mutated, and what it consists of.
+Quantised models: which weights can be mutated, and the plain tensors that others consist of.
 
 torchao keeps a quantised weight as a parameter that looks like float32 and holds integers and scales inside;
 `torch.ao.quantization` keeps weight and bias packed, as no parameter at all. Neither can be changed coordinate by coordinate,
-so both are left as they are: the model runs forward with them, and what is plain beside them evolves.
+so both stay unchanged: the model runs with them, and the plain weights evolve.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from ..errors import SMDError
 
 
 def is_mutable(parameter: torch.Tensor) -> bool:
-    """Whether a parameter is a plain, dense, floating-point tensor, whose coordinates can be put and taken back."""
-    # torchao's quantised tensors, and tensors sharded over devices, are subclasses that only stand for their contents.
+    """Whether a parameter is a plain, dense, floating-point tensor, whose coordinates can be changed and restored."""
+    # torchao's quantised tensors, and tensors sharded over devices, are subclasses without values of their own.
     plain = type(parameter.data) is torch.Tensor and parameter.layout == torch.strided
     return plain and parameter.is_floating_point() and not parameter.is_quantized
 
@@ -30,8 +30,8 @@ def stored_parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     What an entry of a `state_dict` consists of.
 
     Args:
-        value: the entry: a tensor, a quantised one, a tensor subclass that is made of others, a tuple or list of such
-            things, or a setting, such as a dtype.
+        value: the entry: a plain or quantised tensor, a tensor subclass made of others, a tuple or list of such
+            values, or a setting, such as a dtype.
 
     Yields:
         `tuple[str, Any]`: name and plain tensor of each part, which for a plain tensor is itself; a setting is its `repr`.
@@ -104,27 +104,27 @@ def check_can_be_saved(model: PreTrainedModel, ensemble_size: int = 0) -> None:
 
 @contextmanager
 def as_if_not_quantised(model: PreTrainedModel) -> Iterator[None]:
-    """Trainer refuses quantised models, which have no gradients to train them by; evolution needs none."""
+    """Hides the quantisation from Trainer, which refuses quantised models because they have no gradients."""
     if not getattr(model, "is_quantized", False):
         yield
         return
-    model.is_quantized = False
+    model.is_quantized = False  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:
-        model.is_quantized = True
+        model.is_quantized = True  # pyright: ignore[reportArgumentType]
 
 
 def drop_one_way_conversions(model: PreTrainedModel) -> None:
     """
-    Makes a model that was loaded from a quantised checkpoint one that can be saved again.
+    Makes it possible to save a model again that was loaded from a quantised checkpoint.
 
-    transformers remembers how names and tensors of the file became those in memory, and reverts it to save. What made
-    quantised tensors of their parts it cannot revert, and need not: it takes them apart by other means.
+    To save, transformers reverts the conversions of loading. It cannot revert those that made
+    quantised tensors of their parts, and need not: saving takes these apart by other means.
     """
     conversions = getattr(model, "_weight_conversions", None)
     if conversions and getattr(model, "hf_quantizer", None) is not None:
-        model._weight_conversions = [each for each in conversions if _reverts(each)]
+        model._weight_conversions = [each for each in conversions if _reverts(each)]  # pyright: ignore[reportArgumentType]
 
 
 def _reverts(conversion: Any) -> bool:

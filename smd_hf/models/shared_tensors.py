@@ -13,7 +13,7 @@ def separated(state: Mapping[str, torch.Tensor], tied: Collection[str] = ()) -> 
     """
     A state of which no two tensors share memory, as safetensors wants it: a second name gets a copy.
 
-    Whoever loads it finds each name, as timm demands; modules that the model itself shares are shared again.
+    Loading finds each name, as timm requires; modules that the model itself shares are shared again.
     """
     seen, result = set(), {}
     for name, tensor in state.items():

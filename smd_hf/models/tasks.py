@@ -1,8 +1,8 @@
 """
-What a checkpoint was trained for. Image classifiers are taken, and backbones, which get a new head.
+The task of a checkpoint. Image classifiers are accepted, and backbones, which get a new head.
 
 `AutoModelForImageClassification` does not ask: of a checkpoint for segmentation it loads the backbone, drops the rest and
-makes a classifier up. What the checkpoint is shows in two places, and both are looked at: the architecture that its
+makes up a classifier. The task shows in two places, and both are checked: the architecture that its
 config.json names, and the weights that it holds.
 """
 
@@ -19,10 +19,10 @@ from ..messages import one_line
 IMAGE_CLASSIFICATION = "image classification"
 ZERO_SHOT = "zero-shot image classification"
 PRETRAINING = ("masked image modeling", "causal image modeling", "pre-training")
-"""What backbones are trained by without labels: the head that belongs to it may be lost."""
+"""Tasks that train backbones without labels: their heads may be dropped."""
 
 REMEDY = (
-    "Only image classification is served as yet: choose a checkpoint that was fine-tuned for image classification, or a "
+    "Only image classification is supported yet: choose a checkpoint that was fine-tuned for image classification, or a "
     "backbone without a head, which gets a new classifier."
 )
 
@@ -32,8 +32,8 @@ _COMPARE_WITH_TEXTS = set(MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 def task_of(architecture: str) -> str | None:
     """
-    The task that the name of a class of transformers tells, in words: `"semantic segmentation"` for
-    `"SegformerForSemanticSegmentation"`; `None` for a bare backbone, and for a name that tells none.
+    The task in the name of a class of transformers, in words: `"semantic segmentation"` for
+    `"SegformerForSemanticSegmentation"`; `None` for a backbone and other names.
     """
     if architecture in _COMPARE_WITH_TEXTS:
         return ZERO_SHOT
@@ -50,7 +50,7 @@ def checkpoint_tasks(config_dict: dict[str, Any]) -> dict[str, str | None]:
     """The task of each architecture that a config.json names; empty where it names none."""
     architectures, auto_map = config_dict.get("architectures"), config_dict.get("auto_map")
     names = [each for each in architectures if isinstance(each, str)] if isinstance(architectures, list) else []
-    # Custom code may call its image classifier what it likes, and says so here.
+    # Custom code may give its image classifier any name, and declares it here.
     own = auto_map.get("AutoModelForImageClassification") if isinstance(auto_map, dict) else None
     own = own.rpartition(".")[2] if isinstance(own, str) else None
     return {each: IMAGE_CLASSIFICATION if each == own else task_of(each) for each in names}
@@ -58,7 +58,7 @@ def checkpoint_tasks(config_dict: dict[str, Any]) -> dict[str, str | None]:
 
 def check_task(name: str, config_dict: dict[str, Any]) -> None:
     """
-    Refuse a checkpoint whose config.json says that it was trained for another task.
+    Refuses a checkpoint whose config.json names another task.
 
     Args:
         config_dict (`dict`): its config.json, which may hold anything.
@@ -83,13 +83,13 @@ def foreign_weights(model: PreTrainedModel, unexpected: list[str], config_dict: 
     prefix = model.base_model_prefix
     parts = {"pooler"}
     if model.base_model is not model:
-        # A backbone that was saved alone names its weights without the prefix.
+        # A backbone that was saved without a head names its weights without the prefix.
         parts |= {prefix} | {part for part, _ in model.base_model.named_children()}
     return sorted(key for key in unexpected if key.split(".", 1)[0] not in parts)
 
 
 def check_classifier(model: nn.Module) -> None:
-    """Refuse a model that was not loaded by name and is no image classifier, as far as its class tells."""
+    """Refuses a model in memory whose class is not an image classifier."""
     kind = type(model)
     if not isinstance(model, PreTrainedModel) or not kind.__module__.startswith("transformers."):
         return

@@ -12,14 +12,9 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import gather_object
 
-from ..arguments import choices
-from ..arguments.choices import names
-from ..errors import SMDError
 from .stopping import ENDINGS, Stop
 
 T = TypeVar("T")
-
-MODES = names(choices.Spread)
 
 
 SEGMENTS = 64
@@ -60,8 +55,6 @@ class Processes:
     """
 
     def __init__(self, mode: str = "auto", process_index: int = 0, num_processes: int = 1):
-        if mode not in MODES:
-            raise SMDError(f"spread='{mode}' is not one of {', '.join(MODES)}.")
         self.mode = mode
         self.process_index = process_index
         self.num_processes = num_processes

@@ -95,9 +95,9 @@ class SparseMember(nn.Module):
         """(name in memory, [`Change`]) by tensor: views of the buffers."""
         index, value = 0, 0
         for segment in self.segments:
-            values = self.values[value : value + segment.values]
+            values = self.values[value : value + segment.values]  # pyright: ignore
             if segment.indices:
-                yield segment.name, (self.indices[index : index + segment.indices], values)
+                yield segment.name, (self.indices[index : index + segment.indices], values)  # pyright: ignore
             else:
                 yield segment.name, (None, values.view(segment.shape))
             index, value = index + segment.indices, value + segment.values
@@ -146,7 +146,7 @@ def changeable_tensors(parent: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in parent.named_parameters() if tensor.is_floating_point()}
 
 
-def checkpoint_names(model: nn.Module) -> dict[str, str]:
+def checkpoint_names(model: Any) -> dict[str, str]:
     """
     The names of parameters in a checkpoint, no two equal, by those in memory. One that is not stored one to one keeps its
     name, and so do all where this version of transformers does not tell.

@@ -52,8 +52,9 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
     config_class = SMDEnsembleConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012
     accepts_loss_kwargs = False
+    parent: Any
     _tied_weights_keys: dict[str, str] = {}  # noqa: RUF012 (transformers reads it from the class)
     # What one of the members supports is decided by the member.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
@@ -81,7 +82,7 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
             self.parent = models[0]
             if members is None:
                 members = [SparseMember.blank(segments) for segments in segments_from_counts(self.parent, config)]
-        for i, member in enumerate(members if self.shares_parent else models):
+        for i, member in enumerate((members if self.shares_parent else models) or ()):
             self.add_module(f"member_{i}", member)
         self._lock = threading.RLock()
         self.post_init()
@@ -90,12 +91,12 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         """Nothing to do: every model in it has initialised itself."""
 
     @property
-    def members(self) -> list[nn.Module]:
+    def members(self) -> list[Any]:
         """The members: [`SparseMember`]s, or models."""
         return [getattr(self, f"member_{i}") for i in range(len(self.config.member_weights))]
 
     @property
-    def models(self) -> list[PreTrainedModel]:
+    def models(self) -> list[Any]:
         """The models that are stored: the parent alone, or every member."""
         return [self.parent] if self.shares_parent else self.members
 
@@ -112,7 +113,7 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
 
         """
         kwargs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
-        member_logits = self._member_logits(kwargs)
+        member_logits: Any = self._member_logits(kwargs)  # pyright: ignore
         weights = torch.tensor(self.config.member_weights, device=member_logits.device)
         logits = combine(member_logits, weights, self.config.combination)
         loss = None if labels is None else nn.functional.nll_loss(logits, labels.to(logits.device))
@@ -176,10 +177,10 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         name = str(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
         with_info = kwargs.pop("output_loading_info", False)
-        config = cls.config_class.from_pretrained(name, **hub) if config is None else copy.deepcopy(config)
+        config = SMDEnsembleConfig.from_pretrained(name, **hub) if config is None else copy.deepcopy(config)
         config.update({key: kwargs.pop(key) for key in ("combination", "member_weights") if key in kwargs})
         config.check()
-        model, info = super().from_pretrained(
+        model, info = super().from_pretrained(  # pyright: ignore
             name,
             *args,
             config=config,

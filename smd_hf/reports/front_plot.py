@@ -81,7 +81,7 @@ def _label(table: Mapping[str, Any], name: str) -> str:
 
 def _legend(figure: Figure, table: Mapping[str, Any]) -> None:
     kept = next(member for member in table["members"] if member["chosen"])["generation"] is None
-    looks = [
+    looks: list[tuple[str, str, str, Any]] = [
         ("first parent, kept" if kept else "evolved model", ORANGE, "D", "full"),
         *([] if kept else [("first parent", GREY, "s", "full")]),
         ("front", BLUE, "o", "full"),

@@ -235,14 +235,14 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def style_axes(axes: Axes, grid: str = "both") -> None:
+def style_axes(axes: Axes, grid: Any = "both") -> None:
     """Styles the axes of every figure: two spines, a pale grid along `"x"`, `"y"` or `"both"`, one font size."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=_SIZE - 1)
-    axes.xaxis.label.set_size(_SIZE)
-    axes.yaxis.label.set_size(_SIZE)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_fontsize(_SIZE)
 
 
 def legend_above(axes: Axes, columns: int = 4) -> None:
@@ -256,6 +256,6 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
     """Writes a figure as PNG and creates its folder if it does not exist. Equal figures give equal bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     figure.savefig(path, format="png", metadata={"Software": None})
     return path

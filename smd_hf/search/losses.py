@@ -101,7 +101,7 @@ def make_loss(
         cost_matrix (*optional*): for `expected_cost`, of shape `(num_labels, num_labels)`.
 
     Raises:
-        `SMDError`: if the name is unknown, or an argument does not fit the number of labels.
+        `SMDError`: if an argument does not fit the number of labels.
     """
     if class_weights is not None and len(class_weights) != num_labels:
         raise SMDError(f"class_weights has {len(class_weights)} numbers, but the model has {num_labels} labels.")
@@ -111,11 +111,9 @@ def make_loss(
         return focal()
     if name == "ordinal":
         return ordinal(num_labels)
-    if name == "expected_cost":
-        if cost_matrix is None or np.shape(cost_matrix) != (num_labels, num_labels):
-            raise SMDError(
-                f"loss='expected_cost' needs a cost_matrix of shape ({num_labels}, {num_labels}): entry [i, j] is the cost of "
-                "predicting class j for an image of class i."
-            )
-        return expected_cost(cost_matrix)
-    raise SMDError(f"loss='{name}' is not one of {', '.join(LOSSES)}.")
+    if cost_matrix is None or np.shape(cost_matrix) != (num_labels, num_labels):
+        raise SMDError(
+            f"loss='expected_cost' needs a cost_matrix of shape ({num_labels}, {num_labels}): entry [i, j] is the cost of "
+            "predicting class j for an image of class i."
+        )
+    return expected_cost(cost_matrix)

@@ -117,15 +117,10 @@ def scheduled_sigma(sigma: float, schedule: str, generation: int, num_generation
             cosine from sigma towards 0 (Loshchilov and Hutter 2017, without restarts). Neither of the last two reaches 0.
         generation (`int`): counts from 0.
         num_generations (`int`): of the whole run.
-
-    Raises:
-        `SMDError`: if the schedule is unknown.
     """
     share = generation / num_generations
     if schedule == "constant":
         return sigma
     if schedule == "linear":
         return sigma * (1 - share)
-    if schedule == "cosine":
-        return sigma * 0.5 * (1 + float(np.cos(np.pi * share)))
-    raise SMDError(f"sigma_schedule='{schedule}' is not one of constant, linear, cosine.")
+    return sigma * 0.5 * (1 + float(np.cos(np.pi * share)))

@@ -358,13 +358,7 @@ def make_decomposition(
         suffix_costs (sequence of `float`, *optional*): for [`Blocks`] only.
 
     Raises:
-        `SMDError`: if the name is unknown, or the decomposition does not support the density.
+        `SMDError`: if the decomposition does not support the density.
     """
-    if name not in DECOMPOSITIONS:
-        raise SMDError(f"decomposition='{name}' is not one of {', '.join(DECOMPOSITIONS)}.")
-    if density is not None and not 0 < density <= 1:
-        raise SMDError(
-            f"density={density} is outside (0, 1]. It is the share of the coordinates that a child changes."
-        )
     costs = {} if suffix_costs is None else {"suffix_costs": suffix_costs}
     return DECOMPOSITIONS[name](space, directions, density, seed, static, **costs)

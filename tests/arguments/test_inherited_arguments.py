@@ -71,8 +71,8 @@ def test_arguments_without_effect_are_named_in_one_warning(tmp_path, warned):
     make_trainer(tmp_path, learning_rate=1e-3, weight_decay=0.1, per_device_train_batch_size=64, optim="sgd")
     [message] = warned("No effect")
     assert message == (
-        "No effect on an evolution, which takes no gradients: per_device_train_batch_size (per_device_eval_batch_size is the batch "
-        "size of scoring), learning_rate, optim, weight_decay."
+        "No effect on an evolution, which uses no gradients: learning_rate, optim, weight_decay, per_device_train_batch_size "
+        "(per_device_eval_batch_size is the batch size of scoring)."
     )
 
 
@@ -100,12 +100,12 @@ def test_what_has_no_effect_does_not_touch_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(num_train_epochs=10), "num_train_epochs is 10 and num_generations is 1.* Set num_generations alone"),
-        (dict(batch_eval_metrics=True), "all images at once.* Leave it out"),
+        (dict(num_train_epochs=10), "num_train_epochs is 10 and num_generations is 1.* Set only num_generations"),
+        (dict(batch_eval_metrics=True), "over all images.* Leave it out"),
         (dict(label_names=["target"]), r"label_names is \['target'\].*data_collator"),
         (dict(enable_jit_checkpoint=True), "resume_from_checkpoint=True"),
-        (dict(fsdp=True), "fsdp would leave each process a part of the weights.*torchrun"),
-        (dict(deepspeed={"zero_optimization": {"stage": 2}}), "deepspeed would leave each process a part"),
+        (dict(fsdp=True), "fsdp would shard the weights.*torchrun"),
+        (dict(deepspeed={"zero_optimization": {"stage": 2}}), "deepspeed would shard the weights"),
     ],
 )
 def test_what_cannot_be_served_is_refused(kwargs, message, tmp_path):
@@ -123,7 +123,7 @@ def test_as_many_epochs_as_generations_are_what_a_run_does(tmp_path):
 def test_sharding_that_accelerate_was_configured_for_is_refused(kind, flag, tmp_path, monkeypatch):
     args = make_args(tmp_path)
     monkeypatch.setenv(flag, "true")
-    with pytest.raises(SMDError, match=rf"{kind} \(from accelerate's configuration\) would leave"):
+    with pytest.raises(SMDError, match=rf"{kind} \(from accelerate's configuration\) would shard"):
         make_args(tmp_path)
     # Nor in the trainer, by arguments that were made before.
     with pytest.raises(SMDError, match=f"{kind} .*torchrun --nproc_per_node N"):
@@ -133,7 +133,7 @@ def test_sharding_that_accelerate_was_configured_for_is_refused(kind, flag, tmp_
 def test_sharding_that_is_set_after_the_arguments_were_made_is_refused(tmp_path):
     args = make_args(tmp_path)
     args.fsdp = True
-    with pytest.raises(SMDError, match="fsdp would leave"):
+    with pytest.raises(SMDError, match="fsdp would shard"):
         EvolutionTrainer(tiny_model("resnet"), args, train_dataset=rows())
 
 

@@ -29,7 +29,7 @@ def test_forms(tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
         read = read_label_map(tmp_path / name)
-        assert read == expected | ({} if name == "map.json" else {"crane": "2"})
+        assert read == expected
         alignment = align(["ice, cold", "crane", "chien"], str(tmp_path / name))
         assert alignment.mapping.tolist() == [3, 2, 1] and alignment.is_sure
     assert read_label_map({0: 517}) == {"0": 517}
@@ -85,22 +85,29 @@ def test_mistakes(label_map, expected):
         align(["dog", "ice cream"], label_map)
 
 
+def test_a_number_that_is_the_index_of_one_class_and_the_name_of_another_is_refused(tmp_path):
+    numbers = dict(enumerate(["0", "1", "10", "2"]))
+    (tmp_path / "map.csv").write_text("ten,2\n")
+    with pytest.raises(SMDError, match=r"index of one class \('10'\) and the name of another \(index 3\)"):
+        align_labels(["ten"], np.arange(1), numbers, label_map=read_label_map(tmp_path / "map.csv"))
+    for name, index in (("10", 2), ("2", 3)):
+        assert align_labels(["ten"], np.arange(1), numbers, label_map={"ten": name}).mapping.tolist() == [index]
+
+
 def test_labels_that_the_data_do_not_have_are_left_alone():
     assert align(["dog"], {"zebra": "horse"}).mapping.tolist() == [1]
 
 
 def test_a_label_without_a_class_must_have_no_image():
     assert align(["dog", "junk"], {"junk": None}, [0, 0]).mapping.tolist() == [1, -1]
-    with pytest.raises(
-        SMDError, match=r"train split has images of 1 labels that are no class of the model's \(junk\)"
-    ):
+    with pytest.raises(SMDError, match=r"train split has images of 1 labels without a class of the model \(junk\)"):
         align(["dog", "junk"], {"junk": None})
 
 
 def test_integers_without_names():
     alignment = align_labels(None, np.array([0, 7, 0]), MODEL, label_map=read_label_map({7: "dog", "0": 2}))
     assert alignment.mapping[[0, 7]].tolist() == [2, 1] and alignment.names is None
-    with pytest.raises(SMDError, match=r"no class of the model's \(3\)"):
+    with pytest.raises(SMDError, match=r"without a class of the model \(3\)"):
         align_labels(None, np.array([0, 3]), MODEL, label_map={"0": 2})
     with pytest.raises(SMDError, match="integers without names, but label_map has the label 'dog'"):
         align_labels(None, np.array([0]), MODEL, label_map={"dog": 2})

@@ -441,4 +441,4 @@ def test_ctrl_c_ends_with_code_130_and_says_what_is_saved(root, tmp_path):
     assert process.returncode == 130
     last = err.strip().splitlines()[-1]
     assert last.startswith("smd-hf evolve: interrupted.") and "of 100000 generations" in last
-    assert last.endswith("the same command with --resume goes on.") and "Traceback" not in err
+    assert last.endswith("The same command with --resume continues the run.") and "Traceback" not in err

@@ -64,6 +64,6 @@ def test_the_command_shows_a_gain_and_leaves_models_and_figures(splits, tmp_path
         names = [DIGITS[label] for label in test["label"]]
         accuracy[name] = np.mean([row[0]["label"] == label for row, label in zip(predictions, names)])
         assert f"{100 * accuracy[name]:.2f}" in printed
-    # The shift costs the parent five points at the least, and a few seconds of evolution win some of them back.
+    # The shift costs the parent five points at least, and a few seconds of evolution win some of them back.
     assert 0.6 < accuracy["parent"] < 0.93
     assert accuracy["evolved"] > accuracy["parent"] + 0.01

@@ -115,12 +115,12 @@ def test_labels_that_cost_an_image_each_are_not_read_to_split(tmp_path):
         ),
         (lambda batch: {"labels": torch.eye(4)[:1]}, r"torch.float32 of shape \(1, 4\).*labels.argmax\(-1\)"),
         (lambda batch: {"labels": torch.zeros(1, 8, 8, dtype=torch.int64)}, r"torch.int64 of shape \(1, 8, 8\)"),
-        (lambda batch: {"labels": [0]}, "labels of the kind <class 'list'>"),
+        (lambda batch: {"labels": [0]}, "labels of type <class 'list'>"),
         (lambda batch: {"labels": torch.tensor([4])}, "the label 4, but the model has 4 classes.*label2id"),
     ],
 )
 def test_a_collator_whose_batches_cannot_be_scored_is_refused_when_the_trainer_is_made(collate, message, tmp_path):
-    with pytest.raises(SMDError, match=f"Of the first row of train_dataset, the data_collator.*{message}"):
+    with pytest.raises(SMDError, match=f"From the first row of train_dataset, the data_collator.*{message}"):
         make_trainer(tmp_path, rows(), collate)
 
 

@@ -143,7 +143,7 @@ def test_a_second_data_set_is_reported_on_also_where_nothing_is_chosen_by_it(row
         ({"objectives": ["nll", "ood_energy_auroc"]}, None, "Pass ood_dataset"),
         ({"fitness": "ood_auroc", "racing": "halving"}, "some", "Leave racing out"),
         ({}, [], "ood_dataset is empty"),
-        ({}, [{"pixel_values": torch.zeros(3, 32, 32)}] * 2, "has 2 images, but it is dealt out to 3 parts"),
+        ({}, [{"pixel_values": torch.zeros(3, 32, 32)}] * 2, "has 2 images, but it is split into 3 parts"),
     ],
 )
 def test_what_cannot_be_is_refused(kwargs, others, expected, rows, tmp_path):
@@ -153,7 +153,7 @@ def test_what_cannot_be_is_refused(kwargs, others, expected, rows, tmp_path):
 
 def test_rows_of_another_form_are_refused(rows, tmp_path):
     trainer = make_trainer(tmp_path, rows, [{"picture": 1}] * 6, fitness="ood_auroc")
-    with pytest.raises(SMDError, match="gives nothing that the model takes: it gives picture, labels"):
+    with pytest.raises(SMDError, match="returns no input of the model: it returns picture, labels"):
         trainer.train()
 
 

@@ -254,8 +254,8 @@ def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tmp_path):
     before = weights_hash(model)
     for kind, labels in ("deit", 4), ("vit", 3):
         folder = save_tiny_checkpoint(kind, tmp_path / f"{kind}-{labels}", num_labels=labels)
-        with pytest.raises(SMDError, match="no checkpoint of this ViTForImageClassification"):
+        with pytest.raises(SMDError, match="not a checkpoint of this ViTForImageClassification"):
             load_weights(model, folder)
-    with pytest.raises(SMDError, match="no checkpoint"):
+    with pytest.raises(SMDError, match="not a checkpoint"):
         load_weights(model, tmp_path)
     assert weights_hash(model) == before

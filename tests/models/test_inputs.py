@@ -261,7 +261,7 @@ def test_a_collator_without_an_input_is_refused():
     batches = ImageBatches(rows, transformers.default_data_collator, 4, input_names=input_names(tiny_model("vit")))
     with pytest.raises(
         SMDError,
-        match=r"gives nothing that the model takes: it gives labels, picture, and the model takes .*pixel_values",
+        match=r"returns no input of the model: it returns labels, picture, and the model takes .*pixel_values",
     ):
         list(batches)
 

@@ -111,7 +111,7 @@ def test_a_checkpoint_is_refused_by_the_task_of_its_architecture(kind, tmp_path)
     for load in (load_model, load_model_for_new_head):
         message = refusal(load, tmp_path)
         assert f"is a checkpoint for {TASKS[kind]} ({type(model).__name__})" in message
-        assert "Only image classification is served as yet" in message and "incomplete" not in message
+        assert "Only image classification is supported yet" in message and "incomplete" not in message
     message = refusal(EvolutionTrainer, model, EvolutionArguments(str(tmp_path / "out"), use_cpu=True))
     assert message.startswith(f"The model is for {TASKS[kind]} ({type(model).__name__})")
 

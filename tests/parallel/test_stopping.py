@@ -257,7 +257,9 @@ def test_the_command_says_how_to_go_on_and_goes_on(number, kind, code, root, tmp
         process.kill()
     assert process.returncode == code and "Traceback" not in err, err
     last = err.strip().splitlines()[-1]
-    assert "0 of 1 generations were finished" in last and last.endswith("the same command with --resume goes on.")
+    assert "0 of 1 generations were finished" in last and last.endswith(
+        "The same command with --resume continues the run."
+    )
 
     if number == signal.SIGTERM:
         return

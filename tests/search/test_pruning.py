@@ -105,7 +105,7 @@ def test_of_equals_the_pruned_child_is_taken_and_a_worse_one_is_not(rows, tmp_pa
     [{"sigma": 0.1}, {"mirrored": True}, {"recombination": "top_k_mean"}, {"decomposition": "dense"}, {"match_norm": True}],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(kwargs, tmp_path):
-    with pytest.raises(SMDError, match=f"{next(iter(kwargs))}=.* does not go with mutation='prune'"):
+    with pytest.raises(SMDError, match=f"{next(iter(kwargs))}=.* does not fit mutation='prune'"):
         EvolutionArguments(output_dir=str(tmp_path), mutation="prune", **kwargs)
     with pytest.raises(SMDError, match="mutation is shave"):
         EvolutionArguments(output_dir=str(tmp_path), mutation="shave")

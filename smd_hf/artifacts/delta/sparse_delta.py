@@ -339,7 +339,7 @@ class SparseDelta:
 def _base(model: PreTrainedModel, info: Mapping[str, Any]) -> dict[str, str | None]:
     """The place of the base: as given, or as the model remembers it."""
     base = info.get("base_model", model.name_or_path or None)
-    base = None if base is None else os.fspath(base)
+    base = None if base is None else str(base)
     if base is not None and os.path.isdir(folder := os.path.expanduser(base)):
         # A relative path is not valid in another process, and could be taken for a Hub id.
         return {"base_model": os.path.abspath(folder), "base_revision": None}

@@ -76,8 +76,8 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def _same_part(part: torch.Tensor | str, other: torch.Tensor | str) -> bool:
-    if not isinstance(part, torch.Tensor):
-        return part == other
+    if not isinstance(part, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return part is other or (isinstance(part, str) and part == other)
     part, other = (tensor.cpu().contiguous().flatten().view(torch.uint8) for tensor in (part, other))
     return torch.equal(part, other)
 

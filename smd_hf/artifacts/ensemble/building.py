@@ -107,7 +107,7 @@ def _common_config(
         raise ValueError(f"The ensemble has {count} members, but {len(weights)} member_weights.")
     check_weights(weights)
     first = models[0].config
-    if first.problem_type in ("regression", "multi_label_classification") or first.num_labels < 2:
+    if first.problem_type in ("regression", "multi_label_classification") or (first.num_labels or 0) < 2:
         raise ValueError("An ensemble combines classifiers of images into one of at least two classes.")
     config = SMDEnsembleConfig(
         combination=combination, id2label=first.id2label, label2id=first.label2id, problem_type=first.problem_type

@@ -16,7 +16,8 @@ AUTO_CONFIG, AUTO_MODEL = modeling_smd_ensemble.AUTO_CONFIG, modeling_smd_ensemb
 def travelling_code() -> dict[str, bytes]:
     """The files of `smd_hf.remote_code`, by name."""
     modules = (configuration_smd_ensemble, members_smd_ensemble, modeling_smd_ensemble)
-    return {Path(module.__file__).name: Path(module.__file__).read_bytes() for module in modules}
+    files = [Path(str(module.__file__)) for module in modules]
+    return {file.name: file.read_bytes() for file in files}
 
 
 def add_code(model: PreTrainedModel, config: dict[str, Any], code: dict[str, bytes]) -> None:

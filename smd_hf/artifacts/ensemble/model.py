@@ -127,6 +127,7 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
         return merged
 
     def _children_logits(self, inputs: dict[str, Any]) -> list[torch.Tensor]:
+        assert self._passes is not None
         return self._passes.logits(self.parent, self.members, inputs)
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:

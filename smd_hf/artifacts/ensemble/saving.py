@@ -1,6 +1,7 @@
 """Saving an ensemble with the one image processor that its members share."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import BaseImageProcessor, TimmWrapperImageProcessor
 
@@ -24,9 +25,10 @@ def save_ensemble(
         processor (image processor or `None`): the members' common one; `None` leaves it out.
         folder (`str` or `Path`): made where it does not exist.
     """
+    config: Any = model.config
     if isinstance(processor, TimmWrapperImageProcessor):
-        set_timm_processor(model.config, dict(processor.data_config), getattr(model.config, "architecture", None))
+        set_timm_processor(config, dict(processor.data_config), getattr(config, "architecture", None))
     elif processor is not None:
-        set_timm_processor(model.config, None)
+        set_timm_processor(config, None)
         processor.save_pretrained(folder)
     model.save_pretrained(folder, **kwargs)

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ...remote_code.configuration_smd_ensemble import SMDEnsembleConfig
-from ...remote_code.members_smd_ensemble import SparseMember
 
 MAX_INDEX_BYTES = 64 * 2**20
 LARGEST_INTEGER = 2**20
@@ -121,7 +120,7 @@ def _weight_files(name_or_path: str, variant: str | None, hub_kwargs: dict[str, 
     missing = [file for file, path in found.items() if path is None]
     if missing:
         raise ValueError(f"The ensemble lacks {', '.join(missing)}, named by {SAFE_WEIGHTS_INDEX_NAME}.")
-    return list(found.values())
+    return [path for path in found.values() if path is not None]
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -136,7 +135,7 @@ def _indexed_files(index: Path) -> list[str]:
         ) from error
 
 
-def check_headers(ensemble: PreTrainedModel, members: Sequence[SparseMember], headers: Headers) -> None:
+def check_headers(ensemble: PreTrainedModel, members: Sequence[Any], headers: Headers) -> None:
     """
     Refuse files whose tensors are not those of the members, or hold less than the ensemble needs.
 

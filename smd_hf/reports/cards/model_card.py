@@ -156,10 +156,8 @@ def write_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, repo
 
 def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, repo_id: str | None = None) -> ModelCard:
     """Renders the card that [`write_card`] writes."""
-    if kind not in KINDS:
-        raise SMDError(f"There is no card of kind '{kind}'; expected one of {', '.join(KINDS)}.")
     folder = Path(folder).resolve()
-    report = _OPTIONAL | report | {"data": {"name": None, "left_out": {}} | report["data"]}
+    report = _OPTIONAL | dict(report) | {"data": {"name": None, "left_out": {}} | report["data"]}
     parent = report["parent_name"]
     parent_label = parent if is_hub_id(parent) else plain_line(Path(parent).name or "the parent")
     title = repo_id.split("/")[-1] if repo_id else f"{parent_label.split('/')[-1]}-{_SUFFIXES[kind]}"
