@@ -24,6 +24,7 @@ PACKAGE = Path(smd_hf.__file__).parent
 LIBRARIES = ("transformers", "accelerate", "huggingface_hub", "timm", "pymoo", "datasets", "evaluate")
 DOCUMENTED_MODULES = {
     *LIBRARIES,
+    "datasets.exceptions",
     "huggingface_hub.errors",
     "timm.data",
     "transformers.modeling_outputs",

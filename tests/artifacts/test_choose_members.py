@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from smd_hf import SMDError
 from smd_hf.artifacts.choose_members import choose_members
 from smd_hf.metrics.statistics import nll
 
@@ -54,8 +53,3 @@ def test_a_useless_candidate_is_left_out_by_every_combination(combination):
     logits[2] = -logits[2] * 3
     chosen = dict(choose_members(logits, labels, 5, "greedy", combination))
     assert 2 not in chosen and sum(chosen.values()) == 5
-
-
-def test_another_selection_is_refused():
-    with pytest.raises(SMDError, match="ensemble_selection='best'"):
-        choose_members(*make_candidates(), 2, "best")

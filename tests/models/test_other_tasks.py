@@ -124,7 +124,7 @@ def test_a_checkpoint_is_refused_by_the_weights_of_another_head(kind, architectu
     message = refusal(load_model_for_new_head, tmp_path)
     assert "incomplete" not in message
     if architectures is None or isinstance(architectures, list):
-        assert "not those of an image classifier" in message and "Only image classification is served" in message
+        assert "not those of an image classifier" in message and "Only image classification is supported" in message
         assert "classifier.weight" in message or "classifier.bias" in message
         head = {"clip": "logit_scale", "siglip": "logit_bias", "segformer": "decode_head"}.get(kind, "_head.")
         assert head in message

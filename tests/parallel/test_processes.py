@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smd_hf.errors import SMDError
-from smd_hf.parallel.processes import MODES, Processes, segment
+from smd_hf.arguments.choices import Spread, names
+from smd_hf.parallel.processes import Processes, segment
 
 
 def cells_of(shares):
@@ -14,7 +14,12 @@ def cells_of(shares):
 
 
 @given(
-    st.sampled_from(MODES), st.integers(1, 9), st.integers(1, 40), st.integers(0, 20), st.integers(0, 40), st.data()
+    st.sampled_from(names(Spread)),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(0, 20),
+    st.integers(0, 40),
+    st.data(),
 )
 def test_each_variant_that_is_not_known_sees_each_batch_on_one_process(
     mode, processes, variants, start, batches, data
@@ -58,8 +63,3 @@ def test_one_process_does_it_all_without_a_process_group():
     assert processes.gather(lambda: 5) == [5] and processes.map(3, lambda number: number**2) == [0, 1, 4]
     with pytest.raises(ZeroDivisionError):
         processes.gather(lambda: 1 / 0)
-
-
-def test_an_unknown_mode_is_refused():
-    with pytest.raises(SMDError, match="data, children"):
-        Processes("rows")
