@@ -1,36 +1,30 @@
 """
-`EvolutionCallback`: generations of evolution in the midst of gradient training, by an ordinary `transformers.Trainer`.
+`EvolutionCallback`: generations of evolution within gradient training by an ordinary `transformers.Trainer`.
 
-The weights change in place, so the optimizer goes on with them and with its own state.
+The weights change in place. The optimizer goes on with them and with its own state.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .arguments.evolution_arguments import EvolutionArguments
 from .arguments.inherited_arguments import warn_of_ignored_arguments
-from .data.batches import ImageBatches
-from .data.fitness_samples import FreshSamples, split_indices
 from .data.image_checks import ReadableRows, check_images
 from .data.map_style import check_map_style
-from .data.pixels import codec_for
 from .data.preparation import check_problem_type, prepare_data
-from .data.reading import spare_threads
 from .errors import SMDError
 from .metrics.classification import merged, named_metrics
 from .metrics.ood import OOD_METRICS
-from .models.inputs import input_names
 from .parallel.processes import Processes
-from .run.batch_size import tells_of_memory
+from .run.batch_size import explain_oom
+from .run.run_images import BatchMaker, RunImages
 from .scoring.bars import ScoringBar
-from .scoring.costs import suffix_costs
-from .scoring.evaluator import Evaluator
-from .search.build import make_mutation, make_recombination
+from .search.build import build_evaluator, build_evolution
 from .search.evolution import Evolution, Generation
 from .search.fitness import Fitness
 from .search.sigma import calibrated, scheduled_sigma
@@ -42,27 +36,27 @@ class EvolutionCallback(TrainerCallback):
     """
     Evolves the model that a Trainer trains, for `num_generations` generations after each epoch or once at the end.
 
-    After an epoch, evolution comes before Trainer's own evaluation and saving. At the end of training, it comes after the
-    best checkpoint has been loaded, where that is asked for; `trainer.save_model()` then saves what it made. The log receives
+    After an epoch, evolution runs before Trainer evaluates and saves. At the end of training, it runs after the best
+    checkpoint has been loaded, if that is asked for; call `trainer.save_model()` to save the result. The log receives
     `evolution_*` values.
 
     Args:
-        trainer ([`~transformers.Trainer`]): whose model, device, image processor and log these are.
-        args ([`EvolutionArguments`]): the method, and `per_device_eval_batch_size` for scoring. Where sigma is not given, it is
-            calibrated each time anew. What makes files (ensembles, deltas, reports, pushes) and `auto_find_batch_size` have no
-            effect here.
-        fitness_dataset: images and labels, or rows of `pixel_values`, none of which are to be reported on; a share of
-            `selection_fraction` chooses among finished candidates.
+        trainer ([`~transformers.Trainer`]): its model is evolved, on its device and with its image processor and log.
+        args ([`EvolutionArguments`]): the method, and `per_device_eval_batch_size` for scoring. If sigma is not given, it is
+            calibrated anew each time. Arguments about files (ensembles, deltas, reports, pushes) and `auto_find_batch_size`
+            have no effect.
+        fitness_dataset: images and labels, or rows of `pixel_values`. Do not report on them. A share of
+            `selection_fraction` chooses among candidates.
         when (`str`, *optional*, defaults to `"epoch_end"`): `"epoch_end"` or `"train_end"`.
-        data_collator (`Callable`, *optional*): of rows to `pixel_values` and `labels`; found as by [`EvolutionTrainer`] by default.
-        compute_metrics (`Callable`, *optional*): as in Trainer, for a fitness of its own.
+        data_collator (`Callable`, *optional*): rows to `pixel_values` and `labels`. Defaults to that of [`EvolutionTrainer`].
+        compute_metrics (`Callable`, *optional*): as in Trainer, for a fitness of your own.
 
     Attributes:
-        generations (list of `dict`): a [`Generation.record`] each.
+        generations (list of `dict`): the [`Generation.record`] of each generation.
         left_out (`dict[str, int]`): how many rows of `fitness_dataset` were left out, with `on_bad_images="skip"`.
 
     Raises:
-        `SMDError`: for choices, labels, images or a way of training (weights in parts on several devices) that cannot work.
+        `SMDError`: for arguments, labels or images that cannot work, and for FSDP or DeepSpeed.
 
     Example:
 
@@ -114,11 +108,11 @@ class EvolutionCallback(TrainerCallback):
         self.args = args
         self.when = when
         self.generations: list[dict[str, Any]] = []
-        model = trainer.model
+        model, device = trainer.model, trainer.args.device
         metrics = merged(named_metrics(args, has_own=compute_metrics is not None), compute_metrics)
         self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
-        processes = Processes(args.spread, trainer.args.process_index, trainer.args.world_size)
-        readable = ReadableRows(args, processes)
+        self.processes = Processes(args.spread, trainer.args.process_index, trainer.args.world_size)
+        readable = ReadableRows(args, self.processes)
         fitness_dataset = readable(fitness_dataset, "fitness_dataset")
         self.left_out = readable.left_out
         data = prepare_data(
@@ -132,19 +126,12 @@ class EvolutionCallback(TrainerCallback):
             "trained on them.",
         )
         if data.image_column is not None and args.on_bad_images == "raise":
-            check_images(fitness_dataset, data.image_column, what="fitness_dataset", processes=processes)
+            check_images(fitness_dataset, data.image_column, what="fitness_dataset", processes=self.processes)
         check_problem_type(model)
-        self.collator = data.collator
-        self.dataset = fitness_dataset
-        labels = np.zeros(len(fitness_dataset), dtype=np.int64) if data.train_labels is None else data.train_labels
-        fitness, selection = split_indices(labels, args.selection_fraction, args.seed)
-        self.fresh_samples: FreshSamples | None = None
-        if args.fitness_samples_per_generation is not None:
-            self.fresh_samples = FreshSamples(fitness, labels[fitness], args.fitness_samples_per_generation, args.seed)
-        self.fitness_batches = self._batches(fitness)
-        self.selection_batches = self._batches(selection) if len(selection) else None
-        self.mutation = make_mutation(model, args, self._suffix_costs)
-        self.recombination = make_recombination(args, model.config.num_labels)
+        make_batches = BatchMaker(args, model, data.collator, trainer.processing_class, device)
+        self.images = RunImages(args, make_batches, data, fitness_dataset)
+        # What cannot work is refused now, not after an epoch.
+        self._build_evolution()
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self.when == "epoch_end":
@@ -154,7 +141,6 @@ class EvolutionCallback(TrainerCallback):
         if self.when == "train_end":
             self.evolve(control)
 
-    @tells_of_memory
     def evolve(self, control: TrainerControl | None = None) -> list[Generation]:
         """
         Evolves the model for `num_generations` generations and logs each.
@@ -163,20 +149,17 @@ class EvolutionCallback(TrainerCallback):
             control ([`~transformers.TrainerControl`], *optional*): of the event that this happens in.
         """
         args, done = self.args, []
-        with modes_kept(self.trainer.model):
-            evolution = self._evolution()
-            # The parent is another one than last time.
-            self.mutation.parent_changed()
+        with explain_oom(args), modes_kept(self.trainer.model):
+            # The model has been trained since the last time.
+            evolution = self._build_evolution()
             with self._bar("Calibrating sigma") as evolution.evaluator.work:
                 sigma = self._sigma(evolution)
             for number in range(args.num_generations):
                 generation = len(self.generations)
-                if self.fresh_samples is not None:
-                    evolution.score_on(self._batches(self.fresh_samples.indices(generation)))
+                evolution.score_on(self.images.of_generation(generation))
                 sigma_now = scheduled_sigma(sigma, args.sigma_schedule, number, args.num_generations)
-                with self._bar(
-                    f"Evolving, generation {number + 1}/{args.num_generations}"
-                ) as evolution.evaluator.work:
+                description = f"Evolving, generation {number + 1}/{args.num_generations}"
+                with self._bar(description) as evolution.evaluator.work:
                     step = evolution.step(generation, sigma_now)
                 done.append(step)
                 self.generations.append(step.record())
@@ -187,42 +170,30 @@ class EvolutionCallback(TrainerCallback):
         run = self.trainer.args
         return ScoringBar(description, shown=not run.disable_tqdm and run.process_index == 0)
 
-    def _evolution(self) -> Evolution:
-        args, run = self.args, self.trainer.args
-        evaluator = Evaluator(
-            self.trainer.model,
-            run.device,
-            self.trainer.accelerator.autocast,
-            Processes(args.spread, run.process_index, run.world_size),
-            args.prefix_replay,
-            int(args.child_cache_gb * 1e9),
+    def _build_evolution(self) -> Evolution:
+        trainer, images = self.trainer, self.images
+        make_evaluator = partial(
+            build_evaluator,
+            images.make_batches.model,
+            self.args,
+            trainer.args.device,
+            lambda: trainer.accelerator.autocast(),
+            self.processes,
+            # Trainer decides how the model is compiled and laid out in memory.
+            plain=True,
         )
-        return Evolution(
-            self.trainer.model,
-            self.mutation,
-            evaluator,
-            self.fitness,
-            self.recombination,
-            self.fitness_batches,
-            self.selection_batches,
-            args.elitism,
-            survivors=min(args.population_size, args.recombination_top_k) if args.racing == "halving" else 0,
-        )
+        model = images.make_batches.model
+        with modes_kept(model):
+            return build_evolution(model, self.args, make_evaluator, self.fitness, images.fitness, images.selection)
 
     def _sigma(self, evolution: Evolution) -> float:
         args = self.args
-        if self.mutation.prune or args.sigma is not None:
+        if evolution.mutation.prune or args.sigma is not None:
             return args.sigma or 0.0
-        return calibrated(evolution, self.fitness_batches, args.calibration_samples, args.calibration_target).sigma
-
-    def _suffix_costs(self) -> list[float]:
-        model = self.trainer.model
-        [batch] = self.fitness_batches.head(1)
-        with modes_kept(model):
-            return suffix_costs(model, batch.inputs(model.device, model.dtype))
+        return calibrated(evolution, self.images.fitness, args.calibration_samples, args.calibration_target).sigma
 
     def _log(self, generation: Generation, control: TrainerControl | None) -> None:
-        # A log in the midst of an event would use up Trainer's wish to log the epoch.
+        # A log within an event would reset Trainer's flag to log the epoch.
         should_log = control is not None and control.should_log
         values = generation.logs(self.fitness)
         values["selected_nll"] = values.pop("loss")
@@ -230,27 +201,10 @@ class EvolutionCallback(TrainerCallback):
         if control is not None:
             control.should_log = should_log
 
-    def _batches(self, indices: np.ndarray) -> ImageBatches:
-        args, run = self.args, self.trainer.args
-        return ImageBatches(
-            self.dataset,
-            self.collator,
-            args.eval_batch_size,
-            indices,
-            cache_bytes=int(args.image_cache_gb * 1e9 * len(indices) / len(self.dataset)),
-            num_workers=args.dataloader_num_workers,
-            codec=codec_for(self.trainer.processing_class),
-            device=run.device if args.image_cache_on_device else None,
-            input_names=input_names(self.trainer.model),
-            prefetch_factor=args.dataloader_prefetch_factor,
-            threads=args.reading_threads,
-            spare=spare_threads(run.device),
-        )
-
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module is in train or eval mode again afterwards, as it was before, each for itself."""
+    """Puts each module back into the mode (train or eval) that it was in."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield

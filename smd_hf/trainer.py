@@ -1,89 +1,92 @@
 """`EvolutionTrainer`: a Trainer whose step is one generation."""
 
-import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import TrainOutput
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from .arguments.evolution_arguments import EvolutionArguments
-from .arguments.inherited_arguments import check_not_sharded
-from .artifacts.collect import Artifacts, collect_artifacts, write_artifacts
+from .artifacts.first_parent import FirstParent
 from .artifacts.resolve_model import resolve_model
 from .data.image_checks import ReadableRows
 from .data.preparation import check_problem_type, prepare_data
 from .errors import SMDError
 from .files import explain_full_disk
-from .hub.publisher import HubMixin
-from .models.checkpoints import save_checkpoint
-from .models.inputs import as_inputs, input_names, select_inputs
-from .models.quantized import as_if_not_quantised, check_can_be_saved, stored_tensors
+from .hub.forward_trainer import ForwardTrainer
+from .models.quantized import check_can_be_saved, stored_tensors
 from .parallel.processes import Processes
 from .parallel.stopping import Interrupted, Terminated
-from .reports.run_report import run_report, write_run_files
-from .reports.several_objectives import ObjectivesMixin
-from .run.batch_size import memory_is_told, settle_batch_size, tells_of_memory
+from .reports.run_report import write_results
+from .reports.run_result import RunResult
+from .run.batch_size import explain_oom, settle_batch_size
 from .run.compatibility import called_model_init, check_datasets, check_no_optimizer, check_overrides, settle_arguments
-from .run.evaluation_metrics import evaluate_with_labels, metrics_of
-from .run.journal import CALIBRATION_SCOPE, PARENT_SCOPE, ResumeMixin, end_scope, generation_scope
+from .run.cost_model import CostModel
+from .run.evaluation_metrics import metrics_of, objectives_of
+from .run.identity import run_identity
+from .run.journal import CALIBRATION_SCOPE, PARENT_SCOPE, Journal, end_scope, generation_scope
 from .run.limits import Limits
 from .run.lock import locked
-from .run.progress import EvolutionProgressCallback, child_reporter
-from .run.run_work import run_work, scoring_shown, shows_bars
-from .run.state import RunState
-from .run.trainer_checkpoints import CheckpointMixin
+from .run.new_head import fit_new_head
+from .run.progress import child_reporter
+from .run.run_images import BatchMaker, RunImages, first_of
+from .run.run_work import run_work, scoring_shown
+from .run.trainer_state import callback_states, state_folder, without_log
 from .scoring.bars import TickingBar
-from .scoring.evaluator import Evaluator
-from .scoring.runtimes.choose import RuntimeChoice
-from .search.build import compiled, make_mutation, make_recombination
-from .search.evolution import Evolution
+from .search.build import build_evaluator, build_evolution
+from .search.evolution import Evolution, Generation
 from .search.fitness import Fitness
-from .search.mutation import zero_share
 from .search.sigma import calibrated, scheduled_sigma
 
 logger = logging.get_logger(__name__)
 
 
-class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, Trainer):
+class EvolutionTrainer(ForwardTrainer):
     """
     Evolves a pretrained image classifier by forward passes alone, with the interface of [`~transformers.Trainer`].
 
     Args:
         model ([`~transformers.PreTrainedModel`], `str` or `Path`): the parent, or the Hub id or folder of one.
-        args ([`EvolutionArguments`], *optional*): every choice.
-        data_collator (`Callable`, *optional*): rows to the model's inputs and `labels`. By default images go through
+        args ([`EvolutionArguments`], *optional*): the run's arguments.
+        data_collator (`Callable`, *optional*): rows to the model's inputs and `labels`. By default, images go through
             `processing_class`, and labels are matched to the model's by name.
-        train_dataset (*optional*): the fitness data: anything with a length and rows that hold an image and a label.
-        eval_dataset (*optional*): the test data to report on, in no way used to choose (but by callbacks that stop early, and
-            by `load_best_model_at_end`). Of several in a dict, the first is reported on.
-        processing_class (*optional*): the image processor; loaded with the model where that is a name.
+        train_dataset (*optional*): the training data: anything with a length and rows with an image and a label. One part
+            scores children, the other chooses among candidates.
+        eval_dataset (*optional*): the test data to report on. It is never used to choose, except by callbacks that stop early
+            and by `load_best_model_at_end`. If it is a dict, the first data set is reported on.
+        processing_class (*optional*): the image processor. If the model is given by name, it is loaded with it.
         compute_loss_func (`Callable`, *optional*): as in Trainer, from outputs, labels and `num_items_in_batch` to a loss that is
-            differentiable in the logits: what a Gauss-Newton step lowers, in place of `args.objective`.
-        compute_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to a dict; by default accuracy, NLL
+            differentiable in the logits. Replaces `args.loss` as the loss of a Gauss-Newton step.
+        compute_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to a dict. Defaults to accuracy, NLL
             and calibration error.
         callbacks (list of [`~transformers.TrainerCallback`], *optional*): further callbacks.
-        model_init (`Callable`, *optional*): returns the parent, in place of `model`; called once, with no trial.
-        preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to what `compute_metrics` is
-            given as predictions, in evaluation and as fitness.
-        optimizers, optimizer_cls_and_kwargs: only Trainer's defaults; an evolution has no optimizer.
-        ood_dataset (*optional*): images of none of the model's classes, in rows as those of `train_dataset`, without labels: what
-            `ood_auroc` is about, as fitness or one of several objectives. The report says how parent and evolved model tell them.
+        model_init (`Callable`, *optional*): returns the parent, in place of `model`. Called once, without a trial.
+        preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to the predictions that
+            `compute_metrics` receives, in evaluation and for fitness.
+        optimizers, optimizer_cls_and_kwargs: only Trainer's defaults. An evolution has no optimizer.
+        ood_dataset (*optional*): out-of-distribution images: of none of the model's classes, without labels. For `ood_auroc`
+            as the fitness or as one of several objectives. The report compares parent and evolved model on them.
 
     Attributes:
         run ([`RunState`]): what happened in each generation, and what it cost.
-        dataset_name (`str`, *optional*): of the data set on the Hub, for report and cards; set it where the data do not say.
-        report (`dict`): `gain_report.json`, once trained with an `eval_dataset`.
+        dataset_name (`str`, *optional*): the data set's id on the Hub, for report and cards. Set it if the data do not say.
+        report (`dict`, *optional*): `gain_report.json`, after training with an `eval_dataset`.
         stopped (`dict`, *optional*): which of `max_hours` and `max_forward_passes` ended the run, and after how many generations.
+        front ([`RunFront`], *optional*): the front of a run by several objectives.
+        ood_report (`dict`, *optional*): AUROC of parent and evolved model on test and out-of-distribution images.
+        pushed (`dict[str, str]`): addresses of the last push: `"child"`, `"ensemble"`, `"children"`.
+        push_failure (`str`, *optional*): why the push at the end of the run failed, and how to repeat it.
+        images ([`RunImages`]), evaluator ([`Evaluator`]), evolution ([`Evolution`]), journal ([`Journal`]), result
+            ([`RunResult`]), publisher ([`Publisher`]): the parts.
 
     Raises:
         `SMDError`: for a model, data set or argument that cannot work, before anything is scored.
@@ -123,194 +126,124 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         check_no_optimizer(optimizers, optimizer_cls_and_kwargs)
         check_datasets(train_dataset, eval_dataset, ood_dataset)
         settle_arguments(args)
-        self._given_name = str(model) if isinstance(model, str | Path) else None
+        given_name = str(model) if isinstance(model, str | Path) else None
         metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
-        self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
-        self._take_objectives(args, metrics, ood_dataset)
+        fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
+        objectives = objectives_of(args, metrics, has_ood=ood_dataset is not None)
         model = called_model_init(model, model_init, args)
         model, processing_class, missing_head = resolve_model(model, args, processing_class)
         readable = ReadableRows(args)
         train_dataset = readable(train_dataset, "train_dataset")
         eval_dataset = readable(eval_dataset, "eval_dataset")
-        ood_dataset = self.ood_dataset = readable(ood_dataset, "ood_dataset")
-        self.left_out = readable.left_out
+        ood_dataset = readable(ood_dataset, "ood_dataset")
         data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
         check_problem_type(model, data.new_labels)
 
-        # 2. Rows keep the columns that the collator needs, and that no model takes
+        # 2. Trainer's own set-up
+        # Rows keep the columns that the collator needs, also those that no model takes.
         args.remove_unused_columns = args.remove_unused_columns and not data.all_columns
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data.collator,
+            train_dataset=train_dataset,
+            eval_dataset=data.eval_dataset,
+            processing_class=processing_class,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=evaluation_metrics,
+            callbacks=callbacks,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
 
-        # 3. Trainer's own set-up
-        with as_if_not_quantised(model):
-            super().__init__(
-                model=model,
-                args=args,
-                data_collator=data.collator,
-                train_dataset=train_dataset,
-                eval_dataset=data.eval_dataset,
-                processing_class=processing_class,
-                compute_loss_func=compute_loss_func,
-                compute_metrics=evaluation_metrics,
-                callbacks=callbacks,
-                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            check_not_sharded(args, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
-        # Trainer's first evaluation would wrap the model's forward for mixed precision and compile it a second time.
-        self.accelerator._models.append(self.model)
-        evaluate_with_labels(self)
-        # Its loss would be multiplied by the number of processes, as that of a model that is told the number of all tokens.
-        self.model_accepts_loss_kwargs = False
-        if not args.disable_tqdm:
-            self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
-            self.add_callback(EvolutionProgressCallback)
-
-        if args.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-
-        # 4. The three disjoint sets
-        self.batch_size_search = settle_batch_size(self)
-        self.image_column = data.image_column
-        self.train_classes = data.train_classes
-        if train_dataset is not None:
-            self._split_train_dataset(data.train_labels)
-            if ood_dataset is not None:
-                self._deal_out(ood_dataset)
-
-        # 5. A head for the data set's labels
-        self.new_head = None if data.new_labels is None else args.head_init or "linear_probe"
+        # 3. The images, in batches that fit into memory, and a head for their labels
+        self.processes = processes = Processes(args.spread, args.process_index, args.world_size)
+        mixed_precision = self.accelerator.mixed_precision != "no"
+        autocast = self.autocast_smart_context_manager
+        make_evaluator = partial(build_evaluator, self.model, args, args.device, autocast, processes, mixed_precision)
+        make_batches = BatchMaker(args, self.model, self.data_collator, processing_class, args.device)
+        tried = train_dataset if train_dataset is not None else first_of(data.eval_dataset)
+        found_batch_size = settle_batch_size(args, make_evaluator(plain=True), make_batches, tried)
+        self.images = images = RunImages(args, make_batches, data, train_dataset, ood_dataset, readable.left_out)
+        new_head = None
         if data.new_labels is not None:
-            with memory_is_told(args):
-                self._replace_head(data.new_labels)
-        processes = Processes(args.spread, args.process_index, args.world_size)
+            with explain_oom(args):
+                new_head = fit_new_head(self.model, data.new_labels, images, args)
         processes.broadcast(stored_tensors(self.model))
 
-        # 6. The method
-        self.recombination = make_recombination(args, self.model.config.num_labels, compute_loss_func)
-        self.mutation = make_mutation(self.model, args, self._suffix_costs)
-        self.evaluator = Evaluator(
-            self.model,
-            args.device,
-            self.autocast_smart_context_manager,
-            processes,
-            args.prefix_replay,
-            int(args.child_cache_gb * 1e9),
-            forward=compiled(self.model, args) if args.torch_compile else None,
-            memory_format=torch.channels_last if args.channels_last else torch.preserve_format,
-            choice=self._runtime_choice(),
-        )
-        self.run = RunState()
+        # 4. The method, and what a run leaves
+        self._evolution: Evolution | None = None
+        if train_dataset is not None:
+            sets = (images.fitness, images.selection, images.ood)
+            self._evolution = build_evolution(
+                self.model, args, make_evaluator, fitness, *sets, objectives, compute_loss_func
+            )
+        self.journal = Journal(args.output_dir, processes, args.should_save)
+        parent = FirstParent(self.model, given_name, new_head)
+        self.result = RunResult(args, images, parent, processing_class, found_batch_size)
         self.dataset_name: str | None = None
-        self.report: dict[str, Any] | None = None
-        self.stopped: dict[str, Any] | None = None
-        self._test_seconds = 0.0
-        self.parent_test_logits: np.ndarray | None = None
-        self.parent_zero_share = zero_share(self.mutation.parameters)
-        name = str(self.model.config._name_or_path) or self._given_name or type(self.model).__name__
-        # A relative path looks like the id of a model on the Hub, from any other folder than this one.
-        self.parent_name = str(Path(name).absolute()) if Path(name).is_dir() else name
-        self.first_parent: PreTrainedModel | None = None
 
-    def _runtime_choice(self) -> RuntimeChoice | None:
-        args = self.args
-        if args.torch_compile:
-            return None
-        images = 0
-        if self.fitness_batches is not None:
-            images = args.population_size * args.num_generations * self.images_per_generation
-        return RuntimeChoice(
-            self.model,
-            args.runtime,
-            args.precision,
-            self.mutation.space.names,
-            args.eval_batch_size,
-            args.prefix_replay,
-            images,
-            mixed_precision=self.accelerator.mixed_precision != "no",
-        )
+    @property
+    def evolution(self) -> Evolution:
+        """The method at work. Raises `SMDError` if there is no `train_dataset`."""
+        if self._evolution is None:
+            raise SMDError("There is no train_dataset to score children on. Pass one to EvolutionTrainer.")
+        return self._evolution
 
-    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
-        """Mixed precision, in evaluation as in scoring."""
-        return self.accelerator.autocast()
+    evaluator = property(attrgetter("evolution.evaluator"))
+    run = property(attrgetter("journal.run"))
+    report = property(attrgetter("result.report"))
+    stopped = property(attrgetter("result.stopped"))
+    front = property(attrgetter("result.front"))
+    ood_report = property(attrgetter("result.ood"))
+    pushed = property(attrgetter("publisher.pushed"))
+    push_failure = property(attrgetter("publisher.failure"))
 
-    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> None:
-        """Not there: it would put another model in place of the one that is evolved. Raises `SMDError`."""
-        raise SMDError(
-            "hyperparameter_search is not available in EvolutionTrainer. Make one trainer for each choice of arguments, each with an "
-            "output_dir of its own, and compare their reports (gain_report.json)."
-        )
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As in Trainer; inputs in the model's dtype, which models of custom code do not see to themselves."""
-        inputs = super()._prepare_inputs(inputs)
-        floats = as_inputs(select_inputs(inputs, input_names(self.model)), self.model)
-        return {name: floats.get(name, value) for name, value in inputs.items()}
+    # ---- Training ----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """
-        Evolves the model, as Trainer trains it; the model is left evolved, and saved in `output_dir`.
+        Evolves the model. Afterwards the evolved model is in `model` and saved in `output_dir`.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` to go on with the run in `output_dir`,
-                from its ledger and its last checkpoint, if any; where there is no run, one is begun. Nothing that was scored is
-                scored again, and the run ends in the same weights as one that was never stopped.
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` to go on with the run in `output_dir`
+                from its ledger and its last checkpoint. If there is no run, one is begun. Nothing that was scored is scored
+                again, and the run ends in the same weights as one that was never stopped.
 
         Raises:
             `SMDError`: if there is no train_dataset, an image does not decode, the parent's logits are not finite, another run
-                is at work in `output_dir`, its disk is full, or what is to be resumed is damaged or belongs to another run.
+                is at work in `output_dir`, its disk is full, or the run to resume is damaged or another one.
             `KeyboardInterrupt`, `SystemExit`: after Ctrl-C or SIGTERM, when the cell that was being scored is done. The
                 parent of the generation is in the model, and the run can be resumed.
         """
-        stop, folder = self.evaluator.processes.stop, self.args.output_dir
+        stop, folder = self.processes.stop, self.args.output_dir
         try:
-            with explain_full_disk(folder), locked(folder, self.evaluator.processes, self.args.should_save):
+            with explain_full_disk(folder), locked(folder, self.processes, self.args.should_save):
                 with stop.listening(self.args.world_size):
                     output = self._train(resume_from_checkpoint, **kwargs)
                     stop.check()
-                self._push_at_end()
+                self.push_at_end()
         except (Interrupted, Terminated) as told:
-            # Python knows only KeyboardInterrupt itself for Ctrl-C, no class of its kind.
+            # For Ctrl-C, Python knows only KeyboardInterrupt itself, not a subclass.
             kind = KeyboardInterrupt if isinstance(told, Interrupted) else Terminated
             done, planned = self.state.global_step, self.args.num_generations
             raise kind(f"{done} of {planned} generations were finished; what was scored since is kept.") from None
         return output
 
-    @tells_of_memory
-    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs) -> TrainOutput:
-        if self.fitness_batches is None:
-            raise SMDError("There is no train_dataset to score children on. Pass one to EvolutionTrainer.")
-        check_can_be_saved(self.model, self.args.ensemble_size)
-        self._check_images(self.train_dataset, self.image_column, "train_dataset")
-        test = self.reported_dataset
-        if test is not None:
-            self._check_images(test, self.image_column, "eval_dataset")
-            # Read once for the parent now and once for the evolved model at the end: not worth keeping in memory.
-            self.test_batches = self._batches(test, None, 0.0)
-        self.evaluator.settle(self.fitness_batches)
-        checkpoint = self._open_ledger(resume_from_checkpoint)
-        with self.ledger.scope(PARENT_SCOPE), scoring_shown(self, "Testing the parent"):
-            if test is not None:
-                start = time.monotonic()
-                self.parent_test_logits = self.evaluator.logits(self.test_batches)
-                self._test_seconds = time.monotonic() - start
-            self._look_at_parent()
-        if self.args.save_children:
-            self.first_parent = self._copy_of_parent()
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+    def _train(self, resume: str | bool | None, **kwargs) -> TrainOutput:
+        args, evolution, journal = self.args, self.evolution, self.journal
+        check_can_be_saved(self.model, args.ensemble_size)
+        with explain_oom(args):
+            self.images.check(self.processes)
+            evolution.evaluator.settle(self.images.fitness)
+            identity = partial(run_identity, args, self.model, self.images, evolution.evaluator.identity)
+            journal.open(identity, resume, args.num_generations)
+            evolution.evaluator.ledger = journal.ledger
+            evolution.begin(journal.run.generations)
+            self.result = dataclasses.replace(self.result)
+            with journal.scope(PARENT_SCOPE), self._scoring("Testing the parent"):
+                self.result.measure_parent(evolution)
+        return super().train(**kwargs)
 
-    def _copy_of_parent(self) -> PreTrainedModel:
-        """The parent that deltas are relative to; saved beside them where its name alone does not give it again."""
-        parent = copy.deepcopy(self.model).cpu()
-        if self._given_name is None or not parent.name_or_path or self.new_head is not None:
-            folder = Path(self.args.output_dir) / "parent"
-            if self.args.should_save:
-                save_checkpoint(parent, self.processing_class, folder)
-            parent.name_or_path = parent.config._name_or_path = str(folder)
-            parent.config._commit_hash = None
-        return parent
-
-    # Without it, Trainer would begin the run again, with a batch size that is of no meaning here.
-    @tells_of_memory
     def _inner_training_loop(
         self,
         batch_size: int | None = None,
@@ -319,94 +252,105 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        start = time.time() - self._point.run.seconds_before
-        evolution = self._make_evolution(
-            self.model,
-            self.mutation,
-            self.evaluator,
-            self.fitness,
-            self.recombination,
-            self.fitness_batches,
-            self.selection_batches,
-            args.elitism,
-            survivors=self._survivors() if args.racing == "halving" else 0,
-            keep_parent=bool(args.ensemble_size or args.save_children),
-        )
-        self._begin(evolution, trial)
-        self.limits = limits = Limits(self, evolution)
-        sigma = args.sigma
-        if sigma is None:
-            with self.ledger.scope(CALIBRATION_SCOPE), scoring_shown(self, "Calibrating sigma"):
-                sigma = 0.0 if self.mutation.prune else self._calibrated_sigma(evolution)
-        limits.tell_ahead(self._test_seconds)
-        work = run_work(self, evolution, limits)
+        """
+        Trainer's loop cannot be used: it counts a step that `max_hours` has given up, wraps `model.forward` in
+        `accelerator.prepare`, and logs a learning rate and a gradient norm.
+        """
+        # An unexplained lack of memory would make Trainer begin again with a smaller training batch.
+        with explain_oom(self.args):
+            return self._evolve(trial, ignore_keys_for_eval)
+
+    def _evolve(self, trial: Any, ignore_keys: list[str] | None) -> TrainOutput:
+        args, images, evolution, journal = self.args, self.images, self.evolution, self.journal
+        start = time.time() - journal.run.seconds_before
+        self._restore(trial)
+        costs = CostModel(evolution, images, args)
+        self.limits = limits = Limits(args, costs, journal.run, self.processes)
+        sigma = self._sigma()
+        if self.is_world_process_zero() and self.state.global_step < args.num_generations:
+            logger.warning(costs.estimate(range(self.state.global_step, args.num_generations)))
+        work = run_work(self.callback_handler.callbacks, costs, limits)
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
-        self.control.should_training_stop |= self._point.stopped
+        self.control.should_training_stop |= journal.point.stopped
         if args.eval_on_start and not self.state.global_step:
-            self._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)
+            self._evaluate(trial, ignore_keys, skip_scheduler=True)
 
         while self.state.global_step < args.num_generations and not self.control.should_training_stop:
             if not limits.allow_another():
                 break
             self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
             self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
-            generation_sigma = scheduled_sigma(
-                sigma, args.sigma_schedule, self.state.global_step, args.num_generations
-            )
-            if self.fresh_samples is not None:
-                rows = self.fresh_samples.indices(self.state.global_step)
-                evolution.score_on(self._batches(self.train_dataset, rows, self._fitness_cache_share))
-            report = child_reporter(self.callback_handler.callbacks, args, self.state, self.fitness)
             work.generation(self.state.global_step)
-            with self.ledger.scope(generation_scope(self.state.global_step)):
-                generation = limits.in_time(partial(evolution.step, self.state.global_step, generation_sigma, report))
+            generation = self._generation(sigma, limits)
             if generation is None:
                 break
-            self._record(generation)
-            self.state.global_step += 1
-            self.state.epoch = float(self.state.global_step)
-            self.control = self.callback_handler.on_step_end(args, self.state, self.control)
-            logs = generation.logs(self.fitness)
-            self._log_evaluate_save(logs, trial, ignore_keys_for_eval)
-            self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
-            self._log_evaluate_save(logs, trial, ignore_keys_for_eval)
-            self._finish(generation)
+            self._after_generation(generation, trial, ignore_keys)
 
-        cost = self.run.cost(self.fitness_batches.num_images)
+        self.result.stopped = limits.stopped
+        cost = journal.run.cost(images.fitness.num_images)
         work.collect()
-        with self.ledger.scope(end_scope(self.state.global_step)):
-            self._find_front(evolution)
-            found = self._collect(evolution)
-        num_samples = self.images_per_generation * args.population_size * args.num_generations
+        with journal.scope(end_scope(self.state.global_step)):
+            self.result.collect(evolution)
+        self._tr_loss, self._total_loss_scalar, self._initial_global_step = torch.tensor(0.0), journal.run.loss, 0
+        num_samples = images.per_generation * args.population_size * args.num_generations
         output = self._finalize_training(trial, num_samples, start)
-        self._write_results(output.metrics, cost, found)
+        self._write_results(output.metrics, cost)
         return output
 
-    def _survivors(self) -> int:
-        """How many children a race must leave: what recombination, ensemble and deltas ask for."""
-        args = self.args
-        return min(args.population_size, max(args.recombination_top_k, args.ensemble_size, args.save_children))
+    def _restore(self, trial: Any) -> None:
+        """Puts Trainer's state and the model back to where they were after the last finished generation."""
+        journal, generations = self.journal, self.args.num_generations
+        journal.rebuild(self.evolution)
+        with state_folder(journal.point.trainer_state) as folder:
+            self._init_training_state(generations, 1, generations, folder, trial)
+        self._logged = len(self.state.log_history)
+        self.callback_handler.model = self.model
+        done = len(journal.run.generations)
+        if done and self.state.is_world_process_zero:
+            logger.warning(
+                f"Going on with the run in '{self.args.output_dir}': {done} of {generations} generations are done."
+            )
 
-    def _collect(self, evolution: Evolution) -> Artifacts:
-        wanted = self.args.ensemble_size or self.args.save_children
-        if wanted and evolution.last is None:
-            logger.warning("No generation was run, so there are no children for an ensemble or deltas.")
-        if not wanted or evolution.last is None:
-            return Artifacts()
-        return collect_artifacts(evolution, self.args, self.test_batches, self.first_parent, self.front)
+    def _sigma(self) -> float:
+        """Sigma as given, or as calibrated now or in the run that this one resumes."""
+        args, run = self.args, self.journal.run
+        if args.sigma is not None or self.evolution.mutation.prune:
+            return args.sigma or 0.0
+        with self.journal.scope(CALIBRATION_SCOPE), self._scoring("Calibrating sigma"):
+            if run.calibration is None:
+                run.calibration = found = calibrated(
+                    self.evolution, self.images.fitness, args.calibration_samples, args.calibration_target
+                )
+                logger.warning(str(found))
+                self.log({"calibrated_sigma": found.sigma, "calibrated_flipped": found.flipped})
+        return run.calibration.sigma
 
-    def _calibrated_sigma(self, evolution: Evolution) -> float:
-        """Sigma by bisection; the one of the first run where this one resumes."""
-        if self.run.calibration is None:
-            args = self.args
-            found = calibrated(evolution, self.fitness_batches, args.calibration_samples, args.calibration_target)
-            logger.warning(str(found))
-            self.run.calibration = found
-            self.log({"calibrated_sigma": found.sigma, "calibrated_flipped": found.flipped})
-        return self.run.calibration.sigma
+    def _generation(self, sigma: float, limits: Limits) -> Generation | None:
+        """Runs one generation; `None` if the time was up before it was done."""
+        args, number, evolution = self.args, self.state.global_step, self.evolution
+        evolution.score_on(self.images.of_generation(number))
+        report = child_reporter(self.callback_handler.callbacks, args, self.state, evolution.fitness)
+        now = scheduled_sigma(sigma, args.sigma_schedule, number, args.num_generations)
+        with self.journal.scope(generation_scope(number)):
+            return limits.in_time(lambda: evolution.step(number, now, report))
+
+    def _after_generation(self, generation: Generation, trial: Any, ignore_keys: list[str] | None) -> None:
+        """What Trainer does after a step and an epoch, and the journal's entry."""
+        self.journal.record(generation)
+        self.state.global_step += 1
+        self.state.epoch = float(self.state.global_step)
+        logs = generation.logs(self.evolution.fitness)
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        self._log_evaluate_save(logs, trial, ignore_keys)
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        self._log_evaluate_save(logs, trial, ignore_keys)
+        self.state.stateful_callbacks = callback_states([*self.callback_handler.callbacks, self.control])
+        stopped = self.control.should_training_stop and self.state.global_step < self.args.num_generations
+        log = self.state.log_history[self._logged :]
+        self._logged += len(log)
+        self.journal.finish(generation, without_log(self.state), log, bool(stopped))
 
     def _log_evaluate_save(self, logs: dict[str, float], trial: Any, ignore_keys: list[str] | None) -> None:
-        """What Trainer does after a step, with the logs of a generation."""
         if self.control.should_log:
             self.log(dict(logs))
         if self.control.should_evaluate:
@@ -415,38 +359,36 @@ class EvolutionTrainer(ObjectivesMixin, ResumeMixin, CheckpointMixin, HubMixin, 
             if self.args.save_strategy == "best":
                 self.control.should_save = is_best
         if self.control.should_save:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.journal.begin_checkpoint(Path(self._get_output_dir(trial)) / name, self.model)
             self._save_checkpoint(self.model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
-    def _write_results(self, metrics: dict[str, float], cost: dict[str, float], found: Artifacts) -> None:
-        """Saves the evolved model and the other artifacts, compares them with the parent on the test data, and says what it found."""
+    def _write_results(self, metrics: dict[str, float], cost: dict[str, float]) -> None:
+        """Saves the evolved model and all other files, and compares it with the parent on the test data."""
+        evolution, journal, result, done = self.evolution, self.journal, self.result, self.state.global_step
         self.save_model(_internal_call=True)
         self.save_state()
         self.save_metrics("train", metrics)
-        scope = self.ledger.scope(f"{end_scope(self.state.global_step)}-test")
-        with scope, scoring_shown(self, "Testing the evolved model"):
-            evolved_logits = None if self.test_batches is None else self.evaluator.logits(self.test_batches)
-            self._measure_ood(evolved_logits)
-        # The report of the first process, on all of them, once the files are there.
-        with TickingBar("Writing the results", shows_bars(self)):
-            [self.report, *_] = self.evaluator.processes.gather(
-                lambda: self._write_report(evolved_logits, cost, found)
-            )
-        # The cells of a generation that a limit has ended are good for a run that goes on with a higher one.
-        self.ledger.end(keep=() if self.stopped is None else (PARENT_SCOPE, generation_scope(self.state.global_step)))
+        with journal.scope(f"{end_scope(done)}-test"), self._scoring("Testing the evolved model"):
+            result.measure_evolved(evolution)
 
-    def _write_report(
-        self, evolved_logits: np.ndarray | None, cost: dict[str, float], found: Artifacts
-    ) -> dict[str, Any] | None:
-        if not self.args.should_save:
-            return None
-        folder = Path(self.args.output_dir)
-        write_artifacts(found, self.processing_class, folder)
-        self._write_front()
-        self.collected = {"ensemble": len(found.members), "children": len(found.deltas)}
-        if evolved_logits is None:
-            return None
-        self.report = run_report(self, evolved_logits, cost, found)
-        self.save_metrics("test", {f"test_{key}": value for key, value in self.report["evolved"].items()})
-        write_run_files(self, evolved_logits, found)
-        return self.report
+        def write() -> dict[str, Any] | None:
+            if not self.args.should_save:
+                return None
+            report = write_results(result, evolution, journal.run, cost, self.dataset_name)
+            if report is not None:
+                self.save_metrics("test", {f"test_{key}": value for key, value in report["evolved"].items()})
+            return report
+
+        with TickingBar("Writing the results", self._shows_bars):
+            # All processes have the first one's report, when its files are written.
+            [result.report, *_] = self.processes.gather(write)
+        journal.end(unfinished=None if result.stopped is None else done)
+
+    @property
+    def _shows_bars(self) -> bool:
+        return not self.args.disable_tqdm and self.is_world_process_zero()
+
+    def _scoring(self, description: str) -> AbstractContextManager[None]:
+        return scoring_shown(self.evaluator, description, self._shows_bars)

@@ -15,20 +15,7 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, str]]] = {
             "(self, batch_size=None, args=None, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None)",
             "train() would train by gradients instead of evolving",
         ),
-        "_prepare_inputs": ("(self, inputs)", "images reach models of custom code in the wrong dtype"),
-        "_save": (
-            "(self, output_dir=None, state_dict=None)",
-            "checkpoints hold a pickle of the arguments, with tokens",
-        ),
-        "_save_checkpoint": ("(self, model, trial)", "checkpoints are without the run's state and cannot be resumed"),
-        "_load_from_checkpoint": (
-            "(self, resume_from_checkpoint, model=None)",
-            "weights with other names on disk are not resumed",
-        ),
         "_load_best_model": ("(self)", "load_best_model_at_end leaves out weights with other names on disk"),
-        "_save_optimizer_and_scheduler": ("(self, output_dir)", "a checkpoint asks for an optimizer, which is None"),
-        "_save_scaler": ("(self, output_dir)", "a checkpoint asks for a gradient scaler"),
-        "_save_rng_state": ("(self, output_dir)", "checkpoints hold a pickle of random states"),
         "_push_from_checkpoint": (
             "(self, checkpoint_folder)",
             "Trainer pushes checkpoints itself, without retries or our card",
@@ -40,7 +27,7 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, str]]] = {
             "(self, trial, num_train_samples, start_time)",
             "a run fails after its last generation",
         ),
-        "_finish_current_push": ("(self)", "push_to_hub does not wait for a checkpoint that is being pushed"),
+        "_save_checkpoint": ("(self, model, trial)", "no checkpoint is saved"),
         "_get_output_dir": ("(self, trial)", "no checkpoint can be saved"),
         "_init_training_state": (
             "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)",

@@ -199,7 +199,7 @@ def test_any_recorded_child_can_be_built_again(checkpoint, data, tmp_path):
     again = make_trainer(
         checkpoint, tmp_path / "again", data, num_generations=3, elitism=False, decomposition="random"
     )
-    rebuild_child(again.mutation, records, 2, index)
+    rebuild_child(again.evolution.mutation, records, 2, index)
     assert weights_hash(again.model) == weights_hash(trainer.model)
 
 
@@ -301,9 +301,9 @@ def test_a_label_map_from_python(checkpoint, tmp_path):
     names = ["ship", "kitten", "puppy", "horse"]
     data = make_dataset(40, 5, names), make_dataset(30, 6, names[::-1])
     trainer = make_trainer(checkpoint, tmp_path, data, label_map={"kitten": 0, "puppy": "dog"})
-    assert trainer.new_head is None and trainer.data_collator.mapping.tolist() == [3, 0, 1, 2]
+    assert trainer.result.parent.new_head is None and trainer.data_collator.mapping.tolist() == [3, 0, 1, 2]
     trainer.train()
-    assert trainer.test_batches.labels.tolist() == [[2, 1, 0, 3][label] for label in data[1]["label"]]
+    assert trainer.images.test.labels.tolist() == [[2, 1, 0, 3][label] for label in data[1]["label"]]
     with pytest.raises(SMDError, match="label_map has no effect here"):
         args = make_args(tmp_path, label_map={"kitten": 0})
         EvolutionTrainer(str(checkpoint), args, data_collator=lambda rows: rows, train_dataset=data[0])
@@ -386,16 +386,10 @@ def test_the_private_names_of_trainer_that_we_override_exist():
         "_evaluate",
         "_determine_best_metric",
         "_save_checkpoint",
-        "_load_from_checkpoint",
         "_load_best_model",
         "_push_from_checkpoint",
         "_finish_current_push",
-        "_save",
-        "_save_optimizer_and_scheduler",
-        "_save_scaler",
-        "_save_rng_state",
         "_get_output_dir",
-        "_prepare_inputs",
         "autocast_smart_context_manager",
     ):
         assert callable(getattr(Trainer, name)), f"transformers has changed: Trainer.{name} is gone"
@@ -417,8 +411,8 @@ def test_children_of_a_parent_that_is_no_longer_what_its_name_gives_load(changed
     trainer.train()
     child = smd_hf.load(tmp_path / "children" / "0000")
     scores = Scores.from_logits(
-        trainer.evaluator.__class__(child, torch.device("cpu")).logits(trainer.test_batches),
-        trainer.test_batches.labels,
+        trainer.evaluator.__class__(child, torch.device("cpu")).logits(trainer.images.test),
+        trainer.images.test.labels,
     )
     assert trainer.report["deltas"]["0000"]["scores"]["nll"] == pytest.approx(scores.nll, abs=1e-9)
 
@@ -434,8 +428,8 @@ def test_an_ensemble_and_the_best_children_are_left_beside_the_evolved_model(che
 
     # The ensemble on disk says what was measured.
     ensemble = smd_hf.load(tmp_path / "ensemble")
-    logits = trainer.evaluator.__class__(ensemble, torch.device("cpu")).logits(trainer.test_batches)
-    scores = Scores.from_logits(logits, trainer.test_batches.labels)
+    logits = trainer.evaluator.__class__(ensemble, torch.device("cpu")).logits(trainer.images.test)
+    scores = Scores.from_logits(logits, trainer.images.test.labels)
     assert report["ensemble"]["accuracy"] == scores.accuracy
     assert report["ensemble"]["nll"] == pytest.approx(scores.nll, abs=1e-9)
     members = report["ensemble_members"]
@@ -447,8 +441,8 @@ def test_an_ensemble_and_the_best_children_are_left_beside_the_evolved_model(che
     best = sorted(children, key=lambda child: -child["fitness"])[:2]
     for number, child in enumerate(best):
         model = smd_hf.load(tmp_path / "children" / f"{number:04d}")
-        logits = trainer.evaluator.__class__(model, torch.device("cpu")).logits(trainer.test_batches)
-        scores = Scores.from_logits(logits, trainer.test_batches.labels)
+        logits = trainer.evaluator.__class__(model, torch.device("cpu")).logits(trainer.images.test)
+        scores = Scores.from_logits(logits, trainer.images.test.labels)
         entry = report["deltas"][f"{number:04d}"]
         assert entry["child"] == child["index"] and entry["generation"] == 1
         assert entry["scores"]["accuracy"] == scores.accuracy

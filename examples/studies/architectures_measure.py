@@ -24,7 +24,7 @@ from smd_hf.search.gauss_newton import GaussNewton
 from smd_hf.search.losses import cross_entropy
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
-from smd_hf.search.sigma import calibrate_sigma
+from smd_hf.search.sigma import calibrate_sigma, flipped
 from smd_hf.search.subspaces import make_decomposition
 
 FLIPPED = 0.03
@@ -82,7 +82,7 @@ class Ground:
     def calibrated(self, evolution: Evolution) -> float:
         """The sigma at which a child flips the share `FLIPPED` of the parent's predictions."""
         sample = self.fitness.head(SAMPLE)
-        return calibrate_sigma(lambda sigma: evolution.flipped(sigma, sample), FLIPPED, start=0.1).sigma
+        return calibrate_sigma(lambda sigma: flipped(evolution, sigma, sample), FLIPPED, start=0.1).sigma
 
 
 def one_generation(ground: Ground, children: int, members: int) -> dict[str, Any]:

@@ -48,7 +48,7 @@ from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.reports.plots import save_figure
 from smd_hf.scoring.evaluator import Evaluator
-from smd_hf.search.evolution import PARENT, check_parent
+from smd_hf.search.fitness_scorer import PARENT, check_parent
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition

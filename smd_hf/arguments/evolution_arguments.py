@@ -18,7 +18,10 @@ from .method_arguments import FitnessArguments, MutationArguments, PopulationArg
 from .recipes import read_recipe
 from .run_arguments import ArtifactArguments, ImageArguments, ScoringArguments
 
-DERIVED = ("max_steps", "num_train_epochs", "remove_unused_columns", "debug", "include_num_input_tokens_seen")
+DERIVED = (
+    *("max_steps", "num_train_epochs", "remove_unused_columns", "save_only_model", "debug"),
+    "include_num_input_tokens_seen",
+)
 """Arguments that a run sets itself, or that have no effect and another default on the command line."""
 
 

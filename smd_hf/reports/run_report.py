@@ -2,80 +2,99 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..artifacts.collect import Artifacts, describe_deltas, describe_ensemble
+from ..artifacts.collect import describe_deltas, describe_ensemble, write_artifacts
 from ..data.images import to_image
 from ..messages import one_line
 from ..metrics.statistics import reliability
 from ..models.load import num_channels
+from ..run.state import RunState
+from ..search.evolution import Evolution
 from ..search.mutation import zero_share
 from .cards.metadata import is_hub_id
 from .cards.model_card import card_entries, classify_example, save_example, write_card
+from .front import write_front
 from .gain_report import REPORT_NAME, gain_report, write_report
 from .plots import plot_calibration_curve, plot_ensemble_size, plot_fitness, plot_gain, plot_reliability
+from .run_result import RunResult, TestLogits
 
 logger = logging.get_logger(__name__)
-
-if TYPE_CHECKING:
-    from ..trainer import EvolutionTrainer
 
 # Builders that name a file format, not a data set.
 GENERIC_BUILDERS = ("parquet", "imagefolder", "csv", "json", "arrow", "webdataset", "generator", "text", "pandas")
 
 
-def run_report(
-    trainer: "EvolutionTrainer", evolved_logits: np.ndarray, cost: dict[str, float], found: Artifacts
-) -> dict[str, Any]:
+def write_results(
+    result: RunResult, evolution: Evolution, run: RunState, cost: dict[str, float], dataset_name: str | None = None
+) -> dict[str, Any] | None:
     """
-    The contents of `gain_report.json`.
+    Writes all files of a run but the evolved model, and sets the result's report. Only one process may call it.
 
     Args:
-        trainer ([`EvolutionTrainer`]): after its last generation.
-        evolved_logits (`numpy.ndarray`): on the test data, of shape `(n, num_labels)`.
+        result ([`RunResult`]): with everything measured.
+        evolution ([`Evolution`]), run ([`RunState`]): after the last generation.
         cost (`dict`): of the evolution only.
-        found ([`Artifacts`]): the ensemble and the children that are kept beside.
+        dataset_name (`str`, *optional*): the data set's id on the Hub.
+
+    Returns:
+        `dict` or `None`: the report; `None` if there are no test images.
     """
-    args, run, test = trainer.args, trainer.run, trainer.test_batches
-    ensemble_logits, extra = None, {} if trainer.stopped is None else {"stopped": trainer.stopped}
-    if found.ensemble is not None:
-        ensemble_logits, extra["ensemble_members"] = describe_ensemble(found, test, args)
-    if found.deltas:
-        extra["deltas"] = describe_deltas(found, trainer.parent_test_logits, test.labels, args.seed)
-    if trainer.front is not None:
-        extra["front"] = trainer.front.table
-    if trainer.ood_report is not None:
-        extra["out_of_distribution"] = trainer.ood_report
+    write_artifacts(result.artifacts, result.processing_class, result.folder)
+    if result.front is not None:
+        write_front(result.front.table, result.folder)
+    if result.test is not None:
+        result.report = run_report(result, result.test, evolution, run, cost, dataset_name)
+        write_run_files(result, result.test, result.report, evolution, run)
+    return result.report
+
+
+def run_report(
+    result: RunResult,
+    test: TestLogits,
+    evolution: Evolution,
+    run: RunState,
+    cost: dict[str, float],
+    dataset_name: str | None = None,
+) -> dict[str, Any]:
+    """The contents of `gain_report.json`. Takes the arguments of [`write_results`], and the logits on the test images."""
+    args, images, artifacts = result.args, result.images, result.artifacts
+    ensemble_logits, extra = None, {} if result.stopped is None else {"stopped": result.stopped}
+    if artifacts.ensemble is not None:
+        ensemble_logits, extra["ensemble_members"] = describe_ensemble(artifacts, test.batches, args)
+    if artifacts.deltas:
+        extra["deltas"] = describe_deltas(artifacts, test.parent, test.labels, args.seed)
+    if result.front is not None:
+        extra["front"] = result.front.table
+    if result.ood is not None:
+        extra["out_of_distribution"] = result.ood
     report = gain_report(
-        trainer.parent_test_logits,
-        evolved_logits,
+        test.parent,
+        test.evolved,
         test.labels,
         # Paths of this machine stay private.
         arguments={name: value for name, value in args.non_default().items() if name != "output_dir"},
-        method=describe_method(trainer),
+        method=describe_method(result, evolution, run),
         cost=cost,
-        data=describe_data(trainer),
-        candidates=run.candidates(
-            trainer.selection_batches.num_images if trainer.selection_batches else trainer.images_per_generation
-        ),
+        data=describe_data(result, test, dataset_name),
+        candidates=run.candidates(images.per_candidate),
         ensemble_logits=ensemble_logits,
-        present=trainer.classes_with_images(),
+        present=images.classes_present(),
         seed=args.seed,
     )
-    return report | extra | card_entries(args, run, trainer.fitness, trainer.parent_name, token=args.hub_token)
+    return report | extra | card_entries(args, run, evolution.fitness, result.parent.name, token=args.hub_token)
 
 
-def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
+def describe_method(result: RunResult, evolution: Evolution, run: RunState) -> dict[str, Any]:
     """The settings that determine the result, named as the arguments."""
-    args, mutation, calibration = trainer.args, trainer.mutation, trainer.run.calibration
-    return {
-        "parent_name": shown_name(trainer.parent_name),
-        "new_head": trainer.new_head,
+    args, mutation, calibration = result.args, evolution.mutation, run.calibration
+    method = {
+        "parent_name": shown_name(result.parent.name),
+        "new_head": result.parent.new_head,
         "mutation": args.mutation,
         "decomposition": args.decomposition,
         "density": mutation.decomposition.density,
@@ -84,18 +103,17 @@ def describe_method(trainer: "EvolutionTrainer") -> dict[str, Any]:
         "sigma_units": args.sigma_units,
         "calibration": None if calibration is None else vars(calibration),
         "population_size": args.population_size,
-        "num_generations": len(trainer.run.generations),
+        "num_generations": len(run.generations),
         "recombination": args.recombination,
         "fitness": args.fitness,
         "seed": args.seed,
         "mutable": {"tensors": len(mutation.space.names), "coordinates": mutation.space.total},
         "batch_size": args.eval_batch_size,
-        "batch_size_search": trainer.batch_size_search,
-    } | (
-        {"zero_share": {"before": trainer.parent_zero_share, "after": zero_share(mutation.parameters)}}
-        if mutation.prune
-        else {}
-    )
+        "batch_size_search": result.batch_size_search,
+    }
+    if mutation.prune:
+        method["zero_share"] = {"before": result.parent_zero_share, "after": zero_share(mutation.parameters)}
+    return method
 
 
 def shown_name(name: str) -> str:
@@ -103,34 +121,35 @@ def shown_name(name: str) -> str:
     return name if is_hub_id(name) else Path(name).name or name
 
 
-def describe_data(trainer: "EvolutionTrainer") -> dict[str, Any]:
+def describe_data(result: RunResult, test: TestLogits, dataset_name: str | None) -> dict[str, Any]:
     """The data set's name, and the sizes of the three disjoint splits."""
-    info = getattr(trainer.train_dataset, "info", None)
+    images = result.images
+    info = getattr(images.train_dataset, "info", None)
     name = None if info is None or info.builder_name in GENERIC_BUILDERS else info.dataset_name
-    return {
-        "name": trainer.dataset_name or name,
-        "fitness": {
-            "num_images": trainer.fitness_batches.num_images,
-            "per_generation": trainer.images_per_generation,
-        },
-        "selection": {"num_images": trainer.selection_batches.num_images if trainer.selection_batches else 0},
+    data = {
+        "name": dataset_name or name,
+        "fitness": {"num_images": images.fitness.num_images, "per_generation": images.per_generation},
+        "selection": {"num_images": 0 if images.selection is None else images.selection.num_images},
         "test": {
-            "num_images": trainer.test_batches.num_images,
-            "used_to_choose": bool(trainer.args.load_best_model_at_end),
+            "num_images": test.batches.num_images,
+            "used_to_choose": bool(result.args.load_best_model_at_end),
         },
-    } | ({"left_out": trainer.left_out} if trainer.left_out else {})
+    }
+    return data | ({"left_out": images.left_out} if images.left_out else {})
 
 
-def write_run_files(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, found: Artifacts) -> None:
+def write_run_files(
+    result: RunResult, test: TestLogits, report: dict[str, Any], evolution: Evolution, run: RunState
+) -> None:
     """
     Writes the report, the plots, the example and the model cards.
 
-    Those of the evolved model go into `output_dir`, those of the ensemble and the deltas into their folders in it.
+    The files of the evolved model go into `output_dir`, those of the ensemble and the deltas into their folders in it.
     """
-    folder, report = Path(trainer.args.output_dir), trainer.report
-    _plot(trainer, evolved_logits, folder)
+    folder, artifacts = result.folder, result.artifacts
+    _plot(folder, report, test, run, evolution.fitness.label)
     kinds = {"child": folder}
-    if found.ensemble is not None:
+    if artifacts.ensemble is not None:
         kinds["ensemble"] = folder / "ensemble"
         by_size = report["ensemble_members"]["accuracy_by_size"]
         plot_ensemble_size(
@@ -139,9 +158,9 @@ def write_run_files(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, fou
             report["parent"]["accuracy"],
             folder / "ensemble" / "ensemble_size.png",
         )
-    if found.deltas:
+    if artifacts.deltas:
         kinds["delta"] = folder / "children"
-    report["examples"] = _examples(trainer, found, folder) if trainer.processing_class is not None else {}
+    report["examples"] = _examples(result, test, evolution.model) if result.processing_class is not None else {}
     write_report(report, folder)
     for kind, place in kinds.items():
         if place != folder:
@@ -151,13 +170,12 @@ def write_run_files(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, fou
         write_card(kind, place, report)
 
 
-def _plot(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, folder: Path) -> None:
-    run, labels = trainer.run, trainer.test_batches.labels
-    plot_gain(trainer.report, folder / "gain.png")
-    plot_fitness(run.fitness_history(), folder / "fitness.png", label=trainer.fitness.label)
+def _plot(folder: Path, report: dict[str, Any], test: TestLogits, run: RunState, fitness_label: str) -> None:
+    plot_gain(report, folder / "gain.png")
+    plot_fitness(run.fitness_history(), folder / "fitness.png", label=fitness_label)
     plot_reliability(
-        reliability(trainer.parent_test_logits, labels),
-        reliability(evolved_logits, labels),
+        reliability(test.parent, test.labels),
+        reliability(test.evolved, test.labels),
         folder / "reliability.png",
     )
     if run.calibration is not None:
@@ -165,29 +183,29 @@ def _plot(trainer: "EvolutionTrainer", evolved_logits: np.ndarray, folder: Path)
         plot_calibration_curve(found.curve, found.sigma, found.target, folder / "calibration.png")
 
 
-def _examples(trainer: "EvolutionTrainer", found: Artifacts, folder: Path) -> dict[str, Any]:
+def _examples(result: RunResult, test: TestLogits, model: PreTrainedModel) -> dict[str, Any]:
     """Saves the first test image as `example.png` and returns each artifact's predictions for it."""
-    column, processor = trainer.image_column, trainer.processing_class
-    if column is None or num_channels(trainer.model) != 3:
+    images, processor, artifacts = result.images, result.processing_class, result.artifacts
+    if images.image_column is None or num_channels(model) != 3:
         return {}
-    example = save_example(to_image(trainer.reported_dataset[0][column]), folder)
-    examples = {"child": _classified(trainer.model, processor, example)}
-    if found.ensemble is not None:
-        examples["ensemble"] = _classified(found.ensemble, processor, example)
-    if found.deltas and trainer.first_parent is not None:
-        with torch.no_grad(), found.deltas[0].apply_to(trainer.first_parent):
-            examples["delta"] = _classified(trainer.first_parent, processor, example)
+    example = save_example(to_image(test.batches.dataset[0][images.image_column]), result.folder)
+    examples = {"child": _classified(model, processor, example)}
+    if artifacts.ensemble is not None:
+        examples["ensemble"] = _classified(artifacts.ensemble, processor, example)
+    if artifacts.deltas and result.first_parent is not None:
+        with torch.no_grad(), artifacts.deltas[0].apply_to(result.first_parent):
+            examples["delta"] = _classified(result.first_parent, processor, example)
     return {kind: predictions for kind, predictions in examples.items() if predictions is not None}
 
 
 def _classified(model: PreTrainedModel, processor: Any, example: Path) -> list[dict[str, Any]] | None:
     """
-    What the pipeline of transformers says of the example; `None` where it cannot run the model. It wants `logits` of every
-    output, and of every image processor `pixel_values`.
+    The predictions of transformers' pipeline for the example; `None` if the pipeline cannot run the model. It needs `logits`
+    in every output, and `pixel_values` from every image processor.
     """
     try:
         return classify_example(model, processor, example)
-    except Exception as error:  # the run is done: what an example costs is the example
+    except Exception as error:  # the run is done, and only the example is lost
         logger.warning(
             f"The image-classification pipeline of transformers cannot run {type(model).__name__} ({type(error).__name__}: "
             f"{one_line(str(error))}), so its card shows how to load it, without an example."

@@ -1,15 +1,14 @@
 """
-How many images fit into memory at once: found by trying, before anything is scored, and then fixed for the whole run.
+How many images fit into memory at once: found by trying, before anything is scored, and fixed for the whole run.
 
-Which images share a batch may change the last bits of their logits, so a size that changed in the midst of a run would
-change its results. With `auto_find_batch_size`, accelerate's finder halves the size until one batch goes through the model as
-children will; of several processes all take the smallest. Without it, a size that does not fit ends the run with its name.
+The images that share a batch can change the last bits of each other's logits, so a size that changed during a run would change
+its results. With `auto_find_batch_size`, accelerate's finder halves the size until one batch goes through the model as it will
+for children; all processes take the smallest size found. Without it, a size that does not fit ends the run with an error.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,23 +16,21 @@ from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers.utils import logging
 
+from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..messages import one_line
 from ..parallel.processes import Processes
 from ..scoring.changes import applied
 from ..scoring.evaluator import Evaluator
 from ..scoring.prefix_replay import PrefixReplay
-
-if TYPE_CHECKING:
-    from ..arguments.evolution_arguments import EvolutionArguments
-    from ..trainer import EvolutionTrainer
+from .run_images import BatchMaker
 
 logger = logging.get_logger(__name__)
 
-# As accelerate's finder knows it.
+# A text that accelerate's finder takes for a lack of memory.
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
-# Of C++, and of oneDNN, which computes convolutions on CPUs and does not say why it could not: a lack of memory as a rule.
+# C++, and oneDNN, which computes convolutions on CPUs and does not say why it failed: usually for lack of memory.
 _OTHER_SIGNS = (
     "bad_alloc",
     "could not create a primitive",
@@ -43,7 +40,7 @@ _OTHER_SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is about memory that could not be had, on any device, or was made of such a one."""
+    """Whether an error, or one that it was raised from, is a lack of memory on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, RuntimeError) and (
@@ -54,9 +51,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_is_told(args: "EvolutionArguments") -> Iterator[None]:
+def explain_oom(args: EvolutionArguments) -> Iterator[None]:
     """
-    Within it, a lack of memory is an error that names the batch size.
+    Within the context, a lack of memory becomes an error that names the batch size.
 
     Raises:
         `SMDError`: in place of what the library raises.
@@ -73,24 +70,13 @@ def memory_is_told(args: "EvolutionArguments") -> Iterator[None]:
         ) from error
 
 
-def tells_of_memory(method: Callable) -> Callable:
-    """A method of an object with `args`, under [`memory_is_told`]."""
-
-    @wraps(method)
-    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with memory_is_told(self.args):
-            return method(self, *args, **kwargs)
-
-    return told
-
-
 def largest_fitting(size: int, attempt: Callable[[int], None], processes: Processes) -> int:
     """
     The largest of a size, its half, its quarter and so on that fits into the memory of every process.
 
     Args:
-        size (`int`): the first to be tried, in images.
-        attempt (`Callable`): runs a batch of so many images; raises what the library raises where they do not fit.
+        size (`int`): the first to try, in images.
+        attempt (`Callable`): runs a batch of that many images. Raises the library's error if they do not fit.
         processes ([`Processes`]): the processes of the run. All of them must call it.
 
     Raises:
@@ -125,48 +111,45 @@ def largest_fitting(size: int, attempt: Callable[[int], None], processes: Proces
     return min(processes.gather(find))
 
 
-def settle_batch_size(trainer: "EvolutionTrainer") -> dict[str, int] | None:
+def settle_batch_size(
+    args: EvolutionArguments,
+    evaluator: Evaluator,
+    make_batches: BatchMaker,
+    dataset: Any | None,
+) -> dict[str, int] | None:
     """
-    With `auto_find_batch_size`, sets `per_device_eval_batch_size` to the largest that fits; before anything is put in batches.
+    With `auto_find_batch_size`, sets `per_device_eval_batch_size` to the largest size that fits into memory.
 
     Args:
-        trainer ([`EvolutionTrainer`]): with its model on the device, and its collator.
+        args ([`EvolutionArguments`]): of the run.
+        evaluator ([`Evaluator`]): of the model on its device. All of its processes must call this.
+        make_batches ([`BatchMaker`]), dataset (*optional*): the images to try.
 
     Returns:
-        `dict` or `None`: the sizes `asked` for and `found`, for the report; `None` where none was to be found.
+        `dict` or `None`: the sizes `asked` and `found`, for the report. `None` if no size was to be found.
 
     Raises:
         `SMDError`: if not even one image fits.
     """
-    args = trainer.args
-    dataset = trainer.reported_dataset if trainer.train_dataset is None else trainer.train_dataset
     if not args.auto_find_batch_size or dataset is None:
         return None
+    model = evaluator.model
     asked, devices = args.per_device_eval_batch_size, max(1, args.n_gpu)
-    # Passes of children over recorded prefixes need more than others: all that was recorded.
+    # Passes of children over recorded prefixes need the most memory: that of the whole recording too.
     replays = args.prefix_replay and (args.decomposition == "blocks" or bool(args.mutable_parameters))
-    memory_format = torch.channels_last if args.channels_last else torch.preserve_format
-    evaluator = Evaluator(
-        trainer.model,
-        args.device,
-        trainer.autocast_smart_context_manager,
-        prefix_replay=False,
-        memory_format=memory_format,
-    )
 
     def attempt(size: int) -> None:
-        rows = np.resize(np.arange(len(dataset)), devices * size)
-        [batch] = trainer._batches(dataset, rows, 0.0)
+        [batch] = make_batches(dataset, np.resize(np.arange(len(dataset)), devices * size))
         child = [(name, (None, tensor.detach().clone())) for name, tensor in evaluator.parameters.items()]
-        replay = PrefixReplay(trainer.model) if replays else None
-        trainer.model.eval()
+        replay = PrefixReplay(model) if replays else None
+        model.eval()
         with applied(evaluator.parameters, child), nullcontext() if replay is None else replay.record():
             evaluator.forward(evaluator.inputs(batch))
         if replay is not None:
             replay.clear()
 
-    found = largest_fitting(asked, attempt, Processes(args.spread, args.process_index, args.world_size))
+    found = largest_fitting(asked, attempt, evaluator.processes)
     args.per_device_eval_batch_size = found
     log = logger.info if found == asked else logger.warning
-    log(f"auto_find_batch_size: of {asked} images at once, {found} fit into memory. The whole run goes by this size.")
+    log(f"auto_find_batch_size: of {asked} images at once, {found} fit into memory. The whole run uses this size.")
     return {"asked": asked, "found": found}

@@ -122,4 +122,6 @@ def settle_arguments(args: EvolutionArguments) -> None:
         check_output_dir(args.output_dir)
     warn_of_ignored_arguments(args)
     switch_off(args)
+    # Evolution has no optimizer, and its random numbers are keyed: a checkpoint needs no further state.
+    args.save_only_model = True
     warn_of_idle_gpus(args)

@@ -1,21 +1,24 @@
-"""What generations cost, before they are run: counted, so that it is the same on every machine, and in seconds, about."""
+"""What generations cost, before they are run: in images and passes, the same on every machine, and roughly in seconds."""
 
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..data.batches import ImageBatches
+import numpy as np
+from tqdm import tqdm
+
+from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.reading import seconds_in_the_way
 from ..models.blocks import find_blocks
 from ..scoring.costs import suffix_costs
 from ..scoring.prefix_replay import PrefixReplay
 from ..scoring.racing import rounds
-from ..search.evolution import PARENT, PROBES, Evolution
+from ..search.evolution import PARENT, Evolution
 from ..search.mutation import Child
-
-if TYPE_CHECKING:
-    from ..trainer import EvolutionTrainer
+from ..search.sigma import PROBES
+from .run_images import RunImages
+from .state import RunState
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Cost:
     What something costs.
 
     Args:
-        images (`int`): that variants are scored on.
-        passes (`float`): of the whole model over all fitness images.
+        images (`int`): number of images that variants are scored on.
+        passes (`float`): the same in passes of the whole model over all fitness images.
     """
 
     images: int = 0
@@ -35,84 +38,81 @@ class Cost:
         return Cost(self.images + other.images, self.passes + other.passes)
 
 
-class Foresight:
+class CostModel:
     """
     The costs of a run's generations.
 
-    A child whose pass begins at a later block counts by the operations from there on, so not by time, as in the report:
-    the same run is foreseen alike on every machine. Candidates count as whole passes, as many as there can be.
+    A child whose pass begins at a later block counts by the operations from there on. The report counts it by the time
+    instead. Operations give the same estimate on every machine. Candidates count as whole passes, as many as there can be.
 
     Args:
-        trainer ([`EvolutionTrainer`]): before its first generation.
-        evolution ([`Evolution`]): likewise.
+        evolution ([`Evolution`]): before its first generation.
+        images ([`RunImages`]): what it scores on.
+        args ([`EvolutionArguments`]): of the run.
     """
 
-    def __init__(self, trainer: "EvolutionTrainer", evolution: Evolution):
-        self.trainer = trainer
+    def __init__(self, evolution: Evolution, images: RunImages, args: EvolutionArguments):
         self.evolution = evolution
+        self.images = images
+        self.args = args
+        self._behind: list[Cost] = []
 
     def ahead(self, generation: int) -> Cost:
-        """A generation that is still to be run, at the most."""
+        """The most that a generation can cost."""
         children = self.children(generation)
         shares = self._shares(children)
-        images = self.trainer.images_per_generation
+        images = self.images.per_generation
         if self.evolution.survivors:
-            # Who comes through is not known: the costliest, at the most.
+            # Which children survive is not known: assume the most expensive ones.
             shares = sorted(shares, reverse=True)
-            seen = self.seen_in_race(len(children), images)
+            seen = self.seen_in_race(len(children))
         else:
             seen = [images] * len(children)
         return self._cost(images, seen, shares, self.candidates(generation, len(children)))
 
     def candidates(self, generation: int, num_children: int) -> int:
-        """How many candidates a generation scores on the selection split, at the most, its parent among them."""
+        """The most candidates that a generation can score on the selection split, with its parent."""
         children = self.evolution.recombination.most_candidates(num_children)
-        return children + (self.trainer.args.elitism and self._scores_parent(generation))
+        return children + (self.evolution.elitism and self._scores_parent(generation))
 
     def behind(self, record: dict[str, Any]) -> Cost:
-        """A generation that was run, from its [`Generation.record`]."""
+        """What a generation has cost, from its [`Generation.record`]."""
         shares = self._shares(self.children(record["generation"]))
         seen = [child["num_images"] for child in record["children"]]
         candidates = len(record["selection"])
-        if self.trainer.args.elitism and not self._scores_parent(record["generation"]):
+        if self.evolution.elitism and not self._scores_parent(record["generation"]):
             candidates -= 1
         return self._cost(record["parent"]["num_images"], seen, shares, candidates)
 
-    def calibration(self) -> Cost:
-        """What the search for sigma has cost."""
-        found = self.trainer.run.calibration
-        if found is None:
+    def calibration(self, run: RunState) -> Cost:
+        """What the calibration of sigma has cost."""
+        if run.calibration is None:
             return Cost()
-        args, total = self.trainer.args, self.trainer.fitness_batches.num_images
-        variants = 1 + min(PROBES, args.population_size)
-        images = len(found.curve) * variants * min(args.calibration_samples, total)
+        total = self.images.fitness.num_images
+        variants = 1 + min(PROBES, self.args.population_size)
+        images = len(run.calibration.curve) * variants * min(self.args.calibration_samples, total)
         return Cost(images, images / total)
 
-    def _cost(self, parent: int, seen: list[int], shares: list[float], candidates: int) -> Cost:
-        others = self.evolution.ood
-        others_fitness, others_selection = (
-            (0, 0) if others is None else (others.fitness.num_images, others.selection.num_images)
-        )
-        parent, seen = parent + others_fitness, [images + others_fitness for images in seen]
-        selection = candidates * (self.selection_images + others_selection)
-        children = sum(images * share for images, share in zip(seen, shares))
-        total = self.trainer.fitness_batches.num_images
-        return Cost(parent + sum(seen) + selection, (parent + children + selection) / total)
+    def spent(self, run: RunState) -> Cost:
+        """What a run has cost so far."""
+        self._behind += map(self.behind, run.generations[len(self._behind) :])
+        return sum(self._behind, self.calibration(run))
 
-    @property
-    def selection_images(self) -> int:
-        """How many images each candidate is scored on."""
-        chosen_on = self.trainer.selection_batches
-        return self.trainer.images_per_generation if chosen_on is None else chosen_on.num_images
+    def _cost(self, parent: int, seen: list[int], shares: list[float], candidates: int) -> Cost:
+        ood = self.evolution.ood
+        ood_fitness, ood_selection = (0, 0) if ood is None else (ood.fitness.num_images, ood.selection.num_images)
+        parent, seen = parent + ood_fitness, [images + ood_fitness for images in seen]
+        selection = candidates * (self.images.per_candidate + ood_selection)
+        children = sum(images * share for images, share in zip(seen, shares))
+        return Cost(parent + sum(seen) + selection, (parent + children + selection) / self.images.fitness.num_images)
 
     def _scores_parent(self, generation: int) -> bool:
-        """Whether the parent is scored as a candidate: later on it has been, unless the images are others each time."""
-        trainer = self.trainer
-        return generation == 0 or (trainer.fresh_samples is not None and trainer.selection_batches is None)
+        """Whether the parent is scored as a candidate: only once, unless the images change."""
+        return generation == 0 or (self.images.fresh is not None and self.images.selection is None)
 
-    def seen_in_race(self, num_children: int, images: int) -> list[int]:
-        """How many images each child sees, those first that come furthest."""
-        size, survivors = self.trainer.args.eval_batch_size, self.evolution.survivors
+    def seen_in_race(self, num_children: int) -> list[int]:
+        """How many images each child sees in a race, the survivors first."""
+        images, size, survivors = self.images.per_generation, self.images.fitness.batch_size, self.evolution.survivors
         running, start, seen = num_children, 0, [0] * num_children
         for end in rounds(num_children, -(-images // size), survivors):
             for child in range(running):
@@ -121,7 +121,7 @@ class Foresight:
         return seen
 
     def children(self, generation: int) -> list[Child]:
-        """Of a generation still to come, of any sigma."""
+        """The children of a generation. Costs do not depend on their sigma."""
         return self.evolution.mutation.children(generation, 1.0)
 
     def _shares(self, children: list[Child]) -> list[float]:
@@ -133,81 +133,45 @@ class Foresight:
 
     @cached_property
     def _replayable(self) -> bool:
-        return PrefixReplay(self.trainer.model).supported[0]
+        return PrefixReplay(self.evolution.model).supported[0]
 
     @cached_property
     def _cost_from(self) -> dict[str, float]:
         """The share of a pass that begins at each parameter's block."""
-        trainer = self.trainer
-        [batch] = trainer.fitness_batches.head(1)
-        costs = suffix_costs(trainer.model, trainer.evaluator.inputs(batch))
-        blocks = find_blocks(trainer.model)
-        return {name: cost for block, cost in zip(blocks, costs) for name in block.parameter_names}
+        model = self.evolution.model
+        [batch] = self.images.fitness.head(1)
+        costs = suffix_costs(model, self.evolution.evaluator.inputs(batch))
+        return {name: cost for block, cost in zip(find_blocks(model), costs) for name in block.parameter_names}
 
+    def estimate(self, numbers: range) -> str:
+        """What some generations will cost and how long they will take, in one line. Reads and scores one batch to see."""
+        args, fitness, per_generation = self.args, self.images.fitness, self.images.per_generation
+        cost, total = sum(map(self.ahead, numbers), Cost()), fitness.num_images
+        size, read, forward = self._time_batch()
+        share = 1 / size / args.world_size
+        seconds = cost.passes * total * forward * share
+        # Images that fit into memory are read once, others in each generation, while the batches before are scored.
+        laps = len(numbers) if self.images.fresh is not None or not args.image_cache_gb else 1
+        reading = read * per_generation * share
+        working = seconds / max(1, len(numbers))
+        threads = args.dataloader_num_workers or fitness.threads
+        seconds += laps * seconds_in_the_way(reading, read, working, threads, args.device)
+        return (
+            f"Ahead: {len(numbers)} generation{'s' * (len(numbers) != 1)} of {args.population_size} children, at most "
+            f"{cost.images:,} images or {cost.passes:,.1f} passes of the model over the {total:,} fitness images, about "
+            f"{tqdm.format_interval(round(seconds))} (estimated from one batch of {size}, which took {read:.2g} s to read and "
+            f"{forward:.2g} s to score)."
+        )
 
-def estimate(foresight: Foresight, test_seconds: float) -> str:
-    """
-    What the generations still to come will take, in one line.
-
-    Args:
-        foresight ([`Foresight`]): of the run.
-        test_seconds (`float`): what the parent took on the test images; the evolved model will, too.
-    """
-    trainer, evolution = foresight.trainer, foresight.evolution
-    args, total = trainer.args, trainer.fitness_batches.num_images
-    numbers = range(trainer.state.global_step, args.num_generations)
-    cost = sum((foresight.ahead(number) for number in numbers), Cost())
-    size, read, forward, make = measured(trainer, evolution)
-    per_image = forward / size / args.world_size
-    seconds = cost.passes * total * per_image + len(numbers) * args.population_size * make
-    # What fits into memory is read once; all is read while the batches before are scored.
-    laps = len(numbers) if trainer.fresh_samples is not None or not args.image_cache_gb else 1
-    reading = read / size / args.world_size * trainer.images_per_generation
-    threads = args.dataloader_num_workers or trainer.fitness_batches.threads
-    seconds += laps * seconds_in_the_way(reading, read, seconds / max(1, len(numbers)), threads, args.device)
-    if args.ensemble_size:
-        seconds += args.population_size * foresight.selection_images * per_image
-    seconds += test_seconds * (1 + args.save_children + args.ensemble_size)
-    return (
-        f"Ahead: {len(numbers)} generation{'s' * (len(numbers) != 1)} of {args.population_size} children, at most "
-        f"{cost.images:,} images or {cost.passes:,.1f} passes of the model over the {total:,} fitness images, about "
-        f"{duration(seconds)} (judged by one batch of {size}, which took {read:.2g} s to read and {forward:.2g} s to score)."
-    )
-
-
-def measured(trainer: "EvolutionTrainer", evolution: Evolution) -> tuple[int, float, float, float]:
-    """The size of the first batch; seconds to read it, to score it, and to make one child."""
-    batches, evaluator = trainer.fitness_batches, trainer.evaluator
-    first = batches.indices[: batches.batch_size]
-    # Not one that is in memory already, and by this thread alone.
-    sample = ImageBatches(
-        batches.dataset,
-        batches.collator,
-        batches.batch_size,
-        first,
-        codec=batches.codec,
-        input_names=batches.input_names,
-        threads=0,
-    )
-    start = time.perf_counter()
-    [batch] = sample
-    read = time.perf_counter() - start
-    trainer.model.eval()
-    for _ in range(2):  # the first pass over a shape takes longer
+    def _time_batch(self) -> tuple[int, float, float]:
+        """The size of the first batch, and the seconds to read it and to score it."""
+        fitness, evaluator = self.images.fitness, self.evolution.evaluator
+        rows = np.array(fitness.indices[: fitness.batch_size])
         start = time.perf_counter()
-        evaluator.forward(evaluator.inputs(batch)).cpu()
-    forward = time.perf_counter() - start
-    children = evolution.mutation.children(trainer.state.global_step, 1.0)
-    start = time.perf_counter()
-    for _ in evolution.mutation.changes(children[len(children) // 2]):
-        pass
-    return len(batch), read, forward, time.perf_counter() - start
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `40 s`, `3 min 20 s`, `2 h 5 min`."""
-    seconds = max(1, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+        [batch] = self.images.make_batches(self.images.train_dataset, rows)  # none that is in memory already
+        read = time.perf_counter() - start
+        self.evolution.model.eval()
+        for _ in range(2):  # the first pass over a shape takes longer
+            start = time.perf_counter()
+            evaluator.forward(evaluator.inputs(batch)).cpu()
+        return len(batch), read, time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""`compute_metrics` on its two ways: over the predictions of `evaluate`, and over the logits of a child, as fitness."""
+"""`compute_metrics` in its two roles: on the predictions of `evaluate`, and on the logits of a child, as fitness."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from ..metrics.classification import ComputeMetrics, merged, named_metrics
 from ..metrics.ood import OOD_METRICS
 from ..metrics.statistics import Scores
 from ..remote_code.members_smd_ensemble import logits_of
-from ..search.pareto.objectives import COORDINATE_OBJECTIVES
+from ..search.pareto.objectives import COORDINATE_OBJECTIVES, Objectives
 
 logger = logging.get_logger(__name__)
 
@@ -60,6 +60,27 @@ def metrics_of(
         return in_scoring, compute_metrics
     ours = merged(None if compute_metrics else compute_classification_metrics, named)
     return in_scoring, merged(None if ours is None else _on_all_batches(ours), compute_metrics)
+
+
+def objectives_of(args: EvolutionArguments, metrics: ComputeMetrics | None, has_ood: bool) -> Objectives | None:
+    """
+    The objectives that the arguments name; `None` if there is one fitness.
+
+    Args:
+        args ([`EvolutionArguments`]): `objectives` and `fitness`.
+        metrics (`Callable`, *optional*): what children are scored by, from [`metrics_of`].
+        has_ood (`bool`): whether there are out-of-distribution images.
+
+    Raises:
+        `SMDError`: if one needs out-of-distribution images, and there are none.
+    """
+    about = [name for name in args.objectives or [args.fitness] if name.removeprefix("eval_") in OOD_METRICS]
+    if about and not has_ood:
+        raise SMDError(
+            f"{' and '.join(about)} of a model is measured on a second data set, of images that are of none of its classes, and "
+            "there is none. Pass ood_dataset to EvolutionTrainer (on the command line: ood_dataset_name, ood_dir or ood_file)."
+        )
+    return None if args.objectives is None else Objectives(args.objectives, metrics)
 
 
 def evaluate_with_labels(trainer: Trainer) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Image
+from torch import nn
 from transformers import TrainingArguments
 
 from ..arguments.evolution_arguments import EvolutionArguments
@@ -22,7 +23,9 @@ from ..data.own_collator import cheap_labels, sees_all_columns
 from ..data.rows import ImageCollator, find_label_column, stored_images
 from ..errors import SMDError
 from ..messages import one_line
-from ..models.inputs import select_inputs
+from ..models.checkpoints import weights_hash
+from ..models.inputs import input_names, select_inputs
+from .run_images import RunImages
 
 FORMAT = 1
 
@@ -66,6 +69,28 @@ OF_BEST_MODEL = (
 
 SAMPLED_ROWS = 256
 """So many images of a data set are read for its fingerprint, evenly spread over it, and all labels."""
+
+
+def run_identity(args: EvolutionArguments, model: nn.Module, images: RunImages, runtime: str) -> dict[str, Any]:
+    """
+    What a run is, as JSON values.
+
+    Args:
+        args ([`EvolutionArguments`]): of the run.
+        model (`torch.nn.Module`): its first parent.
+        images ([`RunImages`]): its data.
+        runtime (`str`): what runs the passes, with its version.
+    """
+    data, names, collator = {}, input_names(model), images.make_batches.collator
+    for name, dataset in (("train_dataset", images.train_dataset), ("eval_dataset", images.test_dataset)):
+        if dataset is not None:
+            column = label_column_of(dataset, args, collator)
+            data[name] = data_fingerprint(dataset, collator, images.image_column, column, names)
+    if images.ood is not None:
+        test = images.ood.test
+        data["ood_dataset"] = data_fingerprint(test.dataset, test.collator, images.ood_image_column, None, names)
+    arguments = deciding_arguments(args) | {"runtime": runtime}
+    return {"format": FORMAT, "arguments": arguments, "data": data, "parent": weights_hash(model)}
 
 
 def deciding_arguments(args: EvolutionArguments) -> dict[str, Any]:

@@ -1,27 +1,21 @@
-"""The ledger's side of `EvolutionTrainer`: what it is opened with, what goes into it, and how a run is taken up from it."""
+"""What a run keeps in its folder while it goes on: the ledger, its state, and a line for each generation."""
 
-import json
 import os
-import tempfile
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.utils import logging
 
-from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..files import write_lines
-from ..models.checkpoints import weights_hash
-from ..models.inputs import input_names
-from ..scoring.evaluator import Evaluator
-from ..search.evolution import Evolution, Generation
-from ..search.mutation import Mutation
-from .identity import FORMAT, data_fingerprint, deciding_arguments, label_column_of
+from ..models.checkpoints import load_weights, weights_hash
+from ..parallel.processes import Processes
+from ..search.evolution import Evolution
+from ..search.generation import Generation
 from .ledger import LEDGER_NAME, Ledger
 from .resume import ResumePoint, find_resume_point, seed
 from .state import RunState
@@ -33,150 +27,142 @@ CHILDREN_NAME = "children.jsonl"
 PARENT_SCOPE, CALIBRATION_SCOPE = "parent", "calibration"
 
 
-class ResumeMixin:
-    """How an [`EvolutionTrainer`] keeps its ledger, and goes on from it."""
+class Journal:
+    """
+    Records a run, and finds what an earlier process has recorded of it.
 
-    args: EvolutionArguments
-    evaluator: Evaluator
-    mutation: Mutation
-    run: RunState
-    _point: ResumePoint
+    Args:
+        folder (`str` or `Path`): `output_dir`.
+        processes ([`Processes`]): the processes of the run. All of them must call the methods.
+        writes (`bool`): whether this process writes `children.jsonl`.
 
-    @property
-    def ledger(self) -> Ledger:
-        """The ledger of the run that is going on."""
-        return self.evaluator.ledger
+    Attributes:
+        run ([`RunState`]): the generations so far, and what they cost.
+        ledger ([`Ledger`]): what was scored. There is none before [`Journal.open`].
+        identity (`dict`): what the run is: arguments, data, parent.
+        point ([`ResumePoint`]): where it began or goes on.
+    """
 
-    def _open_ledger(self, resume: str | bool | None) -> str | None:
+    ledger: Ledger
+    identity: dict[str, Any]
+
+    def __init__(self, folder: str | Path, processes: Processes, writes: bool):
+        self.folder = Path(folder)
+        self.processes = processes
+        self.writes = writes
+        self.run = RunState()
+        self.point = ResumePoint(self.run)
+
+    def open(
+        self, find_identity: Callable[[], dict[str, Any]], resume: str | bool | None, num_generations: int
+    ) -> None:
         """
-        Finds what there is to go on with, the same on every process, or begins anew; returns the checkpoint to load.
+        Finds what there is to go on with, the same on every process, or begins a new ledger.
 
         Args:
+            find_identity (`Callable`): returns what the run is. Called on the first process only.
             resume (`str` or `bool`, *optional*): a checkpoint; `True` for what is in `output_dir`. A process that torchrun has
                 started again, after one was lost, always goes on.
+            num_generations (`int`): how many generations the run is to have.
+
+        Raises:
+            `SMDError`: if what there is belongs to another run, or is damaged.
         """
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        processes, output_dir = self.evaluator.processes, Path(self.args.output_dir)
-        # Of the first process: a data set on a slow disk is read once, and all go by the same.
-        first = processes.process_index == 0
-        [self._identity, *_] = processes.gather(lambda: self._find_identity() if first else None)
-        [point, *_] = processes.gather(
-            lambda: find_resume_point(output_dir, resume, self._identity, self.args.num_generations) if first else None
+        gather, folder, first = self.processes.gather, self.folder, self.processes.process_index == 0
+        # A data set on a slow disk is read once, and all processes go by what the first one found.
+        [self.identity, *_] = gather(lambda: find_identity() if first else None)
+        [point, *_] = gather(
+            lambda: find_resume_point(folder, resume, self.identity, num_generations) if first else None
         )
-        # Where processes share no disk, weights are made again from the first parent.
+        # If processes do not share a disk, the weights are rebuilt from the first parent.
         checkpoint = None if point is None else point.checkpoint
-        if checkpoint is not None and not all(processes.gather(lambda: Path(checkpoint).is_dir())):
+        if checkpoint is not None and not all(gather(lambda: Path(checkpoint).is_dir())):
             point = point.without_checkpoint()
         if point is None and resume and first:
-            logger.warning(f"There is no run in '{output_dir}' to go on with: this one begins anew.")
+            logger.warning(f"There is no run in '{folder}' to go on with: this one begins anew.")
         if point is not None and point.in_ledger:
-            self.evaluator.ledger = Ledger(output_dir / LEDGER_NAME, processes, resumed=True)
+            self.ledger = Ledger(folder / LEDGER_NAME, self.processes, resumed=True)
         else:
-            self.evaluator.ledger = Ledger.start(output_dir / LEDGER_NAME, processes, self._identity)
-            processes.gather(lambda: seed(self.ledger, point) if first and point is not None else None)
-        self._point = point or ResumePoint(RunState())
-        return self._point.checkpoint
+            self.ledger = Ledger.start(folder / LEDGER_NAME, self.processes, self.identity)
+            gather(lambda: seed(self.ledger, point) if first and point is not None else None)
+        self.point = point or ResumePoint(RunState())
+        self.run = self.point.run
 
-    def _find_identity(self) -> dict[str, Any]:
-        data, names = {}, input_names(self.model)
-        for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.reported_dataset)):
-            if dataset is not None:
-                column = label_column_of(dataset, self.args, self.data_collator)
-                data[name] = data_fingerprint(dataset, self.data_collator, self.image_column, column, names)
-        if self.ood is not None:
-            images = self.ood.test
-            data["ood_dataset"] = data_fingerprint(images.dataset, images.collator, self.ood_image_column, None, names)
-        return {
-            "format": FORMAT,
-            "arguments": deciding_arguments(self.args) | {"runtime": self.evaluator.identity},
-            "data": data,
-            "parent": weights_hash(self.model),
-        }
+    def rebuild(self, evolution: Evolution) -> None:
+        """
+        Puts the weights after the last finished generation into the model, without scoring anything, and begins to count.
 
-    def _begin(self, evolution: Evolution, trial: Any) -> None:
-        """A fresh state, or that of the run that goes on, with its weights in the model."""
-        generations, point = self.args.num_generations, self._point
-        if point.weights is not None and weights_hash(self.model) != point.weights:
+        Args:
+            evolution ([`Evolution`]): its model holds the first parent.
+
+        Raises:
+            `SMDError`: if the checkpoint has other weights than those that were saved in it.
+        """
+        point, records = self.point, self.run.generations
+        if point.checkpoint is not None:
+            load_weights(evolution.model, point.checkpoint)
+            evolution.mutation.parent_changed()
+        if point.weights is not None and weights_hash(evolution.model) != point.weights:
             raise SMDError(
                 f"The weights in '{point.checkpoint}' are not those that were saved there. Remove this checkpoint and resume again."
             )
-        self._init_state(point.trainer_state, trial)
-        self.run = point.run
-        self.run.start(self.evaluator)
-        self.mutation.parent_changed()
-        for record in self.run.generations[point.generations_in_weights :]:
-            evolution.restore(record, point.selected if record is self.run.generations[-1] else None)
-        self._tr_loss = torch.tensor(0.0)
-        self._total_loss_scalar = self.run.loss
-        self._initial_global_step = 0
-        self._logged = len(self.state.log_history)
-        self.callback_handler.model = self.model
-        if self.run.generations and self.state.is_world_process_zero:
-            done = len(self.run.generations)
-            logger.warning(
-                f"Going on with the run in '{self.args.output_dir}': {done} of {generations} generations are done."
-            )
-        if self.args.should_save:
-            write_lines(Path(self.args.output_dir) / CHILDREN_NAME, self.run.generations, mode="w")
+        self.run.start(evolution.evaluator)
+        for record in records[point.generations_in_weights :]:
+            evolution.restore(record, point.selected if record is records[-1] else None)
+        if self.writes:
+            write_lines(self.folder / CHILDREN_NAME, records, mode="w")
 
-    def _init_state(self, state: Mapping[str, Any] | None, trial: Any) -> None:
-        """Trainer's own state, by Trainer's own means: it reads a file."""
-        generations = self.args.num_generations
-        if state is None:
-            self._init_training_state(generations, 1, generations, None, trial)
-            return
-        with tempfile.TemporaryDirectory(prefix="smd-hf-") as folder:
-            Path(folder, TRAINER_STATE_NAME).write_text(json.dumps(state), encoding="utf-8")
-            try:
-                self._init_training_state(generations, 1, generations, folder, trial)
-            except (TypeError, AttributeError, ValueError) as error:
-                raise SMDError(
-                    f"The state of the run in '{self.args.output_dir}' is none that this version of transformers reads "
-                    f"({error}). Resume with the version that began it, or start anew."
-                ) from error
+    def scope(self, name: str) -> AbstractContextManager[None]:
+        """Scoring calls inside belong to one part of the run."""
+        return self.ledger.scope(name)
 
-    def _record(self, generation: Generation) -> None:
+    def record(self, generation: Generation) -> None:
+        """Adds a generation to the run."""
         record = generation.record()
         self.run.generations.append(record)
         self.run.loss += generation.selected.nll
-        self._total_loss_scalar = self.run.loss
-        if self.args.should_save:
-            write_lines(Path(self.args.output_dir) / CHILDREN_NAME, [record], mode="a")
+        if self.writes:
+            write_lines(self.folder / CHILDREN_NAME, [record], mode="a")
 
-    def _finish(self, generation: Generation) -> None:
-        """From here on, the generation is known by its line in the ledger, and is never scored again."""
+    def finish(self, generation: Generation, state: dict[str, Any], log: list[dict[str, Any]], stopped: bool) -> None:
+        """
+        Writes the generation's line into the ledger. From here on, it is never scored again.
+
+        Args:
+            generation ([`Generation`]): the last one that was recorded.
+            state (`dict`), log (list of `dict`): Trainer's state after it, and the log since the generation before.
+            stopped (`bool`): whether a callback has ended the run early.
+        """
+        after = {"totals": self.run.totals(), "state": state, "log": log, "selected": True, "stopped": stopped}
         number = generation.generation
-        # Trainer brings these up to date in checkpoints alone, so that they would tell whether one was saved since a kill.
-        handlers = [
-            each for each in [*self.callback_handler.callbacks, self.control] if isinstance(each, ExportableState)
-        ]
-        self.state.stateful_callbacks = TrainerState(stateful_callbacks=handlers).stateful_callbacks
-        entry = {
-            "record": self.run.generations[-1],
-            "after": {
-                "totals": self.run.totals(),
-                "state": self._state_without_log(),
-                "log": self.state.log_history[self._logged :],
-                "selected": True,
-                "stopped": bool(self.control.should_training_stop and number + 1 < self.args.num_generations),
-            },
-        }
-        self._logged = len(self.state.log_history)
-        self.ledger.finish(number, entry, generation.selected)
+        self.ledger.finish(number, {"record": self.run.generations[-1], "after": after}, generation.selected)
         self.ledger.drop(CALIBRATION_SCOPE, generation_scope(number))
 
-    def _state_without_log(self) -> dict[str, Any]:
-        """Trainer's state as it saves it, less the part that grows."""
-        return {
-            each.name: getattr(self.state, each.name) for each in fields(TrainerState) if each.name != "log_history"
-        }
+    def begin_checkpoint(self, folder: Path, model: nn.Module) -> None:
+        """Writes the run's part of a checkpoint, before Trainer writes its own."""
+        if self.writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Trainer writes its state last: a checkpoint without it is incomplete.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            self.run.save(folder, self.identity, weights_hash(model))
+
+    def end(self, unfinished: int | None = None) -> None:
+        """
+        All results are written, and no cells are needed any more.
+
+        Args:
+            unfinished (`int`, *optional*): the generation that a limit has ended. Its cells are kept for a run that goes on with
+                a higher limit.
+        """
+        self.ledger.end(keep=() if unfinished is None else (PARENT_SCOPE, generation_scope(unfinished)))
 
 
 def generation_scope(number: int) -> str:
-    """Under which the ledger has the cells of a generation."""
+    """The ledger's scope of a generation."""
     return f"generation-{number:05d}"
 
 
 def end_scope(number: int) -> str:
-    """The same of what comes after so many generations: another number ends in another model."""
+    """The scope of what follows after so many generations."""
     return f"end-{number:05d}"

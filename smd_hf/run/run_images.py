@@ -1,9 +1,12 @@
-"""The data side of `EvolutionTrainer`: the three disjoint sets of images, and the head that fits their labels."""
+"""The images of a run: three disjoint sets to score children, to choose and to report on; and out-of-distribution images."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
@@ -11,139 +14,206 @@ from ..data.fitness_samples import FreshSamples, split_indices
 from ..data.image_checks import check_images
 from ..data.ood_images import OODImages, ood_collator, ood_images
 from ..data.pixels import codec_for
+from ..data.preparation import PreparedData
 from ..data.reading import spare_threads
 from ..errors import SMDError
-from ..models.heads import replace_head
 from ..models.inputs import input_names
-from ..scoring.bars import TickingBar
-from ..scoring.costs import suffix_costs
+from ..parallel.processes import Processes
 
 
-class DataMixin:
+@dataclass(frozen=True)
+class BatchMaker:
     """
-    The data side of an [`EvolutionTrainer`].
+    Makes batches of a data set as the arguments say.
 
-    Attributes:
-        fitness_batches, selection_batches, test_batches ([`ImageBatches`], *optional*): the images that score children, choose
-            among candidates, and are reported on.
-        fresh_samples ([`FreshSamples`], *optional*): which of the fitness images each generation is scored on, if not all.
-        new_head (`str`, *optional*): how a new head is made, where the parent's is replaced: `"linear_probe"` or `"random"`.
-        train_classes (`numpy.ndarray`, *optional*): the model's classes that training images are of, where labels are ours to match.
-        ood_dataset (*optional*): out-of-distribution images; `ood` ([`OODImages`]) holds their parts.
+    Args:
+        args ([`EvolutionArguments`]): batch size, caches, and how images are read.
+        model ([`~transformers.PreTrainedModel`]): decides which columns of the collator are inputs.
+        collator (`Callable`): rows to the model's inputs and `labels`.
+        processing_class (*optional*): the image processor.
+        device (`torch.device`): where the model is.
     """
 
     args: EvolutionArguments
-    fitness_batches: ImageBatches | None = None
-    selection_batches: ImageBatches | None = None
-    test_batches: ImageBatches | None = None
-    fresh_samples: FreshSamples | None = None
-    ood_dataset: Any | None = None
-    ood_image_column: str | None = None
-    ood: OODImages | None = None
-    new_head: str | None = None
-    train_classes: np.ndarray | None = None
+    model: PreTrainedModel
+    collator: Callable[[list[Any]], dict[str, torch.Tensor]]
+    processing_class: Any | None
+    device: torch.device
 
-    def _batches(
-        self, dataset: Any, indices: np.ndarray | None, cache_share: float, collator: Callable | None = None
+    def __call__(
+        self,
+        dataset: Any,
+        rows: np.ndarray | None = None,
+        cache_share: float = 0.0,
+        collator: Callable | None = None,
     ) -> ImageBatches:
+        """
+        Batches of some rows.
+
+        Args:
+            dataset: map-style.
+            rows (`numpy.ndarray`, *optional*): which rows, in this order. Defaults to all.
+            cache_share (`float`, *optional*, defaults to 0): the share of `image_cache_gb` that these batches may use.
+            collator (`Callable`, *optional*): in place of the maker's own.
+        """
+        args = self.args
         return ImageBatches(
             dataset,
-            collator or self.data_collator,
-            self.args.eval_batch_size,
-            indices,
-            cache_bytes=int(cache_share * self.args.image_cache_gb * 1e9),
-            num_workers=self.args.dataloader_num_workers,
+            collator or self.collator,
+            args.eval_batch_size,
+            rows,
+            cache_bytes=int(cache_share * args.image_cache_gb * 1e9),
+            num_workers=args.dataloader_num_workers,
             codec=codec_for(self.processing_class),
-            device=self.args.device if self.args.image_cache_on_device else None,
-            pin_memory=self.args.device.type == "cuda" and self.args.dataloader_pin_memory,
+            device=self.device if args.image_cache_on_device else None,
+            pin_memory=self.device.type == "cuda" and args.dataloader_pin_memory,
             input_names=input_names(self.model),
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            threads=self.args.reading_threads,
-            spare=spare_threads(self.args.device),
+            prefetch_factor=args.dataloader_prefetch_factor,
+            threads=args.reading_threads,
+            spare=spare_threads(self.device),
         )
 
-    def _split_train_dataset(self, labels: np.ndarray | None) -> None:
-        """Fitness and selection images, disjoint and stratified, each in an order whose every prefix is balanced."""
+
+class RunImages:
+    """
+    The images of a run.
+
+    Args:
+        args ([`EvolutionArguments`]): how the training images are split, and the seed.
+        make_batches ([`BatchMaker`]): makes all batches.
+        data ([`PreparedData`]): the image column, labels to split by, and the test data. Of several data sets in a dict, the
+            first is tested on.
+        train_dataset (*optional*): the images to score children and to choose with.
+        ood_dataset (*optional*): out-of-distribution images.
+        left_out (`dict[str, int]`, *optional*): how many unreadable rows of each data set were left out.
+
+    Attributes:
+        selection ([`ImageBatches`], *optional*): choose among candidates. `None` if the fitness images choose.
+        test ([`ImageBatches`], *optional*): reported on, never used to choose.
+        ood ([`OODImages`], *optional*): the parts of `ood_dataset`.
+        fresh ([`FreshSamples`], *optional*): the fitness images of each generation, if it does not use all of them.
+
+    Raises:
+        `SMDError`: if a set would be empty.
+    """
+
+    def __init__(
+        self,
+        args: EvolutionArguments,
+        make_batches: BatchMaker,
+        data: PreparedData,
+        train_dataset: Any | None = None,
+        ood_dataset: Any | None = None,
+        left_out: dict[str, int] | None = None,
+    ):
+        self.args = args
+        self.make_batches = make_batches
+        self.train_dataset = train_dataset
+        self.test_dataset = first_of(data.eval_dataset)
+        self.ood_dataset = ood_dataset
+        self.left_out = left_out
+        self.image_column = data.image_column
+        self.ood_image_column: str | None = None
+        self.train_classes = data.train_classes
+        self.selection: ImageBatches | None = None
+        self.ood: OODImages | None = None
+        self.fresh: FreshSamples | None = None
+        self._fitness: ImageBatches | None = None
+        # Read once for the parent and once for the evolved model: not worth keeping in memory.
+        self.test = None if self.test_dataset is None else make_batches(self.test_dataset)
+        if train_dataset is not None:
+            self._split(data.train_labels)
+            if ood_dataset is not None:
+                self._split_ood()
+
+    @property
+    def fitness(self) -> ImageBatches:
+        """
+        The images that score children. Each prefix of their order has balanced classes.
+
+        Raises:
+            `SMDError`: if there is no `train_dataset`.
+        """
+        if self._fitness is None:
+            raise SMDError("There is no train_dataset to score children on. Pass one to EvolutionTrainer.")
+        return self._fitness
+
+    def _split(self, labels: np.ndarray | None) -> None:
         size, seed = len(self.train_dataset), self.args.seed
         labels = np.zeros(size, dtype=np.int64) if labels is None else labels
         fraction, samples = self.args.selection_fraction, self.args.fitness_samples_per_generation
         fitness, selection = split_indices(labels, fraction, seed)
         if samples is not None:
-            self.fresh_samples = FreshSamples(fitness, labels[fitness], samples, seed)
-        self.fitness_batches = self._batches(self.train_dataset, fitness, self._fitness_cache_share)
+            self.fresh = FreshSamples(fitness, labels[fitness], samples, seed)
+        self._fitness = self.make_batches(self.train_dataset, fitness, self._fitness_cache_share)
         if fraction > 0:
-            self.selection_batches = self._batches(self.train_dataset, selection, fraction * self._inside_share)
+            self.selection = self.make_batches(self.train_dataset, selection, fraction * self._train_share)
 
-    def _deal_out(self, ood_dataset: Any) -> None:
-        """The parts of a second data set, of images of another distribution."""
-        collator, self.ood_image_column = ood_collator(self.data_collator, ood_dataset, self.args.image_column_name)
+    def _split_ood(self) -> None:
+        collator, self.ood_image_column = ood_collator(
+            self.make_batches.collator, self.ood_dataset, self.args.image_column_name
+        )
         self.ood = ood_images(
-            ood_dataset,
-            lambda dataset, rows, share: self._batches(dataset, rows, share * (1 - self._inside_share), collator),
-            selects=self.selection_batches is not None,
+            self.ood_dataset,
+            lambda dataset, rows, share: self.make_batches(dataset, rows, share * (1 - self._train_share), collator),
+            selects=self.selection is not None,
             seed=self.args.seed,
         )
 
     @property
-    def _inside_share(self) -> float:
-        """The share of the images, and so of the cache, that is not of another distribution."""
+    def _train_share(self) -> float:
+        """The share of the cache that is for images of `train_dataset`."""
         others = 0 if self.ood_dataset is None else len(self.ood_dataset)
         return len(self.train_dataset) / (len(self.train_dataset) + others)
 
     @property
     def _fitness_cache_share(self) -> float:
-        # Fresh samples share it with all the images, which sigma is calibrated on.
-        share = (1 - self.args.selection_fraction) / (1 if self.fresh_samples is None else 2)
-        return share * self._inside_share
+        # A fresh sample shares it with all fitness images, which calibrate sigma.
+        share = (1 - self.args.selection_fraction) / (1 if self.fresh is None else 2)
+        return share * self._train_share
+
+    def of_generation(self, generation: int) -> ImageBatches:
+        """The fitness images of one generation, counted from 0."""
+        if self.fresh is None:
+            return self.fitness
+        return self.make_batches(self.train_dataset, self.fresh.indices(generation), self._fitness_cache_share)
 
     @property
-    def images_per_generation(self) -> int:
-        """How many fitness images each generation is scored on."""
-        return self.fitness_batches.num_images if self.fresh_samples is None else self.fresh_samples.size
+    def per_generation(self) -> int:
+        """The number of fitness images of each generation."""
+        return self.fitness.num_images if self.fresh is None else self.fresh.size
 
-    def _check_images(self, dataset: Any, column: str | None, what: str) -> None:
-        """Finds now what cannot be read; where such rows are skipped, they are out already."""
-        if column is not None and self.args.on_bad_images == "raise":
-            bar = not self.args.disable_tqdm
-            check_images(dataset, column, what=what, processes=self.evaluator.processes, progress=bar)
+    @property
+    def per_candidate(self) -> int:
+        """The number of images that each candidate is scored on."""
+        return self.per_generation if self.selection is None else self.selection.num_images
 
-    def classes_with_images(self) -> np.ndarray:
-        """The model's classes that training images are of, sorted; of some of them, where a collator alone knows."""
+    def check(self, processes: Processes) -> None:
+        """
+        Decodes all images once, so that a damaged one is found before anything is scored. All processes must call it.
+
+        Raises:
+            `SMDError`: for the first image that cannot be read. With `on_bad_images="skip"`, such rows are left out already.
+        """
+        if self.args.on_bad_images != "raise":
+            return
+        for what, dataset, column in (
+            ("train_dataset", self.train_dataset, self.image_column),
+            ("eval_dataset", self.test_dataset, self.image_column),
+            ("ood_dataset", self.ood_dataset, self.ood_image_column),
+        ):
+            if dataset is not None and column is not None:
+                check_images(dataset, column, what=what, processes=processes, progress=not self.args.disable_tqdm)
+
+    def classes_present(self) -> np.ndarray:
+        """The model's classes of the training images, sorted; of some of them, if only a collator knows the labels."""
         if self.train_classes is not None:
             return self.train_classes
-        # With fresh samples, most images were never read, and would be for their labels alone.
-        parts = [self.selection_batches, None if self.fresh_samples is not None else self.fitness_batches]
+        # With fresh samples, most images were never read, and would be read only for their labels.
+        parts = [self.selection, None if self.fresh is not None else self.fitness]
         return np.unique(np.concatenate([[], *(part.labels for part in parts if part is not None)]).astype(np.int64))
 
-    @property
-    def reported_dataset(self) -> Any | None:
-        """The data set that the gain is reported on."""
-        if isinstance(self.eval_dataset, dict):
-            return next(iter(self.eval_dataset.values()), None)
-        return self.eval_dataset
 
-    def _replace_head(self, names: list[str]) -> None:
-        if self.new_head == "linear_probe" and self.fitness_batches is None:
-            raise SMDError(
-                "The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on."
-            )
-        source = self.fitness_batches or self._batches_to_shape()
-        shown = not self.args.disable_tqdm and self.args.process_index == 0
-        # The fit that follows the last image counts nothing: only the time goes on.
-        with TickingBar(f"Fitting a head for {len(names)} labels", shown, source.num_images) as bar:
-            batches = (
-                (batch.inputs(self.args.device, self.model.dtype), batch.labels.to(self.args.device))
-                for batch in bar.counting(source)
-            )
-            replace_head(self.model, names, batches, head_init=self.new_head, seed=self.args.seed)
-
-    def _suffix_costs(self) -> list[float]:
-        if self.fitness_batches is None:
-            raise SMDError(
-                "allocation='cost' needs a train_dataset, whose first image shows the size of the model's input."
-            )
-        [batch] = self.fitness_batches.head(1)
-        return suffix_costs(self.model, batch.inputs(self.args.device, self.model.dtype))
-
-    def _batches_to_shape(self) -> ImageBatches:
-        return self._batches(self.reported_dataset, np.arange(1), 0.0)
+def first_of(eval_dataset: Any) -> Any | None:
+    """The data set that is reported on: the first, if there are several in a dict."""
+    return next(iter(eval_dataset.values()), None) if isinstance(eval_dataset, dict) else eval_dataset

@@ -1,16 +1,29 @@
-"""Builds the parts of the method that the arguments name: recombination, mutation and the compiled model."""
+"""Builds the method that the arguments describe: [`build_evolution`] puts its parts together."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from ..arguments.evolution_arguments import EvolutionArguments
+from ..data.batches import ImageBatches
+from ..data.ood_images import OODImages
 from ..metrics.classification import parse_cost_matrix
+from ..parallel.processes import Processes
+from ..scoring.costs import suffix_costs
+from ..scoring.evaluator import Evaluator
+from ..scoring.runtimes.choose import RuntimeChoice
+from .evolution import Evolution
+from .fitness import Fitness
 from .gauss_newton import GaussNewton
 from .losses import from_compute_loss_func, make_loss
 from .mutation import Mutation
 from .parameter_space import parameter_space
+from .pareto.objectives import Objectives
+from .pareto.pareto_evolution import ParetoEvolution
 from .recombination import Best, GreedySoup, Recombination, TopKMean
 from .subspaces import make_decomposition
 from .tensor_scaling import WithScaling, scaling_directions
@@ -18,6 +31,102 @@ from .tensor_scaling import WithScaling, scaling_directions
 RECOMBINATIONS: dict[str, type[Recombination]] = {
     kind.name: kind for kind in (Best, TopKMean, GreedySoup, GaussNewton)
 }
+
+
+def build_evolution(
+    model: PreTrainedModel,
+    args: EvolutionArguments,
+    make_evaluator: Callable[..., Evaluator],
+    fitness: Fitness,
+    fitness_batches: ImageBatches,
+    selection_batches: ImageBatches | None = None,
+    ood: OODImages | None = None,
+    objectives: Objectives | None = None,
+    compute_loss_func: Callable | None = None,
+) -> Evolution:
+    """
+    Builds the evolution that the arguments describe.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the parent, on its device.
+        args ([`EvolutionArguments`]): the run's arguments.
+        make_evaluator (`Callable`): [`build_evaluator`] with its first arguments. Called with `mutable`, the names of the
+            parameters that children change, and `images`, the number of images that they will be scored on.
+        fitness ([`Fitness`]): ranks children and candidates.
+        fitness_batches, selection_batches ([`ImageBatches`]), ood ([`OODImages`], *optional*): as for [`Evolution`].
+        objectives ([`Objectives`], *optional*): compare the candidates in place of the fitness, if there are several.
+        compute_loss_func (`Callable`, *optional*): as in Trainer. Replaces `args.loss` as the loss of a Gauss-Newton step.
+
+    Raises:
+        `SMDError`: if a pattern matches no parameter, the decomposition does not fit the population, or the loss does not fit
+            the number of labels.
+    """
+
+    def block_costs() -> list[float]:
+        [batch] = fitness_batches.head(1)
+        return suffix_costs(model, batch.inputs(model.device, model.dtype))
+
+    recombination = make_recombination(args, model.config.num_labels or 0, compute_loss_func)
+    mutation = make_mutation(model, args, block_costs)
+    per_generation = min(args.fitness_samples_per_generation or math.inf, fitness_batches.num_images)
+    images = int(args.population_size * args.num_generations * per_generation)
+    evaluator = make_evaluator(mutable=mutation.space.names, images=images)
+    # As many children must survive a race as recombination, ensemble and deltas need.
+    needed = max(args.recombination_top_k, args.ensemble_size, args.save_children)
+    parts = (model, mutation, evaluator, fitness, recombination, fitness_batches, selection_batches)
+    options: dict[str, Any] = dict(
+        elitism=args.elitism,
+        survivors=min(args.population_size, needed) if args.racing == "halving" else 0,
+        keep_parent=bool(args.ensemble_size or args.save_children),
+        ood=ood,
+    )
+    return Evolution(*parts, **options) if objectives is None else ParetoEvolution(objectives, *parts, **options)
+
+
+def build_evaluator(
+    model: PreTrainedModel,
+    args: EvolutionArguments,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+    processes: Processes,
+    mixed_precision: bool = False,
+    plain: bool = False,
+    mutable: Collection[str] | None = None,
+    images: int = 0,
+) -> Evaluator:
+    """
+    Builds the evaluator that the arguments describe. Runs make it here and nowhere else.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]), device (`torch.device`): what is scored, and where it is.
+        args ([`EvolutionArguments`]): runtime, memory format, prefix replay and caches.
+        autocast (`Callable`): returns the context of each forward pass, for mixed precision.
+        processes ([`Processes`]): the processes of the run.
+        mixed_precision (`bool`, *optional*, defaults to `False`): whether that context changes the precision.
+        plain (`bool`, *optional*, defaults to `False`): calls the model as it is, whatever the runtime and memory format of the
+            arguments are.
+        mutable (collection of `str`, *optional*), images (`int`, *optional*): as for [`RuntimeChoice`].
+    """
+    choice, forward, layout = None, None, torch.preserve_format
+    if not plain:
+        layout = torch.channels_last if args.channels_last else layout
+        if args.torch_compile:
+            forward = compiled(model, args)
+        else:
+            choice = RuntimeChoice(
+                model,
+                args.runtime,
+                args.precision,
+                mutable,
+                args.eval_batch_size,
+                args.prefix_replay,
+                images,
+                mixed_precision,
+            )
+    cache = int(args.child_cache_gb * 1e9)
+    return Evaluator(
+        model, device, autocast, processes, args.prefix_replay, cache, forward, memory_format=layout, choice=choice
+    )
 
 
 def make_recombination(
@@ -43,12 +152,14 @@ def make_recombination(
     return GaussNewton(args.recombination_top_k, loss)
 
 
-def make_mutation(model: nn.Module, args: EvolutionArguments, suffix_costs: Callable[[], Sequence[float]]) -> Mutation:
+def make_mutation(
+    model: PreTrainedModel, args: EvolutionArguments, suffix_costs: Callable[[], Sequence[float]]
+) -> Mutation:
     """
     Builds the mutation that the arguments describe.
 
     Args:
-        model (`torch.nn.Module`): the parent.
+        model ([`~transformers.PreTrainedModel`]): the parent.
         args ([`EvolutionArguments`]): the run's arguments.
         suffix_costs (`Callable`): returns the costs of the blocks; called only for `allocation="cost"`.
 
@@ -77,6 +188,6 @@ def make_mutation(model: nn.Module, args: EvolutionArguments, suffix_costs: Call
     )
 
 
-def compiled(model: nn.Module, args: EvolutionArguments) -> Callable:
+def compiled(model: PreTrainedModel, args: EvolutionArguments) -> Callable:
     """Compiles the model once for all children: their weights are written into the same tensors."""
     return torch.compile(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)

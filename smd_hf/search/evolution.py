@@ -1,12 +1,11 @@
-"""Runs generations: mutate, score, recombine, select. This is the part of a run that does not depend on Trainer."""
+"""The method: generations of mutation, scoring, recombination and selection. [`Evolution.step`] is one generation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import nn
-from transformers.utils import logging
 
 from ..data.batches import ImageBatches
 from ..data.ood_images import OODImages
@@ -14,26 +13,16 @@ from ..errors import SMDError
 from ..models.checkpoints import weights_hash
 from ..scoring.changes import Change, applied, commit
 from ..scoring.evaluator import Evaluator, Variant
-from ..scoring.racing import race
 from ..scoring.scores import Score
+from ..scoring.sums import BatchSums
 from .fitness import Fitness, ScoredChild
+from .fitness_scorer import PARENT, FitnessScorer, OnScored
 from .generation import Generation
 from .mutation import Child, Mutation
 from .recombination import Candidate, Recombination
+from .selection import KEEP_PARENT, ScoredCandidate, discordance, fittest, score_proposals
 
-logger = logging.get_logger(__name__)
-
-
-KEEP_PARENT = Candidate("parent", ())
-PARENT = Variant("parent", changed=frozenset())
-PROBES = 4
-"""Number of children that measure the effect of a sigma."""
-
-
-def _discordance(candidates: list[Candidate], scores: list[Score]) -> float | None:
-    if candidates[0] is not KEEP_PARENT or len(candidates) == 1:
-        return None
-    return float(np.mean([np.mean(scores[0].correct != score.correct) for score in scores[1:]]))
+__all__ = ["KEEP_PARENT", "PARENT", "Evolution", "Generation"]
 
 
 class Evolution:
@@ -82,16 +71,21 @@ class Evolution:
         self.elitism = elitism
         self.survivors = survivors
         self.keep_parent = keep_parent
-        self.ood = ood if fitness.needs_ood else None
-        self.needs_logits = fitness.needs_logits
+        self.scorer = FitnessScorer(
+            evaluator, fitness, survivors, ood if fitness.needs_ood else None, fitness.needs_logits
+        )
         self.last: Generation | None = None
-        self._parent_result: tuple[Score, float] | None = None
+        self._parent_result: ScoredCandidate | None = None
         self._undo: list[tuple[str, Change]] = []
-        self._warned_of_failed_children = False
 
-    def step(
-        self, generation: int, sigma: float, on_scored: Callable[[int, float | None], None] | None = None
-    ) -> Generation:
+    @property
+    def ood(self) -> OODImages | None:
+        """The out-of-distribution images, if they are needed."""
+        return self.scorer.ood
+
+    # ---- One generation ----------------------------------------------------------------------------------------------
+
+    def step(self, generation: int, sigma: float, on_scored: OnScored | None = None) -> Generation:
         """
         Runs one generation and leaves the next parent in the model.
 
@@ -105,32 +99,46 @@ class Evolution:
             `SMDError`: if the parent's logits are not finite.
             `RuntimeError`: if the parent's weights were not restored exactly. This is a bug, and nothing is saved.
         """
-        parent_hash = weights_hash(self.model)
         children = self.mutation.children(generation, sigma)
         sums = self.recombination.sums(children)
-        parent, parent_fitness, scored = self._score(children, on_scored, sums)
-        if weights_hash(self.model) != parent_hash:
-            raise RuntimeError(
-                "The parent's weights changed while its children were scored. This is a bug in smd_hf, or the model changes "
-                "its own weights in a forward pass. Nothing was saved."
-            )
-        candidates, results = self._finalists(scored, sums)
-        best = self._best(candidates, [fitness for _, fitness in results])
-        self._parent_result = results[best]
-        chosen, (selected, _) = candidates[best], results[best]
-        self._advance(chosen)
+        with self._parent_restored():
+            parent, parent_fitness, scored = self._score(children, sums, on_scored)
+        candidates = self._recombine(scored, sums)
+        best = self._select(candidates)
+        self._parent_result = replace(best, candidate=KEEP_PARENT)
+        self._advance(best.candidate)
         self.last = Generation(
             generation,
             sigma,
             parent,
             parent_fitness,
             scored,
-            selection={candidate.name: fitness for candidate, (_, fitness) in zip(candidates, results)},
-            chosen=chosen,
-            selected=selected,
-            discordance=_discordance(candidates, [score for score, _ in results]),
+            selection={each.candidate.name: each.fitness for each in candidates},
+            chosen=best.candidate,
+            selected=best.score,
+            discordance=discordance(candidates),
         )
         return self.last
+
+    def _score(
+        self, children: list[Child], sums: BatchSums | None, on_scored: OnScored | None
+    ) -> tuple[Score, float, list[ScoredChild]]:
+        """Scores the parent and its children on the fitness images."""
+        variants = list(map(self.variant, children))
+        return self.scorer.family(children, variants, self.fitness_batches, sums, on_scored)
+
+    def _recombine(self, children: list[ScoredChild], sums: BatchSums | None) -> list[ScoredCandidate]:
+        """Scores all candidates on the selection images. With elitism, the parent comes first."""
+        # The last generation chose the parent, so it has been scored on these images already.
+        known = None if self._parent_result is None else [self._parent_result]
+        parent = (known or self._score_candidates([KEEP_PARENT])) if self.elitism else []
+        proposals = self.recombination.propose(children, sums)
+        proposed = score_proposals(proposals, self._score_candidates, self.evaluator.processes)
+        return [*parent, *proposed] or self._score_candidates([KEEP_PARENT])
+
+    def _select(self, candidates: list[ScoredCandidate]) -> ScoredCandidate:
+        """The next parent. When weights are pruned, a child that is as good as its parent wins."""
+        return fittest(candidates, prefers_children=self.mutation.prune)
 
     def _advance(self, chosen: Candidate) -> None:
         """Makes the chosen candidate the parent."""
@@ -140,6 +148,20 @@ class Evolution:
             self.mutation.parent_changed()
             if self.keep_parent:
                 self._undo = undo
+
+    # ---- Before and between generations --------------------------------------------------------------------------------
+
+    def begin(self, records: Sequence[dict[str, Any]] = ()) -> None:
+        """
+        Begins a run: the model as it is now is the first parent, and nothing is known of it.
+
+        Args:
+            records (sequence of `dict`, *optional*): the run's [`Generation.record`]s. Whoever records generations appends to
+                it. Selection by several objectives reads it.
+        """
+        self.last = self._parent_result = None
+        self._undo = []
+        self.mutation.parent_changed()
 
     def restore(self, record: dict[str, Any], selected: Score | None = None) -> None:
         """
@@ -161,20 +183,14 @@ class Evolution:
             )
         chosen = Candidate(record["chosen"], tuple((children[index], weight) for index, weight in record["parts"]))
         self._advance(chosen)
-        self.last = Generation.from_record(record, children, chosen, selected)
-        self._parent_result = None if selected is None else (selected, self.last.selection[chosen.name])
-
-    def _best(self, candidates: list[Candidate], fitness: list[float]) -> int:
-        """The fittest candidate. The parent wins a tie, unless children are pruned: then a child wins it."""
-        best = int(np.argmax(fitness))
-        if self.mutation.prune and candidates[best] is KEEP_PARENT:
-            return next(
-                (number for number in range(len(fitness)) if number != best and fitness[number] == fitness[best]), best
-            )
-        return best
+        self.last = last = Generation.from_record(record, children, chosen, selected)
+        known = selected is not None
+        self._parent_result = ScoredCandidate(KEEP_PARENT, selected, last.selection[chosen.name]) if known else None
 
     def score_on(self, fitness_batches: ImageBatches) -> None:
         """Replaces the fitness images. If they are the selection images too, the parent is scored on them again."""
+        if fitness_batches is self.fitness_batches:
+            return
         if self.selection_batches is self.fitness_batches:
             self.selection_batches = fitness_batches
             self._parent_result = None
@@ -188,101 +204,7 @@ class Evolution:
             yield
         self.mutation.parent_changed()
 
-    def _score(
-        self, children: list[Child], on_scored: Callable[[int, float | None], None] | None, sums: Any | None
-    ) -> tuple[Score, float, list[ScoredChild]]:
-        batches, keep_logits = self.fitness_batches, self.needs_logits
-        known: dict[int, float] = {}
-
-        def report(number: int, score: Score) -> None:
-            score.ood = ood[number]
-            if score.num_images == batches.num_images:
-                known[number] = self.fitness(score, batches.labels)
-            if on_scored is not None and number > 0:
-                on_scored(number - 1, known.get(number))
-
-        variants = [PARENT, *map(self.variant, children)]
-        ood = self.ood_scores(variants, "fitness")
-        if self.survivors:
-            scores = race(self.evaluator, variants, batches, self.survivors, keep_logits, report)
-        else:
-            scores = self.evaluator.score(variants, batches, keep_logits, report, sums=sums)
-        for score, other in zip(scores, ood):
-            score.ood = other
-        check_parent(scores[0])
-        labels = batches.labels
-        fitness = self.evaluator.processes.map(
-            len(scores),
-            lambda number: (
-                known[number] if number in known else self.fitness(scores[number], labels[: scores[number].num_images])
-            ),
-        )
-        scored = [
-            ScoredChild(child, score, value, eliminated=score.num_images < batches.num_images)
-            for child, score, value in zip(children, scores[1:], fitness[1:])
-        ]
-        failed = [each.child.index for each in scored if not np.isfinite(each.fitness)]
-        if failed and not self._warned_of_failed_children:
-            self._warned_of_failed_children = True
-            logger.warning(
-                f"{len(failed)} of {len(scored)} children have scores that are not finite (the first is child {failed[0]} of "
-                f"generation {children[0].generation}). They cannot be selected. A smaller sigma avoids this."
-            )
-        return scores[0], fitness[0], scored
-
-    def _finalists(
-        self, children: list[ScoredChild], sums: Any | None
-    ) -> tuple[list[Candidate], list[tuple[Score, float]]]:
-        """All rounds' candidates, with score and fitness on the selection split. With elitism, the parent comes first."""
-        finalists: list[Candidate] = []
-        results: list[tuple[Score, float]] = []
-        if self.elitism:
-            # The last generation chose it, so it has been scored on these images already.
-            finalists = [KEEP_PARENT]
-            results = self._score_candidates([KEEP_PARENT]) if self._parent_result is None else [self._parent_result]
-        rounds = self.recombination.propose(children, sums)
-        proposed = self._of_first_process(next(rounds, None))
-        while proposed is not None:
-            scored = self._score_candidates(proposed)
-            finalists += proposed
-            results += scored
-            try:
-                proposed = rounds.send([fitness for _, fitness in scored])
-            except StopIteration:
-                proposed = None
-            proposed = self._of_first_process(proposed)
-        if not finalists:
-            return [KEEP_PARENT], self._score_candidates([KEEP_PARENT])
-        return finalists, results
-
-    def _of_first_process(self, proposed: list[Candidate] | None) -> list[Candidate] | None:
-        """The first process's proposal, on every process: different machines may solve equations to different last bits."""
-        [first, *_] = self.evaluator.processes.gather(lambda: proposed)
-        return first
-
-    def _score_candidates(self, candidates: list[Candidate]) -> list[tuple[Score, float]]:
-        """Score and fitness of each candidate on the selection split."""
-        if not candidates:
-            return []
-        variants = [self._candidate_variant(candidate) for candidate in candidates]
-        scores = self.evaluator.score(variants, self.selection_batches, keep_logits=self.needs_logits)
-        for score, other in zip(scores, self.ood_scores(variants, "selection")):
-            score.ood = other
-        labels = self.selection_batches.labels
-        fitness = self.evaluator.processes.map(len(scores), lambda number: self.fitness(scores[number], labels))
-        return list(zip(scores, fitness))
-
-    def ood_scores(self, variants: list[Variant], part: str) -> list[Score | None]:
-        """
-        Scores variants on out-of-distribution images, if the fitness needs them; otherwise returns `None` for each.
-
-        Args:
-            variants (list of [`Variant`]): what to score.
-            part (`str`): `"fitness"`, `"selection"` or `"test"`.
-        """
-        if self.ood is None:
-            return [None] * len(variants)
-        return self.evaluator.score(variants, getattr(self.ood, part), keep_logits=True)
+    # ---- Variants ------------------------------------------------------------------------------------------------------
 
     def variant(self, child: Child) -> Variant:
         """The child as a variant that the evaluator can score."""
@@ -295,27 +217,18 @@ class Evolution:
         changed = frozenset().union(*(self.mutation.changed_names(child) for child, _ in parts))
         return Variant(candidate.name, lambda: self.mutation.combination(parts), changed)
 
-    def flipped(self, sigma: float, sample: ImageBatches, num_probes: int = PROBES) -> float:
-        """
-        The mean share of a sample's predictions that a child of this sigma flips.
+    def _score_candidates(self, candidates: list[Candidate]) -> list[ScoredCandidate]:
+        variants = list(map(self._candidate_variant, candidates))
+        results = self.scorer.score(variants, self.selection_batches, "selection")
+        return [ScoredCandidate(candidate, *result) for candidate, result in zip(candidates, results)]
 
-        The children belong to generation -1, so every sigma gets the same noise. They are evenly spaced in the population.
-        """
-        children = self.mutation.children(-1, sigma)
-        probes = [
-            children[round(place)] for place in np.linspace(0, len(children) - 1, min(num_probes, len(children)))
-        ]
-        variants = [PARENT, *map(self.variant, probes)]
-        parent, *scores = self.evaluator.score(variants, sample, keep_logits=True)
-        check_parent(parent)
-        predictions = parent.logits.argmax(-1)
-        return float(np.mean([np.mean(score.logits.argmax(-1) != predictions) for score in scores]))
-
-
-def check_parent(score: Score) -> None:
-    """Raises [`SMDError`] if the parent's logits are not finite."""
-    if not score.finite:
-        raise SMDError(
-            "The parent's logits are not finite (NaN or infinity) on this data, so no child can be compared with it. Check "
-            "that the checkpoint loaded fully and fits its image processor, and load it in float32 if it is in float16."
-        )
+    @contextmanager
+    def _parent_restored(self) -> Iterator[None]:
+        """Checks that the parent has the same weights afterwards."""
+        before = weights_hash(self.model)
+        yield
+        if weights_hash(self.model) != before:
+            raise RuntimeError(
+                "The parent's weights changed while its children were scored. This is a bug in smd_hf, or the model changes "
+                "its own weights in a forward pass. Nothing was saved."
+            )

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.batches import ImageBatches
 from ..errors import SMDError
+from .evolution import Evolution
+from .fitness_scorer import PARENT, check_parent
 
-if TYPE_CHECKING:
-    from .evolution import Evolution
+PROBES = 4
+"""Number of children that measure the effect of a sigma."""
 
 FIRST_SIGMA = {"relative": 0.1, "absolute": 0.01}
 """The first sigma to try, by `sigma_units`."""
@@ -90,7 +91,22 @@ def calibrate_sigma(
     return Calibration(best, measured[best], target, tuple(sorted(measured.items())))
 
 
-def calibrated(evolution: "Evolution", batches: ImageBatches, samples: int, target: float) -> Calibration:
+def flipped(evolution: Evolution, sigma: float, sample: ImageBatches, num_probes: int = PROBES) -> float:
+    """
+    The mean share of a sample's predictions that a child of this sigma flips.
+
+    The children belong to generation -1, so every sigma gets the same noise. They are evenly spaced in the population.
+    """
+    children = evolution.mutation.children(-1, sigma)
+    places = np.linspace(0, len(children) - 1, min(num_probes, len(children)))
+    variants = [PARENT, *(evolution.variant(children[round(place)]) for place in places)]
+    parent, *scores = evolution.evaluator.score(variants, sample, keep_logits=True)
+    check_parent(parent)
+    predictions = parent.logits.argmax(-1)
+    return float(np.mean([np.mean(score.logits.argmax(-1) != predictions) for score in scores]))
+
+
+def calibrated(evolution: Evolution, batches: ImageBatches, samples: int, target: float) -> Calibration:
     """
     Finds the sigma at which the children of an evolution flip a target share of predictions.
 
@@ -104,7 +120,7 @@ def calibrated(evolution: "Evolution", batches: ImageBatches, samples: int, targ
     """
     sample = batches.head(samples)
     start = FIRST_SIGMA[evolution.mutation.sigma_units]
-    return calibrate_sigma(lambda sigma: evolution.flipped(sigma, sample), target, start)
+    return calibrate_sigma(lambda sigma: flipped(evolution, sigma, sample), target, start)
 
 
 def scheduled_sigma(sigma: float, schedule: str, generation: int, num_generations: int) -> float:

@@ -94,7 +94,7 @@ def test_what_has_no_effect_does_not_touch_the_model(tmp_path):
     trainer.train()
     plain = trainer.predict(rows()).predictions
     assert not trainer.model.is_activation_checkpointing
-    assert (plain == trainer.evaluator.logits(trainer.test_batches)).all()
+    assert (plain == trainer.evaluator.logits(trainer.images.test)).all()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_of_several_gpus_without_a_launcher_one_is_used_and_the_batch_is_not_mul
     monkeypatch.setattr(nn, "DataParallel", NoCopies)
     trainer = make_trainer(tmp_path, use_cpu=False, per_device_eval_batch_size=4)
     assert trainer.args.n_gpu == 1 and trainer.args.eval_batch_size == 4
-    assert trainer.fitness_batches.batch_size == 4
+    assert trainer.images.fitness.batch_size == 4
     trainer.train()
     trainer.evaluate()
     assert trainer.evaluator.full_passes > 0

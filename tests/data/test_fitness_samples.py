@@ -79,13 +79,13 @@ def test_a_run_on_fresh_images_in_each_generation(rows, tmp_path):
     assert cost["images_forwarded"] == 4 * (5 * 16 + 4 * 8)
     assert cost["parent_passes"] == pytest.approx(4 * (5 * 16 + 4 * 8) / 32)
     assert trainer.report["data"]["fitness"] == {"num_images": 32, "per_generation": 16}
-    samples = [trainer.fresh_samples.indices(generation) for generation in range(4)]
+    samples = [trainer.images.fresh.indices(generation) for generation in range(4)]
     assert not set(samples[0]) & set(samples[1]) and not set(np.concatenate(samples)) & set(
-        trainer.selection_batches.indices
+        trainer.images.selection.indices
     )
     # The first parent's score is that on the first sample.
     parent = make_trainer(tmp_path / "again", rows)
-    first = parent._batches(parent.train_dataset, samples[0], 0.0)
+    first = parent.images.make_batches(parent.train_dataset, samples[0])
     logits = parent.evaluator.logits(first)
     assert records[0]["parent"]["accuracy"] == np.mean(logits.argmax(-1) == first.labels)
     # A run that goes on after the second generation sees what it would have seen.

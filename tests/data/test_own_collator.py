@@ -55,7 +55,7 @@ def test_columns_of_any_name_and_kind_work_to_the_end(name, tmp_path):
     data, collate = table(name)
     trainer = make_trainer(tmp_path, data, collate, save_strategy="steps", save_steps=1)
     trainer.train()
-    assert trainer.test_batches.labels.tolist() == CLASSES
+    assert trainer.images.test.labels.tolist() == CLASSES
     # Trainer's own evaluation sees the same columns.
     assert trainer.evaluate()["eval_accuracy"] == trainer.report["evolved"]["accuracy"]
     resumed = make_trainer(tmp_path, data, collate, save_strategy="steps", save_steps=1)
@@ -73,7 +73,7 @@ def test_labels_that_are_cheap_stratify_the_split(tmp_path):
         lambda batch: collate([row | {"label": np.eye(4)[row["label"]]} for row in batch]),
         selection_fraction=0.25,
     )
-    assert sorted(trainer.selection_batches.labels.tolist()) == [0, 1, 2, 3]
+    assert sorted(trainer.images.selection.labels.tolist()) == [0, 1, 2, 3]
     assert cheap_labels(data.select(range(5)))[1].tolist() == CLASSES[:5]
     assert cheap_labels(torch.utils.data.Subset(data, [3, 1]))[1].tolist() == [3, 1]
     assert cheap_labels(rows(5))[1].tolist() == [0, 1, 2, 3, 0]
@@ -102,7 +102,7 @@ def test_labels_that_cost_an_image_each_are_not_read_to_split(tmp_path):
     data = Decoding()
     trainer = make_trainer(tmp_path, data, lambda batch: default_data_collator(batch))
     # A look at the first row of each split, and no more.
-    assert data.read <= 4 and trainer.fitness_batches.num_images == 13
+    assert data.read <= 4 and trainer.images.fitness.num_images == 13
 
 
 @pytest.mark.parametrize(

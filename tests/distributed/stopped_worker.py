@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
     trainer = make_trainer(folder / "out", "data", **CASES[case])
     if case == "hung" and RANK == 1:
-        trainer.fitness_batches.dataset = SlowRows(trainer.train_dataset)
+        trainer.images.fitness.dataset = SlowRows(trainer.train_dataset)
     passes = 0
 
     def count(*_: Any) -> None:

@@ -161,9 +161,9 @@ def fail(folder: Path, name: str) -> None:
         return f1(prediction)
 
     trainer = make_trainer(folder / name, "data", "resnet", population_size=4, fitness="f1")
-    trainer.fitness.compute_metrics = metrics
+    trainer.evolution.fitness.compute_metrics = metrics
     if what == "image" and fails:
-        trainer.fitness_batches.dataset = Unreadable(trainer.train_dataset, good_reads=5)
+        trainer.images.fitness.dataset = Unreadable(trainer.train_dataset, good_reads=5)
     trainer.train()
 
 

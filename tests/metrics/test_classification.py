@@ -109,7 +109,7 @@ def test_a_built_in_metric_is_the_fitness_of_a_run(name, rows, tmp_path):
     assert {"eval_accuracy", "eval_nll", f"eval_{name}"} <= before.keys()
     trainer.train()
     [record] = trainer.run.generations
-    sign = 1 if trainer.fitness.greater_is_better else -1
+    sign = 1 if trainer.evolution.fitness.greater_is_better else -1
     assert record["chosen"] != "parent"
     # Of several children on the selection split, the best.
     assert record["selection"][record["chosen"]] == max(record["selection"].values())
@@ -117,7 +117,7 @@ def test_a_built_in_metric_is_the_fitness_of_a_run(name, rows, tmp_path):
     assert len(set(fitness)) > 1 and (name == "matthews_corrcoef" or all(sign * value >= 0 for value in fitness))
     # The fitness is the metric itself: on all the fitness images, of the parent, as measured by hand.
     parent = make_trainer(tmp_path / "again", rows, fitness=name, cost_matrix=COSTS)
-    logits, labels = parent.evaluator.logits(parent.fitness_batches), parent.fitness_batches.labels
+    logits, labels = parent.evaluator.logits(parent.images.fitness), parent.images.fitness.labels
     assert sign * record["parent"]["fitness"] == pytest.approx(
         (builtin_metric(name, COSTS) or sklearn_metric(name))(logits, labels)
     )
@@ -127,7 +127,7 @@ def test_the_users_own_value_comes_first(rows, tmp_path):
     trainer = make_trainer(tmp_path, rows, lambda prediction: {"macro_f1": 7.0}, fitness="macro_f1")
     metrics = trainer.evaluate()
     assert metrics["eval_macro_f1"] == 7.0 and "eval_accuracy" not in metrics
-    score = trainer.fitness.compute_metrics(EvalPrediction(predictions=np.eye(4), label_ids=np.arange(4)))
+    score = trainer.evolution.fitness.compute_metrics(EvalPrediction(predictions=np.eye(4), label_ids=np.arange(4)))
     assert score == {"macro_f1": 7.0}
     other = make_trainer(tmp_path, rows, lambda prediction: {"mine": 7.0}, fitness="macro_f1")
     assert other.evaluate().keys() >= {"eval_macro_f1", "eval_mine"}
@@ -138,7 +138,7 @@ def test_the_script_of_a_metric_is_the_fitness_of_a_run(form, script, rows, tmp_
     path = str(script if form == "folder" else script / "hits.py")
     trainer = make_trainer(tmp_path / "out", rows, metric_name_or_path=path, metric_kwargs='{"bonus": 100}')
     trainer.train()
-    assert trainer.fitness.name == "hits" and trainer.report["arguments"]["fitness"] == "hits"
+    assert trainer.evolution.fitness.name == "hits" and trainer.report["arguments"]["fitness"] == "hits"
     [record] = trainer.run.generations
     for child in [record["parent"], *record["children"]]:
         assert child["fitness"] == 100 + round(child["accuracy"] * child["num_images"])
@@ -147,7 +147,7 @@ def test_the_script_of_a_metric_is_the_fitness_of_a_run(form, script, rows, tmp_
 
 def test_a_fitness_that_is_chosen_stays(script, rows, tmp_path):
     trainer = make_trainer(tmp_path / "out", rows, metric_name_or_path=str(script), fitness="accuracy")
-    assert trainer.fitness.name == "accuracy" and "eval_hits" in trainer.evaluate()
+    assert trainer.evolution.fitness.name == "accuracy" and "eval_hits" in trainer.evaluate()
 
 
 def test_a_metric_of_probabilities_gets_probabilities(tmp_path):

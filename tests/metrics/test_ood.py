@@ -86,19 +86,19 @@ def test_the_interval_of_a_difference_is_that_of_the_bootstrap():
 @pytest.mark.parametrize("name", ["ood_auroc", "ood_energy_auroc"])
 def test_as_fitness_it_scores_chooses_and_is_reported_on_three_disjoint_parts(name, rows, others, tmp_path):
     trainer = make_trainer(tmp_path, rows, others, fitness=name, recombination="best", num_generations=1)
-    parts = [trainer.ood.fitness, trainer.ood.selection, trainer.ood.test]
+    parts = [trainer.images.ood.fitness, trainer.images.ood.selection, trainer.images.ood.test]
     assert sorted(index for part in parts for index in part.indices) == list(range(33))
 
     def measured(inside, outside):
         evaluator = Evaluator(trainer.model, torch.device("cpu"))
         return by_hand(name, evaluator.logits(inside), evaluator.logits(outside))
 
-    expected = {"fitness": measured(trainer.fitness_batches, parts[0])}
-    expected["selection"] = measured(trainer.selection_batches, parts[1])
+    expected = {"fitness": measured(trainer.images.fitness, parts[0])}
+    expected["selection"] = measured(trainer.images.selection, parts[1])
     children = []
-    for child in trainer.mutation.children(0, 0.3):
-        with applied(trainer.mutation.parameters, trainer.mutation.changes(child)):
-            children.append(measured(trainer.fitness_batches, parts[0]))
+    for child in trainer.evolution.mutation.children(0, 0.3):
+        with applied(trainer.evolution.mutation.parameters, trainer.evolution.mutation.changes(child)):
+            children.append(measured(trainer.images.fitness, parts[0]))
     trainer.train()
     [record] = trainer.run.generations
     assert record["parent"]["fitness"] == pytest.approx(expected["fitness"], abs=1e-9)
@@ -107,9 +107,9 @@ def test_as_fitness_it_scores_chooses_and_is_reported_on_three_disjoint_parts(na
     assert len(set(children)) > 1
     entry = trainer.report["out_of_distribution"]
     assert entry["images"] == {"fitness": 11, "selection": 11, "test": 11}
-    assert entry[name]["evolved"] == pytest.approx(measured(trainer.test_batches, parts[2]), abs=1e-9)
+    assert entry[name]["evolved"] == pytest.approx(measured(trainer.images.test, parts[2]), abs=1e-9)
     parent = Evaluator(tiny_model("vit"), torch.device("cpu"))
-    logits = [parent.logits(batches) for batches in (trainer.test_batches, parts[2])]
+    logits = [parent.logits(batches) for batches in (trainer.images.test, parts[2])]
     assert entry[name]["parent"] == pytest.approx(by_hand(name, *logits), abs=1e-9)
     assert "## Out-of-distribution images" in (tmp_path / "README.md").read_text()
 

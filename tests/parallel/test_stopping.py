@@ -134,7 +134,7 @@ def test_a_second_sigterm_changes_nothing(tmp_path):
 def test_a_signal_ends_the_reading_of_images_too(tmp_path):
     trainer = make_trainer(tmp_path, "data", "resnet", population_size=4, per_device_eval_batch_size=2)
     trainer.eval_dataset = None
-    read, collate = [], trainer.fitness_batches.collator
+    read, collate = [], trainer.images.fitness.collator
 
     def collator(rows):
         read.append(len(rows))
@@ -142,7 +142,7 @@ def test_a_signal_ends_the_reading_of_images_too(tmp_path):
             signal.raise_signal(signal.SIGINT)
         return collate(rows)
 
-    trainer.fitness_batches.collator = collator
+    trainer.images.fitness.collator = collator
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     # One batch was read for the estimate, one more before the signal.

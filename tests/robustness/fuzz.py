@@ -276,7 +276,7 @@ def ledger_loader(folder: Path) -> Loader:
     trainer.add_callback(EndInThird())
     with suppress(SystemExit):
         trainer.train()
-    identity, scope, batches = read_header(folder / LEDGER_NAME), generation_scope(2), trainer.fitness_batches
+    identity, scope, batches = read_header(folder / LEDGER_NAME), generation_scope(2), trainer.images.fitness
     numbers, shape = range(len(batches)), (2, 3)
     calls = [(None, None), (3, None), (None, shape)]  # plain cells, cells with logits, segments with sums
     ledger = Ledger(folder / LEDGER_NAME, Processes())

@@ -8,7 +8,6 @@ import pytest
 from smd_hf import SMDError
 from smd_hf.cli.main import main
 from smd_hf.models.checkpoints import weights_hash
-from smd_hf.run.cost_model import duration
 from smd_hf.run.limits import stopped_sentence
 from tests.distributed.worker import make_dataset, make_trainer
 from tests.tiny import label_names, save_tiny_checkpoint
@@ -32,9 +31,9 @@ RUNS = {
 def foreseen(trainer):
     """What the generations of a run are foreseen to cost, and what it is known to have cost after it."""
     trainer.train()
-    foresight = trainer.limits.foresight
-    ahead = [foresight.ahead(number) for number in range(trainer.args.num_generations)]
-    return ahead, [foresight.calibration(), *map(foresight.behind, trainer.run.generations)]
+    costs = trainer.limits.costs
+    ahead = [costs.ahead(number) for number in range(trainer.args.num_generations)]
+    return ahead, [costs.calibration(trainer.run), *map(costs.behind, trainer.run.generations)]
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
@@ -158,10 +157,3 @@ def test_the_command_says_what_is_ahead_and_what_stopped_it(tmp_path, capfd, cap
 def test_the_sentence():
     stopped = {"limit": "max_hours", "value": 0.5, "finished": 3, "planned": 10}
     assert stopped_sentence(stopped) == "Stopped by max_hours=0.5 after 3 of 10 generations, at the best so far."
-
-
-@pytest.mark.parametrize(
-    "seconds, text", [(0.2, "1 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3600 * 2 + 300, "2 h 5 min")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text

@@ -200,7 +200,7 @@ def test_the_saved_front_is_what_its_models_say(run, rows):
     table = json.loads((folder / "front.json").read_text())
     assert table == trainer.report["front"] == trainer.front.table
     assert table["objectives"] == [{"name": name, "better": "lower"} for name in OBJECTIVES]
-    assert table["images"] == {"selection": trainer.selection_batches.num_images, "test": 20}
+    assert table["images"] == {"selection": trainer.images.selection.num_images, "test": 20}
     members = table["members"]
     front = [signed(member["selection"]) for member in members if member["on_front"]]
     everyone = [signed(each["selection"]) for each in (*members, *table["others"])]
@@ -216,12 +216,12 @@ def test_the_saved_front_is_what_its_models_say(run, rows):
     for member in members:
         model = tiny_model("vit")
         before = {name: each.detach().clone() for name, each in model.named_parameters()}
-        mutation = make_trainer(folder / "other", rows, OBJECTIVES).mutation.decomposition
+        mutation = make_trainer(folder / "other", rows, OBJECTIVES).evolution.mutation.decomposition
         mutation = Mutation(model, mutation, seed=trainer.args.seed)
         if member["generation"] is not None:
             rebuild_child(mutation, records, member["generation"], member["child"])
         mutated = sum(int((each != before[name]).sum()) for name, each in model.named_parameters())
-        for split, batches in (("selection", trainer.selection_batches), ("test", trainer.test_batches)):
+        for split, batches in (("selection", trainer.images.selection), ("test", trainer.images.test)):
             logits = Evaluator(model, torch.device("cpu")).logits(batches)
             assert member[split]["nll"] == pytest.approx(Scores.from_logits(logits, batches.labels).nll, abs=1e-6)
             assert member[split]["calibration_error"] == pytest.approx(
@@ -251,7 +251,7 @@ def test_the_ensemble_holds_the_models_of_the_front_that_are_nearest_to_the_idea
     chosen = [on_front.index(next(m for m in on_front if (m["generation"], m["child"]) == place)) for place in places]
     assert list(distances[chosen]) == sorted(distances)[: len(chosen)]
     ensemble = smd_hf.load(folder / "ensemble")
-    batches = trainer.test_batches
+    batches = trainer.images.test
     with torch.inference_mode():
         member_logits = torch.cat(
             [ensemble(**batch.stored, output_members=True).member_logits for batch in batches]

@@ -57,13 +57,13 @@ def test_the_share_of_zeros():
 
 def test_a_run_prunes_without_a_sigma_and_any_child_can_be_built_again(rows, tmp_path):
     trainer = make_trainer(tmp_path, rows, elitism=False, decomposition="random", density=0.1, save_children=1)
-    parent = {name: each.clone() for name, each in trainer.mutation.parameters.items()}
+    parent = {name: each.clone() for name, each in trainer.evolution.mutation.parameters.items()}
     trainer.train()
     assert trainer.run.calibration is None and trainer.args.recombination == "best"
     shares = trainer.report["zero_share"]
     assert shares["before"] == zero_share(parent) < 0.01
     # Three generations, each a tenth of all: some coordinates twice.
-    assert shares["after"] == zero_share(trainer.mutation.parameters) == pytest.approx(1 - 0.9**3, abs=0.02)
+    assert shares["after"] == zero_share(trainer.evolution.mutation.parameters) == pytest.approx(1 - 0.9**3, abs=0.02)
     evolved = dict(AutoModelForImageClassification.from_pretrained(tmp_path).named_parameters())
     assert zero_share(evolved) == shares["after"]
     assert all(((evolved[name] == 0) | (evolved[name] == parent[name])).all() for name in parent)
@@ -73,7 +73,7 @@ def test_a_run_prunes_without_a_sigma_and_any_child_can_be_built_again(rows, tmp
     records = [json.loads(line) for line in (tmp_path / "children.jsonl").read_text().splitlines()]
     [[index, _]] = records[2]["parts"]
     again = make_trainer(tmp_path / "again", rows, elitism=False, decomposition="random", density=0.1)
-    rebuild_child(again.mutation, records, 2, index)
+    rebuild_child(again.evolution.mutation, records, 2, index)
     assert weights_hash(again.model) == weights_hash(trainer.model)
 
 

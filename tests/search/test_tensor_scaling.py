@@ -134,9 +134,9 @@ def test_any_child_can_be_built_again_from_what_was_recorded(overconfident, tmp_
     assert "a share of at most 0.9 of them, by scaling whole tensors" in (tmp_path / "run" / "README.md").read_text()
     records = [json.loads(line) for line in (tmp_path / "run" / "children.jsonl").read_text().splitlines()]
     chosen = [index for record in records for index, _ in record["parts"]]
-    assert len(chosen) == 3 and any(trainer.mutation.decomposition.scales(index) for index in chosen)
+    assert len(chosen) == 3 and any(trainer.evolution.mutation.decomposition.scales(index) for index in chosen)
     model = copy.deepcopy(overconfident[0])
-    rebuild_child(Mutation(model, trainer.mutation.decomposition, trainer.args.seed), records, 2, chosen[2])
+    rebuild_child(Mutation(model, trainer.evolution.mutation.decomposition, trainer.args.seed), records, 2, chosen[2])
     assert weights_hash(model) == weights_hash(trainer.model)
 
 

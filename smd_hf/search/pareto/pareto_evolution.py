@@ -10,21 +10,23 @@ of each objective, scaled to its range on the front. In a tie, a child wins over
 and an earlier child over a later one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...data.ood_images import OODImages
 from ...scoring.changes import applied, commit
 from ...scoring.evaluator import Variant
 from ...scoring.scores import Score
-from ..evolution import KEEP_PARENT, PARENT, Evolution, Generation
+from ...scoring.sums import BatchSums
+from ..evolution import PARENT, Evolution, Generation
 from ..fitness import ScoredChild
+from ..fitness_scorer import OnScored
 from ..mutation import Child
 from ..recombination import Candidate
+from ..selection import ScoredCandidate
 from .coordinates import CoordinateCounts
 from .objectives import Objectives, distances_to_ideal, fittest_of, front_of
 
@@ -38,36 +40,32 @@ class ParetoEvolution(Evolution):
 
     Args:
         objectives ([`Objectives`]): compare the candidates.
-        first_parent (mapping of `str` to `torch.Tensor`): copies of the weights at the start of the run, by name of the mutable
-            parameter.
-        records (`Callable`): returns the [`Generation.record`] of each generation so far, also of a run that was resumed.
         ood ([`OODImages`], *optional*): out-of-distribution images. They are used only if an objective needs them.
         args, kwargs: as for [`Evolution`]. Its fitness is one of the objectives, for logs and plots.
+
+    Attributes:
+        first_parent (mapping of `str` to `torch.Tensor`): copies of the weights at the start of the run, by name of the mutable
+            parameter.
+        records (sequence of `dict`): the [`Generation.record`] of each generation so far, also of a run that was resumed.
     """
 
-    def __init__(
-        self,
-        objectives: Objectives,
-        first_parent: Mapping[str, torch.Tensor],
-        records: Callable[[], Sequence[dict[str, Any]]],
-        *args,
-        ood: OODImages | None = None,
-        **kwargs,
-    ):
+    def __init__(self, objectives: Objectives, *args, ood: OODImages | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.ood = ood if objectives.needs_ood else None
-        self.needs_logits = objectives.needs_logits
+        self.scorer.ood = ood if objectives.needs_ood else None
+        self.scorer.keep_logits = objectives.needs_logits
         self.objectives = objectives
-        self.first_parent = first_parent
-        self.records = records
-        self.coordinates = CoordinateCounts(self.mutation, first_parent)
         self._generation: dict[str, Any] = {}
         self._children_values: list[list[float]] = []
         self._candidate_values: list[list[float]] = []
+        self.begin()
 
-    def step(
-        self, generation: int, sigma: float, on_scored: Callable[[int, float | None], None] | None = None
-    ) -> Generation:
+    def begin(self, records: Sequence[dict[str, Any]] = ()) -> None:
+        super().begin(records)
+        self.records = records
+        self.first_parent = {name: each.detach().clone() for name, each in self.mutation.parameters.items()}
+        self.coordinates = CoordinateCounts(self.mutation, self.first_parent)
+
+    def step(self, generation: int, sigma: float, on_scored: OnScored | None = None) -> Generation:
         """As [`Evolution.step`]. The generation also holds the values of the objectives."""
         self.coordinates.parent_changed()
         done = super().step(generation, sigma, on_scored)
@@ -93,41 +91,42 @@ class ParetoEvolution(Evolution):
         return self.evaluator.processes.map(len(scores), value)
 
     def _score(
-        self, children: list[Child], on_scored: Callable[[int, float | None], None] | None, sums: Any | None
+        self, children: list[Child], sums: BatchSums | None, on_scored: OnScored | None
     ) -> tuple[Score, float, list[ScoredChild]]:
-        parent, fitness, scored = super()._score(children, on_scored, sums)
+        parent, fitness, scored = super()._score(children, sums, on_scored)
         scores = [parent, *(each.score for each in scored)]
         [parent_values, *self._children_values] = self.values(scores, [None, *children], self.fitness_batches.labels)
         raw = self.objectives.raw
         self._generation = {"parent": raw(parent_values), "children": [raw(each) for each in self._children_values]}
         return parent, fitness, scored
 
-    def _finalists(
-        self, children: list[ScoredChild], sums: Any | None
-    ) -> tuple[list[Candidate], list[tuple[Score, float]]]:
+    def _recombine(self, children: list[ScoredChild], sums: BatchSums | None) -> list[ScoredCandidate]:
         best = fittest_of(np.array(self._children_values), self.recombination.top_k)
-        candidates, results = super()._finalists([children[number] for number in best], sums)
-        scores = [score for score, _ in results]
-        self._candidate_values = self.values(scores, list(map(child_of, candidates)), self.selection_batches.labels)
-        return candidates, results
+        scored = super()._recombine([children[number] for number in best], sums)
+        family = [child_of(each.candidate) for each in scored]
+        self._candidate_values = self.values([each.score for each in scored], family, self.selection_batches.labels)
+        return scored
 
-    def _best(self, candidates: list[Candidate], fitness: list[float]) -> int:
-        everything, parent = candidates_of(self.records(), self.objectives)
-        places = [parent if child is None else (child.generation, child.index) for child in map(child_of, candidates)]
+    def _select(self, candidates: list[ScoredCandidate]) -> ScoredCandidate:
+        everything, parent = candidates_of(self.records, self.objectives)
+        children = [child_of(each.candidate) for each in candidates]
+        places = [parent if child is None else (child.generation, child.index) for child in children]
         everything |= in_order(dict(zip(places, self._candidate_values)), parent)
         front = nondominated(everything)
         self._generation |= {
             "selection": {
-                candidate.name: self.objectives.raw(values)
-                for candidate, values in zip(candidates, self._candidate_values)
+                each.candidate.name: self.objectives.raw(values)
+                for each, values in zip(candidates, self._candidate_values)
             },
-            "front": [candidate.name for candidate, place in zip(candidates, places) if place in front],
+            "front": [each.candidate.name for each, place in zip(candidates, places) if place in front],
         }
-        return min(
+        parents = [number for number, child in enumerate(children) if child is None]
+        best = min(
             (number for number, place in enumerate(places) if place in front),
-            key=lambda number: (front[places[number]], candidates[number] is KEEP_PARENT, places[number] or ()),
-            default=candidates.index(KEEP_PARENT),
+            key=lambda number: (front[places[number]], number in parents, places[number] or ()),
+            default=parents[0] if parents else 0,
         )
+        return candidates[best]
 
     def replay(self, places: Sequence[Place]) -> Iterator[list[tuple[Place, Child | None, Variant]]]:
         """
@@ -140,7 +139,7 @@ class ParetoEvolution(Evolution):
             For each generation with such models, a list of their place, child and variant. Meanwhile the model holds their
             parent. The first parent comes first, in a list of its own.
         """
-        records = self.records()
+        records = self.records
         with self.from_first_parent():
             if None in places:
                 yield [(None, None, PARENT)]

@@ -42,7 +42,7 @@ def run_front(
     Returns:
         [`RunFront`], or `None` if no generation was run.
     """
-    candidates, evolved = candidates_of(evolution.records(), evolution.objectives)
+    candidates, evolved = candidates_of(evolution.records, evolution.objectives)
     if not candidates:
         return None
     front, raw = nondominated(candidates), evolution.objectives.raw
@@ -54,8 +54,8 @@ def run_front(
     for generation in evolution.replay(ordered):
         places, children, variants = zip(*generation)
         if test_batches is not None:
-            scores = evolution.evaluator.score(variants, test_batches, keep_logits=evolution.needs_logits)
-            for score, other in zip(scores, evolution.ood_scores(variants, "test")):
+            scores = evolution.evaluator.score(variants, test_batches, keep_logits=evolution.scorer.keep_logits)
+            for score, other in zip(scores, evolution.scorer.ood_scores(variants, "test")):
                 score.ood = other
             test |= dict(zip(places, evolution.values(scores, children, test_batches.labels)))
         changes |= {
