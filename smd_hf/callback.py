@@ -108,7 +108,8 @@ class EvolutionCallback(TrainerCallback):
         self.args = args
         self.when = when
         self.generations: list[dict[str, Any]] = []
-        model, device = trainer.model, trainer.args.device
+        model: Any = trainer.model
+        device = trainer.args.device
         metrics = merged(named_metrics(args, has_own=compute_metrics is not None), compute_metrics)
         self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         self.processes = Processes(args.spread, trainer.args.process_index, trainer.args.world_size)
@@ -149,7 +150,7 @@ class EvolutionCallback(TrainerCallback):
             control ([`~transformers.TrainerControl`], *optional*): of the event that this happens in.
         """
         args, done = self.args, []
-        with explain_oom(args), modes_kept(self.trainer.model):
+        with explain_oom(args), modes_kept(self.images.make_batches.model):
             # The model has been trained since the last time.
             evolution = self._build_evolution()
             with self._bar("Calibrating sigma") as evolution.evaluator.work:

@@ -130,20 +130,20 @@ class EvolutionTrainer(ForwardTrainer):
         metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
         fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         objectives = objectives_of(args, metrics, has_ood=ood_dataset is not None)
-        model = called_model_init(model, model_init, args)
-        model, processing_class, missing_head = resolve_model(model, args, processing_class)
+        given = called_model_init(model, model_init, args)
+        parent, processing_class, missing_head = resolve_model(given, args, processing_class)
         readable = ReadableRows(args)
         train_dataset = readable(train_dataset, "train_dataset")
         eval_dataset = readable(eval_dataset, "eval_dataset")
         ood_dataset = readable(ood_dataset, "ood_dataset")
-        data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
-        check_problem_type(model, data.new_labels)
+        data = prepare_data(parent, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
+        check_problem_type(parent, data.new_labels)
 
         # 2. Trainer's own set-up
         # Rows keep the columns that the collator needs, also those that no model takes.
         args.remove_unused_columns = args.remove_unused_columns and not data.all_columns
         super().__init__(
-            model=model,
+            model=parent,
             args=args,
             data_collator=data.collator,
             train_dataset=train_dataset,
@@ -177,9 +177,9 @@ class EvolutionTrainer(ForwardTrainer):
             self._evolution = build_evolution(
                 self.model, args, make_evaluator, fitness, *sets, objectives, compute_loss_func
             )
-        self.journal = Journal(args.output_dir, processes, args.should_save)
-        parent = FirstParent(self.model, given_name, new_head)
-        self.result = RunResult(args, images, parent, processing_class, found_batch_size)
+        self.journal = Journal(args.folder, processes, args.should_save)
+        first_parent = FirstParent(self.model, given_name, new_head)
+        self.result = RunResult(args, images, first_parent, processing_class, found_batch_size)
         self.dataset_name: str | None = None
 
     @property
@@ -215,7 +215,7 @@ class EvolutionTrainer(ForwardTrainer):
             `KeyboardInterrupt`, `SystemExit`: after Ctrl-C or SIGTERM, when the cell that was being scored is done. The
                 parent of the generation is in the model, and the run can be resumed.
         """
-        stop, folder = self.processes.stop, self.args.output_dir
+        stop, folder = self.processes.stop, self.args.folder
         try:
             with explain_full_disk(folder), locked(folder, self.processes, self.args.should_save):
                 with stop.listening(self.args.world_size):

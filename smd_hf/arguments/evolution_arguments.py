@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -146,6 +147,11 @@ class EvolutionArguments(
     def was_chosen(self, name: str) -> bool:
         """Whether an argument was given, itself or by a preset."""
         return name in self._chosen
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir` as a path."""
+        return Path(str(self.output_dir))
 
     def non_default(self) -> dict[str, Any]:
         """The arguments that were chosen, at the start or since, as JSON values and without tokens."""

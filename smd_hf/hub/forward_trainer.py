@@ -64,7 +64,7 @@ class ForwardTrainer(Trainer):
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
             self.add_callback(EvolutionProgressCallback)
         if args.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
         """Mixed precision, in evaluation as in scoring."""
@@ -87,7 +87,7 @@ class ForwardTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in Trainer, in the form that the model came in, with the arguments as JSON: no pickle, and no token in any file."""
         if self.args.should_save:
-            folder = Path(self.args.output_dir if output_dir is None else output_dir)
+            folder = self.args.folder if output_dir is None else Path(output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             save_checkpoint(self.model, self.processing_class, folder)
             write_json(folder / ARGUMENTS_NAME, self.args.non_default())
@@ -96,7 +96,7 @@ class ForwardTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         # Trainer reads weights by their names in memory, and would leave out those that have another name in the file.
-        load_weights(self.model, self.state.best_model_checkpoint)
+        load_weights(self.model, str(self.state.best_model_checkpoint))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Creates the repository, as in Trainer. See [`Publisher.create_repo`]."""

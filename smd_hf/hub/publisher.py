@@ -50,12 +50,12 @@ class Publisher:
         self.repo_id: str | None = None
         self.pushed: dict[str, str] = {}
         self.failure: str | None = None
-        self.in_progress: PushInProgress | None = None
+        self.in_progress: Any = None
 
     @property
     def repo_name(self) -> str:
         """The repository to push to: as known, as in the arguments, or named as the folder."""
-        return self.repo_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        return self.repo_id or self.args.hub_model_id or self.args.folder.absolute().name
 
     def create_repo(self, token: str | None = None, private: bool | None = None) -> str:
         """
@@ -77,7 +77,7 @@ class Publisher:
         try:
             url = persistently(partial(hub_api(token).create_repo, name, private=private, exist_ok=True))
         except Exception as error:
-            raise repository_error(error, name, push_command(self.args.output_dir, name), token) from error
+            raise repository_error(error, name, push_command(self.args.folder, name), token) from error
         self.repo_id = url.repo_id
         return url.repo_id
 
@@ -105,7 +105,7 @@ class Publisher:
             logger.info("Waiting for the current checkpoint push to be finished, this might take a couple of minutes.")
             self.in_progress.wait_until_done()
         pushed = push_run(
-            args.output_dir,
+            args.folder,
             self.repo_name,
             ensemble=args.push_ensemble and bool(artifacts.members),
             children=min(args.push_children, len(artifacts.deltas)),
@@ -145,7 +145,7 @@ class Publisher:
             return
         self.on_push_begin()
         # Links, because training continues meanwhile and may delete checkpoints.
-        temporary = staging_folder(Path(args.output_dir))
+        temporary = staging_folder(args.folder)
         stage_model(checkpoint, Path(temporary.name))
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
@@ -155,7 +155,7 @@ class Publisher:
         if self.in_progress is not None and busy:
             self.in_progress.jobs.append(job)
         else:
-            self.in_progress = PushInProgress([job])
+            self.in_progress = PushInProgress([job])  # pyright: ignore[reportArgumentType]
 
     def _push_staged(self, temporary: tempfile.TemporaryDirectory, message: str) -> None:
         api, args = hub_api(self.args.hub_token), self.args
@@ -208,9 +208,9 @@ class Publisher:
                 "No model card can be written yet, because it reports the comparison with the parent at the end of train(). "
                 "Pass an eval_dataset and train first."
             )
-        folder = Path(self.args.output_dir)
+        folder = self.args.folder
         card: ModelCard = render_card("child", folder, report, repo_id=self.repo_id)
-        data = card.data
+        data: Any = card.data
         changes = {
             "language": language,
             "license": license,

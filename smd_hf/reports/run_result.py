@@ -86,7 +86,7 @@ class RunResult:
 
     @property
     def folder(self) -> Path:
-        return Path(self.args.output_dir)
+        return self.args.folder
 
     def measure_parent(self, evolution: Evolution) -> None:
         """Scores the parent on the test images and copies what is needed of it later."""

@@ -89,13 +89,14 @@ def largest_fitting(size: int, attempt: Callable[[int], None], processes: Proces
         current //= 2
         return current
 
-    @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=halve)
-    def fitting(batch_size: int) -> int:
+    def fits(batch_size: int) -> int:
         try:
             attempt(batch_size)
         except (RuntimeError, MemoryError) as error:
             raise RuntimeError(_NO_MEMORY) if is_out_of_memory(error) else error from None
         return batch_size
+
+    fitting: Any = find_executable_batch_size(fits, size, halve)
 
     def find() -> int:
         try:

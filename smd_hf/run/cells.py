@@ -113,7 +113,7 @@ class Finished:
 
     def add_to(self, call: Call) -> None:
         """Adds what the line says to what is known of a call; of cells that are there twice, the first counts."""
-        if self.segment is not None:
+        if self.segment is not None and self.sums is not None:
             if self.segment in call.totals:
                 return
             call.totals[self.segment] = self.sums
@@ -159,7 +159,7 @@ def misfit(
             return f"it has {'no logits' if classes is None else f'logits of {classes} classes'}"
     if shape is None:
         return None if done.segment is None and len(done.cells) == 1 else "it is no single cell"
-    if done.segment is None or done.sums.shape != shape:
+    if done.segment is None or done.sums is None or done.sums.shape != shape:
         return f"its sums are not of the shape {shape}"
     inside = [batch for batch in numbers if segment(batch, numbers) == done.segment]
     places = sorted((scored.variant, scored.batch) for scored in done.cells)

@@ -119,7 +119,7 @@ def settle_arguments(args: EvolutionArguments) -> None:
     """
     check_not_sharded(args)
     if args.should_save:
-        check_output_dir(args.output_dir)
+        check_output_dir(args.folder)
     warn_of_ignored_arguments(args)
     switch_off(args)
     # Evolution has no optimizer, and its random numbers are keyed: a checkpoint needs no further state.

@@ -129,7 +129,7 @@ class CostModel:
         variants = [PARENT, *map(self.evolution.variant, children)]
         if not self.evolution.evaluator.replays(variants) or not self._replayable:
             return [1.0] * len(children)
-        return [max(self._cost_from[name] for name in variant.changed) for variant in variants[1:]]
+        return [max(self._cost_from[name] for name in variant.changed or ()) for variant in variants[1:]]
 
     @cached_property
     def _replayable(self) -> bool:

@@ -22,8 +22,8 @@ logger = logging.get_logger(__name__)
 
 def compute_classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Accuracy, NLL and calibration error, from logits of shape `(n, num_labels)` and labels of shape `(n,)`."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    scores = Scores.from_logits(logits, prediction.label_ids)
+    logits, labels = prediction.predictions, prediction.label_ids
+    scores = Scores.from_logits(logits[0] if isinstance(logits, tuple) else logits, np.asarray(labels))
     return {"accuracy": scores.accuracy, "nll": scores.nll, "calibration_error": scores.calibration_error}
 
 
@@ -108,12 +108,14 @@ def _as_in_evaluation(
         return compute_metrics
 
     def computed(prediction: EvalPrediction) -> dict[str, float]:
-        predictions, labels = prediction.predictions, prediction.label_ids
+        predictions: Any = prediction.predictions
+        labels: Any = prediction.label_ids
         if preprocess is not None:
             predictions = nested_numpify(preprocess(torch.from_numpy(predictions), torch.from_numpy(labels)))
         if not concatenated:
             predictions, labels = [predictions], [labels]
-        return compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+        result: Any = compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+        return result
 
     return computed
 

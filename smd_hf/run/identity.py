@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Image
-from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.labels import label_values
@@ -71,13 +70,13 @@ SAMPLED_ROWS = 256
 """So many images of a data set are read for its fingerprint, evenly spread over it, and all labels."""
 
 
-def run_identity(args: EvolutionArguments, model: nn.Module, images: RunImages, runtime: str) -> dict[str, Any]:
+def run_identity(args: EvolutionArguments, model: PreTrainedModel, images: RunImages, runtime: str) -> dict[str, Any]:
     """
     What a run is, as JSON values.
 
     Args:
         args ([`EvolutionArguments`]): of the run.
-        model (`torch.nn.Module`): its first parent.
+        model ([`~transformers.PreTrainedModel`]): its first parent.
         images ([`RunImages`]): its data.
         runtime (`str`): what runs the passes, with its version.
     """
@@ -197,7 +196,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
             f"'{where}' was written by another version of smd_hf, and cannot be resumed by this one. Start anew in another "
             "output_dir, or resume with the version that began it."
         )
-    old = {RENAMED.get(name, name): value for name, value in before["arguments"].items()}
+    old: dict[str, Any] = {RENAMED.get(str(name), str(name)): value for name, value in before["arguments"].items()}
     old.setdefault("runtime", "eager")  # runs that knew no other
     new = now["arguments"]
     differences = [

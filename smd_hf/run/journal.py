@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -71,13 +71,14 @@ class Journal:
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         gather, folder, first = self.processes.gather, self.folder, self.processes.process_index == 0
         # A data set on a slow disk is read once, and all processes go by what the first one found.
-        [self.identity, *_] = gather(lambda: find_identity() if first else None)
+        [identity, *_] = gather(lambda: find_identity() if first else None)
+        self.identity = identity or {}
         [point, *_] = gather(
             lambda: find_resume_point(folder, resume, self.identity, num_generations) if first else None
         )
         # If processes do not share a disk, the weights are rebuilt from the first parent.
         checkpoint = None if point is None else point.checkpoint
-        if checkpoint is not None and not all(gather(lambda: Path(checkpoint).is_dir())):
+        if point is not None and checkpoint is not None and not all(gather(lambda: Path(checkpoint).is_dir())):
             point = point.without_checkpoint()
         if point is None and resume and first:
             logger.warning(f"There is no run in '{folder}' to go on with: this one begins anew.")
@@ -139,7 +140,7 @@ class Journal:
         self.ledger.finish(number, {"record": self.run.generations[-1], "after": after}, generation.selected)
         self.ledger.drop(CALIBRATION_SCOPE, generation_scope(number))
 
-    def begin_checkpoint(self, folder: Path, model: nn.Module) -> None:
+    def begin_checkpoint(self, folder: Path, model: PreTrainedModel) -> None:
         """Writes the run's part of a checkpoint, before Trainer writes its own."""
         if self.writes:
             folder.mkdir(parents=True, exist_ok=True)

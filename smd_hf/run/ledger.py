@@ -66,8 +66,9 @@ class Ledger:
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Scoring calls inside are those of one part of the run."""
-        self._scope, self._calls = self.folder / CELLS_NAME / name, 0
-        self._known = self._read() if self.resumed else {}
+        self._scope = scope = self.folder / CELLS_NAME / name
+        self._calls = 0
+        self._known = self._read(scope) if self.resumed else {}
         try:
             yield
         finally:
@@ -95,11 +96,12 @@ class Ledger:
         Raises:
             `SMDError`: if what is known of it does not fit.
         """
-        if self._scope is None:
+        scope = self._scope
+        if scope is None:
             return Call()
         number = self._calls
         self._calls += 1
-        call = Call(lambda *done: self._open().write(Finished(number, *done).entry()))
+        call = Call(lambda *done: self._open(scope).write(Finished(number, *done).entry()))
         for path, line, done in self._known.pop(number, ()):
             problem = misfit(done, num_variants, batches, numbers, num_labels, shape)
             if problem is not None:
@@ -156,18 +158,18 @@ class Ledger:
         with suppress(OSError):  # of scopes that are kept
             cells.rmdir()
 
-    def _open(self) -> LineWriter:
+    def _open(self, scope: Path) -> LineWriter:
         if self._writer is None:
-            self._writer = LineWriter(self._scope / f"rank-{self.processes.process_index:05d}.jsonl")
+            self._writer = LineWriter(scope / f"rank-{self.processes.process_index:05d}.jsonl")
         return self._writer
 
-    def _read(self) -> dict[int, list[tuple[Path, int, Finished]]]:
+    def _read(self, scope: Path) -> dict[int, list[tuple[Path, int, Finished]]]:
         """All lines of the scope by the number of their call, the same on every process."""
         files: dict[tuple[str, int], Path] = {}
 
         def look() -> set[tuple[str, int]]:
-            check_folders(self.folder, self.folder / CELLS_NAME, self._scope)
-            files.update({(path.name, path.lstat().st_size): path for path in self._scope.glob("rank-*.jsonl")})
+            check_folders(self.folder, self.folder / CELLS_NAME, scope)
+            files.update({(path.name, path.lstat().st_size): path for path in scope.glob("rank-*.jsonl")})
             return set(files)
 
         # A file that several processes see is read by the first of them.

@@ -82,8 +82,9 @@ class Limits:
             spent = self.costs.spent(self.run).passes
             if spent + self.costs.ahead(len(self.run.generations)).passes > args.max_forward_passes + _ROUNDING:
                 return self._stop("max_forward_passes", passes=spent)
-        if args.max_hours is not None:
-            [self._seconds_left, *_] = self.processes.gather(lambda: 3600 * args.max_hours - self.run.seconds)
+        hours = args.max_hours
+        if hours is not None:
+            [self._seconds_left, *_] = self.processes.gather(lambda: 3600 * hours - self.run.seconds)
             if self._seconds_left <= 0:
                 return self._stop("max_hours")
         return True

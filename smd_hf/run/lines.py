@@ -13,7 +13,7 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def number(entry: Mapping[str, Any], key: str) -> float:
     return value
 
 
-def check_keys(entry: Any, needed: set[str], optional: set[str] = frozenset()) -> None:
+def check_keys(entry: Any, needed: set[str], optional: Set[str] = frozenset()) -> None:
     """Refuses what is no object of just these keys."""
     if not isinstance(entry, dict) or not needed <= entry.keys() <= needed | optional:
         raise ValueError(f"expected the keys {', '.join(sorted(needed))}")
@@ -180,7 +180,7 @@ def check_keys(entry: Any, needed: set[str], optional: set[str] = frozenset()) -
 
 def to_text(array: np.ndarray) -> str:
     """The bytes of an array in base64, little-endian."""
-    return base64.b64encode(array.astype(array.dtype.newbyteorder("<"))).decode()
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
 
 
 def from_text(text: Any, dtype: str, size: int) -> np.ndarray:

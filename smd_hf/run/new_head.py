@@ -26,7 +26,7 @@ def fit_new_head(model: PreTrainedModel, names: list[str], images: RunImages, ar
     Raises:
         `SMDError`: if a linear probe is wanted and there are no fitness images.
     """
-    head_init = args.head_init or "linear_probe"
+    head_init = "random" if args.head_init == "random" else "linear_probe"
     if head_init == "linear_probe" and images.train_dataset is None:
         raise SMDError("The head is to be replaced by a linear probe, which needs a train_dataset to be fitted on.")
     # A random head takes from them only the shape of its input.

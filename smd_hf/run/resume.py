@@ -214,7 +214,7 @@ def check_state(state: Any, run: RunState) -> None:
 
 def seed(ledger: Ledger, point: ResumePoint) -> None:
     """Writes into a new ledger what a checkpoint knows of the generations before it."""
-    state = dict(point.trainer_state)
+    state = dict(point.trainer_state or {})
     after = {"totals": point.run.totals(), "log": state.pop("log_history"), "selected": False, "stopped": False}
     entries = [{"record": record, "after": None} for record in point.run.generations]
     if entries:

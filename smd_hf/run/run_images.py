@@ -108,9 +108,9 @@ class RunImages:
     ):
         self.args = args
         self.make_batches = make_batches
-        self.train_dataset = train_dataset
+        self.train_dataset: Any = train_dataset
         self.test_dataset = first_of(data.eval_dataset)
-        self.ood_dataset = ood_dataset
+        self.ood_dataset: Any = ood_dataset
         self.left_out = left_out
         self.image_column = data.image_column
         self.ood_image_column: str | None = None

@@ -96,7 +96,7 @@ class RunWork(Work):
         else:
             work = images * self._cost([PARENT, *variants])
         selection, count = self.images.per_candidate, self.costs.candidates(number, len(children))
-        candidate = Variant("candidate", changed=frozenset().union(*(each.changed for each in variants)))
+        candidate = Variant("candidate", changed=frozenset().union(*(each.changed or () for each in variants)))
         ood = self.evolution.ood
         if ood is not None:
             work += ood.fitness.num_images * self._cost([PARENT, *variants])

@@ -14,13 +14,13 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from ..errors import SMDError
 
 
-def callback_states(callbacks: Iterable[Any]) -> dict[str, Any]:
+def callback_states(callbacks: Iterable[Any]) -> Any:
     """
     What callbacks want kept now, as Trainer writes it into a checkpoint.
 
     Trainer brings these up to date only when it saves a checkpoint. The ledger has them after each generation.
     """
-    exportable = [each for each in callbacks if isinstance(each, ExportableState)]
+    exportable: list[Any] = [each for each in callbacks if isinstance(each, ExportableState)]
     return TrainerState(stateful_callbacks=exportable).stateful_callbacks
 
 

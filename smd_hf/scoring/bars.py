@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import Self
 
 from tqdm.auto import tqdm
 
@@ -41,7 +42,7 @@ class TickingBar:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> "TickingBar":
+    def __enter__(self) -> Self:
         if self.shown:
             self._thread = threading.Thread(target=self._run, name="smd_hf-bar", daemon=True)
             self._thread.start()

@@ -190,4 +190,6 @@ def make_mutation(
 
 def compiled(model: PreTrainedModel, args: EvolutionArguments) -> Callable:
     """Compiles the model once for all children: their weights are written into the same tensors."""
-    return torch.compile(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)
+    return torch.compile(
+        model, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode, dynamic=False
+    )

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from ..data.batches import ImageBatches
 from ..data.ood_images import OODImages
@@ -30,7 +30,7 @@ class Evolution:
     Evolves a model in place, generation by generation.
 
     Args:
-        model (`torch.nn.Module`): the parent. Each [`Evolution.step`] replaces it by the next parent.
+        model ([`~transformers.PreTrainedModel`]): the parent. Each [`Evolution.step`] replaces it by the next parent.
         mutation ([`Mutation`]), evaluator ([`Evaluator`]), fitness ([`Fitness`]), recombination ([`Recombination`]): the
             parts of the method.
         fitness_batches ([`ImageBatches`]): images that the children are scored on.
@@ -49,7 +49,7 @@ class Evolution:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         mutation: Mutation,
         evaluator: Evaluator,
         fitness: Fitness,

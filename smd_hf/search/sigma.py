@@ -76,12 +76,10 @@ def calibrate_sigma(
             low = sigma
         else:
             high = sigma
-        if high is None:
-            sigma = low * 4
-        elif low is None:
-            sigma = high / 4
-        else:
+        if low is not None and high is not None:
             sigma = (low * high) ** 0.5
+        else:
+            sigma = sigma * 4 if share < target else sigma / 4
     if not any(measured.values()):
         raise SMDError(
             f"No sigma up to {max(measured):.3g} changes a prediction: the mutable parameters do not reach the logits, or "

@@ -58,7 +58,7 @@ class Objectives:
             coordinates (mapping): the variant's values of the objectives in `COORDINATE_OBJECTIVES`.
         """
         metrics = None
-        if self._computes_metrics and score.finite:
+        if self._computes_metrics and self._compute_metrics is not None and score.finite:
             # Call it once for all objectives: it may go through all logits.
             metrics = self._compute_metrics(EvalPrediction(predictions=score.logits, label_ids=labels))
         values = []
@@ -78,9 +78,10 @@ class Objectives:
 
     def signed(self, raw: Mapping[str, float | None]) -> list[float]:
         """The inverse of [`Objectives.raw`]."""
+        values = [raw[name] for name in self.names]
         return [
-            float("-inf") if raw[name] is None else raw[name] if greater else -raw[name]
-            for name, greater in zip(self.names, self.greater_is_better)
+            float("-inf") if value is None else value if greater else -value
+            for value, greater in zip(values, self.greater_is_better)
         ]
 
 

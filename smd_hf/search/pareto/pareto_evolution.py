@@ -184,9 +184,9 @@ def candidates_of(
     found: dict[Place, list[float]] = {}
     parent: Place = None
     for record in records:
-        places = {"parent": parent} | {
-            f"child {child['index']}": (record["generation"], child["index"]) for child in record["children"]
-        }
+        places: dict[str, Place] = {"parent": parent}
+        for child in record["children"]:
+            places[f"child {child['index']}"] = (record["generation"], child["index"])
         selection = record["objectives"]["selection"]
         values = {places[name]: objectives.signed(raw) for name, raw in selection.items()}
         for place, each in in_order(values, parent).items():
