@@ -21,7 +21,7 @@ LOGITS_KEYS = {"logits", "classes"}
 
 
 def cell_entry(cell: Cell) -> dict[str, Any]:
-    """A cell as JSON values: exact, for floats are written as Python reads them."""
+    """A cell as JSON values. Floats survive exactly."""
     entry = {
         "images": len(cell.correct),
         "correct": to_text(np.packbits(cell.correct)),
@@ -34,7 +34,7 @@ def cell_entry(cell: Cell) -> dict[str, Any]:
 
 
 def read_cell(entry: Mapping[str, Any]) -> Cell:
-    """The cell again; `ValueError` for anything else."""
+    """The cell again. Raises `ValueError` for anything else."""
     images = integer(entry, "images", MAX_COUNT)
     if type(entry["finite"]) is not bool:
         raise ValueError("its finite is neither true nor false")
@@ -54,13 +54,13 @@ def read_cell(entry: Mapping[str, Any]) -> Cell:
 
 
 def scored_cell_entry(scored: ScoredCell) -> dict[str, Any]:
-    """A cell with its place, and the labels of its batch where it has them, as JSON values."""
+    """A cell with its place, and the labels of its batch if it has them, as JSON values."""
     place = {"variant": scored.variant, "batch": scored.batch} | cell_entry(scored.cell)
     return place if scored.labels is None else place | {"labels": to_text(scored.labels)}
 
 
 def read_scored_cell(entry: Any) -> ScoredCell:
-    """The cell again; `ValueError` for anything else."""
+    """The cell again. Raises `ValueError` for anything else."""
     check_keys(entry, {"variant", "batch"} | CELL_KEYS, LOGITS_KEYS | {"labels"})
     cell = read_cell(entry)
     labels = from_text(entry["labels"], "int64", len(cell.correct)) if "labels" in entry else None
@@ -70,7 +70,7 @@ def read_scored_cell(entry: Any) -> ScoredCell:
 @dataclass
 class Finished:
     """
-    What a line says to be scored: one cell, or all of a segment of the data and what was summed over it.
+    What a line has: one cell, or all cells of a segment of the data and the sums over it.
 
     Args:
         call (`int`): the number of the scoring call in its scope.
@@ -112,7 +112,7 @@ class Finished:
         return done
 
     def add_to(self, call: Call) -> None:
-        """Adds what the line says to what is known of a call; of cells that are there twice, the first counts."""
+        """Adds the line to what is known of a call. If a cell is there twice, the first counts."""
         if self.segment is not None and self.sums is not None:
             if self.segment in call.totals:
                 return
@@ -126,7 +126,7 @@ class Finished:
 
 def read_cells(path: Path) -> Iterator[tuple[Path, int, Finished]]:
     """
-    What a file of cells says, with the numbers of its lines.
+    The cells in a file, with the numbers of their lines.
 
     Raises:
         `SMDError`: for a line that is not as one should be, but for a torn last one.
@@ -147,7 +147,7 @@ def misfit(
     num_labels: int | None,
     shape: tuple[int, ...] | None,
 ) -> str | None:
-    """Why what a line says cannot be of a scoring call; `None` where it can."""
+    """Why a line cannot belong to a scoring call; `None` if it can."""
     for scored in done.cells:
         if scored.variant >= num_variants or scored.batch not in numbers:
             return f"there is no variant {scored.variant} on batch {scored.batch} in that call"
@@ -168,7 +168,7 @@ def misfit(
 
 
 def write_score(path: Path, score: Score) -> None:
-    """A score with all its cells, and those on images of another distribution: a line that counts them, and one for each."""
+    """A score with all its cells, also on out-of-distribution images: a line with their number, and a line for each."""
     parts = [score] if score.ood is None else [score, score.ood]
     lines = [to_line({"cells": [len(part.cells) for part in parts]})]
     for part in parts:
@@ -177,7 +177,7 @@ def write_score(path: Path, score: Score) -> None:
 
 
 def read_score(path: Path) -> Score | None:
-    """The score again; `None` where there is no such file."""
+    """The score again; `None` if there is no such file."""
     counts: list[int] = []
     cells: list[ScoredCell] = []
     for line, entry in read_lines(path):

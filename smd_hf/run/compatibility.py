@@ -1,4 +1,4 @@
-"""What works in a [`~transformers.Trainer`] and cannot in an evolution: told when the trainer is made, before anything is scored."""
+"""Refuses what works in a [`~transformers.Trainer`] but not in an evolution, before anything is scored."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ NEVER_CALLED = {
         "callback (on_step_begin, on_step_end)."
     ),
 }
-"""Methods of Trainer that decide what a training does, and that no evolution calls: overriding one is an error."""
+"""Methods of Trainer that decide what training does. An evolution never calls them, so overriding one is an error."""
 
 PARTLY_CALLED = {
     "compute_loss": (
@@ -42,12 +42,12 @@ PARTLY_CALLED = {
     "create_scheduler": "an evolution has no learning rate: see sigma_schedule",
     "create_optimizer_and_scheduler": "an evolution has neither",
 }
-"""Methods that an evolution does not call, or Trainer's evaluation alone: overriding one is a warning."""
+"""Methods that only evaluation calls, or nothing at all. Overriding one is a warning."""
 
 
 def check_overrides(kind: type[Trainer], evolution_trainer: type[Trainer]) -> None:
     """
-    Tells the author of a subclass which of its methods are not called.
+    Checks which methods a subclass overrides that are not called.
 
     Args:
         kind (`type`): the class of the trainer that is made.
@@ -69,7 +69,7 @@ def check_overrides(kind: type[Trainer], evolution_trainer: type[Trainer]) -> No
 
 
 def check_no_optimizer(optimizers: tuple[Any, Any], optimizer_cls_and_kwargs: tuple[Any, Any] | None) -> None:
-    """Refuses an optimizer or a scheduler, which nothing would use; the defaults of Trainer pass."""
+    """Refuses an optimizer or a scheduler, which nothing would use."""
     given = "optimizers" if any(each is not None for each in optimizers or ()) else None
     given = "optimizer_cls_and_kwargs" if optimizer_cls_and_kwargs is not None else given
     if given is not None:
@@ -84,7 +84,7 @@ def called_model_init(
     model: Any | None, model_init: Callable[..., PreTrainedModel] | None, args: EvolutionArguments
 ) -> Any:
     """
-    The model that is to be the parent: the one given, or what `model_init` returns, called once and seeded as in Trainer.
+    The parent: the model given, or the result of `model_init`, which is called once and seeded as in Trainer.
 
     Raises:
         `SMDError`: for both or neither, or a `model_init` that returns nothing.
@@ -104,7 +104,7 @@ def called_model_init(
 
 
 def check_datasets(train_dataset: Any, eval_dataset: Any, ood_dataset: Any) -> None:
-    """Refuses data sets without rows by number ([`check_map_style`])."""
+    """Refuses data sets that have no rows by index ([`check_map_style`])."""
     several = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for what, dataset in {"train_dataset": train_dataset, "ood_dataset": ood_dataset, **several}.items():
         check_map_style(dataset, what)
@@ -112,7 +112,7 @@ def check_datasets(train_dataset: Any, eval_dataset: Any, ood_dataset: Any) -> N
 
 def settle_arguments(args: EvolutionArguments) -> None:
     """
-    Checks again what may have changed since the arguments were made, and says what will have no effect.
+    Checks again what may have changed since the arguments were made, and warns of arguments without effect.
 
     Raises:
         `SMDError`: for an `output_dir` that cannot be written, FSDP or DeepSpeed.

@@ -33,19 +33,19 @@ def metrics_of(
     preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], Any] | None = None,
 ) -> tuple[ComputeMetrics | None, ComputeMetrics | None]:
     """
-    What children are scored by, and what `evaluate` and `predict` report.
+    The metrics that children are scored by, and those that `evaluate` and `predict` report.
 
-    Built-in metrics and those of scikit-learn and `metric_name_or_path` need logits: with `preprocess_logits_for_metrics`, which may turn these
-    into anything, evaluation reports what the user's own `compute_metrics` returns, and no others.
+    Built-in metrics and those of scikit-learn and `metric_name_or_path` need logits. `preprocess_logits_for_metrics` may turn
+    these into anything. With it, evaluation reports only what the user's `compute_metrics` returns.
 
     Args:
         args ([`EvolutionArguments`]): `fitness` and `objectives` among them; see [`named_metrics`].
         compute_metrics (`Callable`, *optional*): the user's own.
-        preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer. As fitness it is given all logits of a child at
+        preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer. For fitness, it receives all logits of a child at
             once, on the CPU.
 
     Raises:
-        `SMDError`: for `include_for_metrics` where fitness comes from `compute_metrics`.
+        `SMDError`: for `include_for_metrics` if fitness comes from `compute_metrics`.
     """
     named = named_metrics(args, has_own=compute_metrics is not None)
     _check_inclusion(args, compute_metrics)
@@ -87,7 +87,7 @@ def evaluate_with_labels(trainer: Trainer) -> None:
     """
     Makes evaluation measure models whose forward takes no labels (LeViT and DeiT with a teacher, PPLCNet).
 
-    Trainer keeps labels only where forward has an argument for them, and elsewhere reports nothing.
+    Otherwise Trainer drops the labels and reports nothing.
     """
     if trainer.label_names or trainer.args.label_names is not None:
         return
@@ -103,7 +103,7 @@ def _cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any =
 def _as_in_evaluation(
     compute_metrics: ComputeMetrics | None, preprocess: Callable | None, concatenated: bool
 ) -> ComputeMetrics | None:
-    """The user's metrics of logits and labels, given in the form in which `evaluate` gives them."""
+    """The user's metrics, with predictions and labels in the same form as in `evaluate`."""
     if compute_metrics is None or (preprocess is None and concatenated):
         return compute_metrics
 
@@ -121,7 +121,7 @@ def _as_in_evaluation(
 
 
 def _on_all_batches(compute_metrics: ComputeMetrics) -> ComputeMetrics:
-    """Metrics of all images, also from the lists of batches that `eval_do_concat_batches=False` gives."""
+    """Metrics of all images, also from the lists of batches that `eval_do_concat_batches=False` makes."""
 
     def joined(arrays: Any) -> Any:
         if not isinstance(arrays, list):

@@ -29,14 +29,14 @@ from .run_images import RunImages
 FORMAT = 1
 
 RENAMED = {"objective": "loss"}
-"""Arguments that had another name when a run was begun."""
+"""Arguments that earlier versions called otherwise."""
 
 NO_EFFECT = (
     *(
         "preset",
         "spread",
         "prefix_replay",
-        # The runtime that was settled on stands in the identity by itself.
+        # The runtime that was chosen has its own entry.
         "runtime",
         "precision",
         "image_cache_gb",
@@ -51,10 +51,10 @@ NO_EFFECT = (
     "num_generations",
     *RENAMED,
 )
-"""Arguments of evolution that may differ when a run is resumed; `num_generations` where sigma does not depend on it."""
+"""Arguments of evolution that may differ when a run is resumed; `num_generations` only if sigma does not depend on it."""
 
 OF_TRAINER = ("seed", "bf16", "fp16", "tf32", "torch_compile", "label_smoothing_factor")
-"""Arguments of Trainer that may not."""
+"""Arguments of Trainer that may not differ."""
 
 OF_BEST_MODEL = (
     "metric_for_best_model",
@@ -64,10 +64,10 @@ OF_BEST_MODEL = (
     "save_strategy",
     "save_steps",
 )
-"""Nor these, where the best model is loaded at the end."""
+"""Arguments of Trainer that may not differ if the best model is loaded at the end."""
 
 SAMPLED_ROWS = 256
-"""So many images of a data set are read for its fingerprint, evenly spread over it, and all labels."""
+"""Number of images that the fingerprint of a data set reads, evenly spaced. It reads all labels."""
 
 
 def run_identity(args: EvolutionArguments, model: PreTrainedModel, images: RunImages, runtime: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def deciding_arguments(args: EvolutionArguments) -> dict[str, Any]:
     values = args.to_dict()
     chosen = {name: values[name] for name in names} | {"per_device_eval_batch_size": args.eval_batch_size}
     if args.metric_name_or_path is not None:
-        # Where it lies on this machine is nobody's concern: it goes to the Hub with checkpoints.
+        # Checkpoints go to the Hub, and paths of this machine stay private.
         chosen["metric_name_or_path"] = Path(args.metric_name_or_path).name
     return json.loads(json.dumps(chosen | {"device": args.device.type}))
 
@@ -140,7 +140,7 @@ def data_fingerprint(
             digest.update(_file_content(undecoded[row][image_column]))
             continue
         columns = collator([dataset[row]])
-        # Pixel values first, as in the ledgers of runs that knew no other input.
+        # Pixel values first, as in the ledgers of versions without other inputs.
         inputs = sorted(select_inputs(columns, input_names), key=lambda name: (name != "pixel_values", name))
         for name in ("labels", *inputs):
             digest.update(columns[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -148,7 +148,7 @@ def data_fingerprint(
 
 
 def _undecoded(dataset: Any, image_column: str | None) -> Dataset | None:
-    """The data set with images as files, where they are, and where a row is nothing but what is stored."""
+    """The data set with its images as stored files; `None` if it has no such images, or rows are transformed."""
     if not isinstance(dataset, Dataset) or image_column not in dataset.column_names:
         return None
     if dataset.format["type"] == "custom" or not isinstance(dataset.features[image_column], Image):
@@ -164,7 +164,7 @@ def _file_content(image: Mapping[str, Any] | None) -> bytes:
 
 
 def label_column_of(dataset: Any, args: EvolutionArguments, collator: Callable) -> str | None:
-    """The column of labels; `None` where rows show none that is cheap to read, and only the collator knows."""
+    """The column of labels; `None` if there is none that is cheap to read, and only the collator knows the labels."""
     if sees_all_columns(collator) and not isinstance(collator, ImageCollator):
         found = cheap_labels(dataset, args.label_column_name)
         return None if found is None else found[0]
@@ -197,7 +197,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
             "output_dir, or resume with the version that began it."
         )
     old: dict[str, Any] = {RENAMED.get(str(name), str(name)): value for name, value in before["arguments"].items()}
-    old.setdefault("runtime", "eager")  # runs that knew no other
+    old.setdefault("runtime", "eager")  # versions without runtimes
     new = now["arguments"]
     differences = [
         f"{name} was {_shown(old, name)} and is {_shown(new, name)}"

@@ -1,18 +1,18 @@
 """
-The ledger: what a run has scored, so that nothing is scored twice, whatever ends the run in between.
+The ledger: what a run has scored. Whatever ends the run, nothing is scored twice.
 
 It is a folder in `output_dir`:
 
     header.json          what the run is: arguments that change results, data, parent
-    finished.jsonl       a line for each finished generation: enough to make its weights again without a forward pass
+    finished.jsonl       a line for each finished generation: enough to rebuild its weights without a forward pass
     selected-00003.jsonl the score of the parent of generation 3 on the selection split
-    ended.json           there once all results are written
+    ended.json           exists when all results are written
     cells/SCOPE/rank-00000.jsonl    what process 0 has scored of a part of the run that is not finished
 
-A scope is a generation, the search for sigma, or the like. In each, the same scoring calls are made in the same order
-whatever is known already, so that a cell is found again by scope, number of the call, variant and batch. The first process
-writes what is in the folder itself, each process a file of its own for cells; on resuming, all have the union of the files
-that any of them sees. Once a scope is finished, its cells are dropped.
+A scope is a generation, the calibration of sigma, or another part of the run. Within a scope, the same scoring calls are made
+in the same order, whatever is known already. So a cell is found again by scope, number of the call, variant and batch. The first
+process writes the files in the folder itself, and each process writes a file for its cells. When a run is resumed, all processes
+read the union of the files that any of them sees. The cells of a finished scope are dropped.
 """
 
 import shutil
@@ -58,14 +58,14 @@ class Ledger:
     def start(cls, folder: Path, processes: Processes, header: Mapping[str, Any]) -> "Ledger":
         """A new ledger, in place of any that is there."""
         check_folders(folder)
-        # Each process removes what it sees: machines need not share a disk.
+        # Each process removes what it sees, because machines may not share a disk.
         processes.gather(lambda: shutil.rmtree(folder, ignore_errors=True))
         processes.gather(lambda: write_header(folder, header) if processes.process_index == 0 else None)
         return cls(folder, processes)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Scoring calls inside are those of one part of the run."""
+        """Scoring calls inside belong to one part of the run."""
         self._scope = scope = self.folder / CELLS_NAME / name
         self._calls = 0
         self._known = self._read(scope) if self.resumed else {}
@@ -110,7 +110,7 @@ class Ledger:
         return call
 
     def drop(self, *names: str) -> None:
-        """Removes the cells of scopes that are finished, on every process that sees them."""
+        """Removes the cells of finished scopes, on every process that sees them."""
         for name in names:
             shutil.rmtree(self.folder / CELLS_NAME / name, ignore_errors=True)
 
@@ -135,7 +135,7 @@ class Ledger:
         self.processes.gather(write)
 
     def write_finished(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Lines of finished generations, on the disk when this returns."""
+        """Writes lines of finished generations. They are on the disk when this returns."""
         writer = LineWriter(self.folder / FINISHED_NAME)
         try:
             for entry in entries:
@@ -145,7 +145,7 @@ class Ledger:
             writer.close()
 
     def end(self, keep: Sequence[str] = ()) -> None:
-        """All results are written: no cells are needed any more, but of the scopes named."""
+        """Removes all cells but those of the scopes in `keep`, because all results are written."""
         cells = self.folder / CELLS_NAME
 
         def look() -> set[str]:
@@ -153,7 +153,7 @@ class Ledger:
                 write_text(self.folder / ENDED_NAME, "{}\n")
             return {path.name for path in cells.glob("*")}
 
-        # All have looked before one removes: a folder that goes while it is read is an error.
+        # All look before one removes: a folder that disappears while it is read is an error.
         self.drop(*set().union(*self.processes.gather(look)).difference(keep))
         with suppress(OSError):  # of scopes that are kept
             cells.rmdir()
@@ -183,7 +183,7 @@ class Ledger:
 
 
 def check_folders(*folders: Path) -> None:
-    """Refuses links to other places, in which a run would write or remove."""
+    """Refuses links: a run would write or remove files in another place."""
     for folder in folders:
         if folder.is_symlink():
             raise SMDError(f"'{folder}' is a link, where a run keeps a folder of its own. Remove the link.")
@@ -195,7 +195,7 @@ def write_header(folder: Path, header: Mapping[str, Any]) -> None:
 
 
 def read_header(folder: Path) -> dict[str, Any] | None:
-    """The header; `None` where there is none."""
+    """The header; `None` if there is none."""
     check_folders(folder)
     return next((header for _, header in read_lines(folder / HEADER_NAME)), None)
 

@@ -1,9 +1,8 @@
 """
-The lines of a ledger: JSON with a checksum at its end, one a line, which are only ever appended.
+The lines of a ledger: each is JSON with a checksum at its end. Lines are only appended.
 
-A process that is killed leaves whole lines, and after them at most a torn one, which is dropped. Anything else that is not a
-line as it was written, in the middle of a file or of another kind or size than it should be, is an error that names file and
-line: what was scored wrongly must not go on unseen. As in Python's own JSON, NaN and infinity are numbers.
+A process that is killed leaves complete lines, and at most one torn line at the end, which is dropped. Any other damaged line is
+an error that names file and line, so that no run goes on with wrong scores. As in Python's JSON, NaN and infinity are numbers.
 """
 
 import base64
@@ -25,13 +24,13 @@ from ..files import without_repetition
 from ..messages import one_line
 
 MAX_LINE_BYTES = 2**30
-"""A longer line is refused before it is in memory."""
+"""A longer line is refused before it is read."""
 
 SYNC_SECONDS = 1.0
-"""Lines reach the disk, and not only the operating system, so often at the most."""
+"""Lines are flushed from the operating system to the disk no more often than this."""
 
 SYNC_SHARE = 0.01
-"""Nor may waiting for the disk take more than this share of the time."""
+"""Waiting for the disk takes at most about this share of the time."""
 
 
 def to_line(entry: Mapping[str, Any]) -> bytes:
@@ -83,7 +82,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _is_plain_file(path: Path) -> bool:
-    """Whether there is a file; an error for a link or a device, which is nothing of ours."""
+    """Whether there is a file. Raises an error for a link or a device."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -96,7 +95,7 @@ def _is_plain_file(path: Path) -> bool:
 
 
 def damaged(path: Path, number: int, what: str) -> SMDError:
-    """The error for a line that is not what it should be."""
+    """The error for a damaged line."""
     return SMDError(
         f"Line {number} of '{path}' is not one that a run has written: {one_line(what)}. The file is damaged or was edited. "
         "Remove it, and what it held is scored again."
@@ -105,10 +104,10 @@ def damaged(path: Path, number: int, what: str) -> SMDError:
 
 class LineWriter:
     """
-    Appends lines to a file of this process's own, each whole and at once; a torn line at the end is cut off first.
+    Appends lines to a file of this process. A torn line at the end is cut off first.
 
     Args:
-        path (`Path`): the file, made if need be.
+        path (`Path`): the file. Created if there is none.
 
     Raises:
         `OSError`: if the disk is full. What was written before is still there.
@@ -122,7 +121,7 @@ class LineWriter:
         self._next_sync = time.monotonic() + SYNC_SECONDS
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Appends one line, which is safe from the end of this process then, and soon from that of the machine."""
+        """Appends one line. It survives the end of this process at once, and that of the machine soon."""
         line = memoryview(to_line(entry))
         while line:
             line = line[self._file.write(line) :]
@@ -173,7 +172,7 @@ def number(entry: Mapping[str, Any], key: str) -> float:
 
 
 def check_keys(entry: Any, needed: set[str], optional: Set[str] = frozenset()) -> None:
-    """Refuses what is no object of just these keys."""
+    """Raises `ValueError` unless this is an object with these keys and no others."""
     if not isinstance(entry, dict) or not needed <= entry.keys() <= needed | optional:
         raise ValueError(f"expected the keys {', '.join(sorted(needed))}")
 
@@ -184,7 +183,7 @@ def to_text(array: np.ndarray) -> str:
 
 
 def from_text(text: Any, dtype: str, size: int) -> np.ndarray:
-    """The array of so many numbers again."""
+    """The array of `size` numbers again."""
     try:
         content = base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error):

@@ -1,8 +1,8 @@
 """
 One run at a time in an output folder.
 
-The lock is the operating system's, on a file in the folder, so it ends with the process that holds it, however that ends: the
-file may stay, and never stands in the way of a run that is resumed.
+The operating system locks a file in the folder, so the lock ends with the process that holds it, however that ends. The file
+may stay. It does not keep the run from being resumed.
 """
 
 import json
@@ -24,13 +24,13 @@ logger = logging.get_logger(__name__)
 
 LOCK_NAME = ".smd_hf.ledger.lock"
 HOLDER_NAME = ".smd_hf.ledger.holder"
-"""A file of its own, since Windows lets nobody else read a locked one."""
+"""A separate file, because nobody else can read a locked file on Windows."""
 
 
 @contextmanager
 def locked(folder: str | os.PathLike, processes: Processes, holds: bool) -> Iterator[None]:
     """
-    Keeps other runs out of a folder as long as the context lasts.
+    Within the context, no other run can use the folder.
 
     Args:
         folder (`str` or `os.PathLike`): made if need be.
@@ -55,7 +55,7 @@ def locked(folder: str | os.PathLike, processes: Processes, holds: bool) -> Iter
 
 
 def _take(lock: FileLock, folder: Path) -> str | None:
-    """Takes the lock and notes who holds it; or says who does."""
+    """Takes the lock and writes down who holds it, or returns an error that says who does."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=0)
@@ -75,7 +75,7 @@ def _take(lock: FileLock, folder: Path) -> str | None:
 
 
 def _holder(folder: Path) -> str:
-    """Who has noted that it holds the lock; nothing where it has not come to that."""
+    """Who holds the lock, as far as it is written down."""
     try:
         holder = json.loads((folder / HOLDER_NAME).read_text(encoding="utf-8"))
         return f" (process {holder['process']} on {holder['machine']}, since {holder['since']})"

@@ -11,10 +11,10 @@ from ..search.fitness import Fitness
 
 
 class EvolutionProgressCallback(ProgressCallback):
-    """Trainer's progress bar, counted in images that the model has seen, over all children, instead of steps."""
+    """Trainer's progress bar. It counts the images that the model sees, over all children, instead of steps."""
 
     planned: float | None = None
-    """How many images a run will come to, as far as is known before it begins."""
+    """The number of images of the whole run, as far as it is known before it begins."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -25,7 +25,7 @@ class EvolutionProgressCallback(ProgressCallback):
                 dynamic_ncols=True,
                 # The mean rate: generations repeat the same work, but not at the same rate throughout.
                 smoothing=0,
-                # tqdm would learn from one long step to look rarely.
+                # After one long step, tqdm would rarely refresh.
                 miniters=0,
             )
         self.done = 0
@@ -35,7 +35,7 @@ class EvolutionProgressCallback(ProgressCallback):
         self._describe(args, state)
 
     def on_child_scored(self, args, state, fitness_name: str, best: float | None) -> None:
-        """One more child is scored; `best` in the metric's own direction, where it is known."""
+        """One more child is scored; `best` is in the metric's own direction, if it is known."""
         self.done += 1
         if self.training_bar is not None:
             if best is not None:
@@ -65,7 +65,7 @@ class EvolutionProgressCallback(ProgressCallback):
 
     def _describe(self, args, state) -> None:
         if self.training_bar is not None:
-            # Where sums over batches are made of all children's logits, all children are done at once.
+            # With sums over all children's logits, all children are done at once.
             child = f", child {self.done}/{args.population_size}" if self.done else ""
             self.training_bar.set_description(
                 f"generation {state.global_step + 1}/{args.num_generations}{child}", refresh=False
@@ -75,7 +75,7 @@ class EvolutionProgressCallback(ProgressCallback):
 def child_reporter(
     callbacks: Iterable[TrainerCallback], args: EvolutionArguments, state: TrainerState, fitness: Fitness
 ) -> Callable[[int, float | None], None]:
-    """What tells the progress bar, if there is one among the callbacks, of each child scored in one generation."""
+    """A function that tells the progress bar about each child of a generation, if a callback is one."""
     best = float("-inf")
     bars = [each for each in callbacks if isinstance(each, EvolutionProgressCallback)]
 

@@ -69,7 +69,7 @@ def find_resume_point(
         resume (`str` or `bool`): a checkpoint; `True` for the last of the run in `output_dir`, or its ledger alone; `False` for
             nothing.
         identity (mapping): what the run is.
-        num_generations (`int`): how many there are to be.
+        num_generations (`int`): how many generations the run is to have.
 
     Returns:
         [`ResumePoint`]; `None` if there is nothing to go on with.
@@ -109,9 +109,9 @@ def last_checkpoint(output_dir: Path, identity: Mapping[str, Any], finished: int
     Args:
         output_dir (`Path`): the folder.
         identity (mapping): what the run is.
-        finished (`int`, *optional*): how many generations the ledger has. Checkpoints of another run are what an earlier one has
-            left, and are passed over, and so are those after the last generation: it is gone through again, as its parent and
-            its children may be asked for. By default, checkpoints of another run are an error.
+        finished (`int`, *optional*): how many generations the ledger has. Checkpoints of other runs are skipped. So are those
+            after the last generation, which is rebuilt because its parent and children may be needed. By default,
+            checkpoints of other runs are an error.
     """
     numbered = {
         int(name): path
@@ -181,7 +181,7 @@ def read_finished(folder: Path) -> ResumePoint:
 
 def read_checkpoint(folder: Path) -> tuple[ResumePoint, dict[str, Any]]:
     """
-    The point that a checkpoint was saved at, and what run it is of.
+    The point that a checkpoint was saved at, and the identity of its run.
 
     Raises:
         `SMDError`: if there is none, or a file is missing or cut off.
@@ -207,13 +207,13 @@ def read_checkpoint(folder: Path) -> tuple[ResumePoint, dict[str, Any]]:
 
 
 def check_state(state: Any, run: RunState) -> None:
-    """Refuses with `ValueError` what is no state of Trainer's after so many generations."""
+    """Raises `ValueError` if this is not Trainer's state after the run's last generation."""
     if not isinstance(state, dict) or state.get("global_step") != len(run.generations):
         raise ValueError(f"{TRAINER_STATE_NAME} is not that of a run after {len(run.generations)} generations")
 
 
 def seed(ledger: Ledger, point: ResumePoint) -> None:
-    """Writes into a new ledger what a checkpoint knows of the generations before it."""
+    """Writes the generations that a checkpoint has into a new ledger."""
     state = dict(point.trainer_state or {})
     after = {"totals": point.run.totals(), "log": state.pop("log_history"), "selected": False, "stopped": False}
     entries = [{"record": record, "after": None} for record in point.run.generations]

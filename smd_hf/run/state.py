@@ -1,6 +1,4 @@
-"""
-What a run has found and spent so far: kept in the ledger and with every checkpoint, so that a resumed run goes on with it.
-"""
+"""What a run has found and spent so far. The ledger and every checkpoint keep it for a resumed run."""
 
 import json
 import math
@@ -26,7 +24,7 @@ RECORD_KEYS = {"generation", "sigma", "parent", "children", "selection", "discor
 @dataclass
 class RunState:
     """
-    The course of a run.
+    What a run has found and spent.
 
     Args:
         generations (list of `dict`): a [`Generation.record`] each.
@@ -46,7 +44,7 @@ class RunState:
         self._evaluator: Evaluator | None = None
 
     def start(self, evaluator: Evaluator) -> None:
-        """Begins to count what the evaluator forwards, and seconds."""
+        """Begins to count images, passes and seconds."""
         self._evaluator = evaluator
         self._images_at_start = evaluator.images_forwarded
         self._passes_at_start = evaluator.full_passes
@@ -78,7 +76,7 @@ class RunState:
         }
 
     def candidates(self, num_selection_images: int) -> dict[str, Any] | None:
-        """How many candidates were compared on how many images, as `gain_report` takes it; `None` if none were."""
+        """How many candidates were compared on how many images, for `gain_report`; `None` if none were."""
         compared = [len(set(record["selection"]) - {"parent"}) for record in self.generations]
         if not sum(compared):
             return None
@@ -91,7 +89,7 @@ class RunState:
         }
 
     def fitness_history(self) -> list[dict[str, Any]]:
-        """Fitness by generation, as `plot_fitness` takes it: of children that saw all images, NaN for those that failed."""
+        """Fitness by generation, for `plot_fitness`: of children that were scored on all images, NaN for those that failed."""
         history = []
         for record in self.generations:
             parent = record["parent"]["fitness"]
@@ -150,7 +148,7 @@ class RunState:
 
 def read_state(folder: Path) -> tuple[RunState, dict[str, Any], str]:
     """
-    The state in a checkpoint, what run it is of, and the hash of its weights.
+    The state in a checkpoint, the identity of its run, and the hash of its weights.
 
     Raises:
         `SMDError`: if there is none, or it is damaged.
@@ -174,7 +172,7 @@ def read_state(folder: Path) -> tuple[RunState, dict[str, Any], str]:
 
 
 def check_record(record: Any, generation: int) -> None:
-    """Refuses with `ValueError` what is no [`Generation.record`], as far as it decides on weights."""
+    """Raises `ValueError` unless this is a [`Generation.record`], as far as weights depend on it."""
     if not isinstance(record, dict) or not record.keys() >= RECORD_KEYS:
         raise ValueError(f"the record of generation {generation} lacks some of {', '.join(sorted(RECORD_KEYS))}")
     children, parts = record["children"], record["parts"]
