@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-with-tools
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -e
 
-.PHONY: demo test test-lowest test-newest format lint types docs
+.PHONY: demo test test-lowest test-newest test-integrations format lint types docs
 
 demo: $(INSTALLED)
 	$(BIN)/smd-hf demo
@@ -37,6 +37,12 @@ test-lowest test-newest: test-%: $(INSTALLED)
 	$(PYTHON) -m venv --clear .venv-$*
 	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --resolution $(if $(filter lowest,$*),lowest-direct,highest) -e '.[test]'
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS)
+
+# Gradio pages in Debian's Chromium (apt-get install chromium), trackio and MLflow.
+test-integrations: $(INSTALLED)
+	$(PYTHON) -m venv --clear .venv-integrations
+	$(BIN)/uv pip install --quiet --python .venv-integrations/bin/python -e '.[integrations]'
+	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest -m 'integration' tests
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -69,6 +69,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """
+    Reads a JSON object; `None` if there is no such file.
+
+    Raises:
+        `SMDError`: if the file holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SMDError(
+            f"'{path}' cannot be read as JSON ({type(error).__name__}). Write it again, or remove it."
+        ) from error
+    if not isinstance(value, dict):
+        raise SMDError(f"'{path}' holds {type(value).__name__}; expected a JSON object. Write it again, or remove it.")
+    return value
+
+
 def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, for `object_pairs_hook`; `ValueError` for a key that is given twice."""
     entries = dict(pairs)

@@ -1,5 +1,6 @@
 """Recipes: files of arguments that ship with the package, which `preset` names."""
 
+import itertools
 from importlib import resources
 from typing import Any
 
@@ -21,3 +22,10 @@ def read_recipe(preset: str) -> dict[str, Any]:
     if preset not in PRESETS:
         raise SMDError(f"preset='{preset}' is not one of {', '.join(PRESETS)}.")
     return yaml.safe_load((resources.files("smd_hf") / "recipes" / f"{preset}.yaml").read_text(encoding="utf-8"))
+
+
+def describe_recipe(preset: str) -> str:
+    """What a recipe is for: the comment that its file begins with, on one line."""
+    text = (resources.files("smd_hf") / "recipes" / f"{preset}.yaml").read_text(encoding="utf-8")
+    comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ") for line in comments)

@@ -19,6 +19,14 @@ class DemoArguments:
     num_generations: int = field(default=10, metadata={"help": "Number of generations."})
 
 
+def make_parser() -> CommandParser:
+    return CommandParser(
+        "demo",
+        [DemoArguments],
+        "Train a small classifier of digits, show it images from another camera, and evolve it to read them.",
+    )
+
+
 def run(argv: Sequence[str]) -> int:
     """
     Trains a parent, shifts the images, evolves it, and prints the before/after table.
@@ -26,11 +34,7 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         `SMDError`: for wrong arguments, or a folder that cannot be written to.
     """
-    parser = CommandParser(
-        "demo",
-        [DemoArguments],
-        "Train a small classifier of digits, show it images from another camera, and evolve it to read them.",
-    )
+    parser = make_parser()
     [arguments] = parser.parse(argv)
     quiet_libraries()
     result = run_demo(**asdict(arguments))

@@ -77,13 +77,17 @@ class EvaluationArguments:
             raise SMDError(f"dataloader_num_workers is {self.dataloader_num_workers}; expected 0 or more.")
 
 
-def run(argv: Sequence[str]) -> int:
-    """Prints accuracy, NLL and calibration error; with `--against`, the paired comparison."""
-    parser = CommandParser(
+def make_parser() -> CommandParser:
+    return CommandParser(
         "evaluate",
         (ModelArguments, DataArguments, EvaluationArguments),
         "Score an image classifier on labelled images, or compare it with another one on the same images.",
     )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prints accuracy, NLL and calibration error; with `--against`, the paired comparison."""
+    parser = make_parser()
     model_args, data_args, args = parser.parse(argv)
     models = [required(model_args, "model_name_or_path")] + ([args.against] if args.against is not None else [])
     if args.output_file is not None:

@@ -38,6 +38,15 @@ class ResumeArguments:
     )
 
 
+def make_parser() -> CommandParser:
+    return CommandParser(
+        "evolve",
+        (ModelArguments, DataArguments, OODArguments, EvolutionArguments, ResumeArguments),
+        "Evolve a pretrained image classifier on your images by Sparse Mutation Decompositions, with forward passes only.",
+        hidden=HIDDEN,
+    )
+
+
 def run(argv: Sequence[str]) -> int:
     """
     Evolves, saves in `output_dir`, and prints the before/after table.
@@ -51,12 +60,7 @@ def run(argv: Sequence[str]) -> int:
             all is saved and printed.
         `KeyboardInterrupt`, `Terminated`: with a sentence that says what is saved.
     """
-    parser = CommandParser(
-        "evolve",
-        (ModelArguments, DataArguments, OODArguments, EvolutionArguments, ResumeArguments),
-        "Evolve a pretrained image classifier on your images by Sparse Mutation Decompositions, with forward passes only.",
-        hidden=HIDDEN,
-    )
+    parser = make_parser()
     if not torch.accelerator.is_available():
         argv = [*argv, "--use_cpu"]
     model_args, data_args, ood_args, args, resuming = parser.parse(argv)

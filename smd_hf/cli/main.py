@@ -14,7 +14,15 @@ COMMANDS = {
     "demo": "see it work: evolve a small classifier of digits, without network, in about a minute",
     "evolve": "evolve an image classifier on your images and save it",
     "evaluate": "score a model, or compare two on the same images",
-    "push": "upload a saved model, ensemble or delta to the Hub",
+    "inspect": "show what a run did, what it found, and what to do next",
+    "show": "open the page of a run in the browser, also while it is under way",
+    "compare": "compare the results and arguments of several runs",
+    "merge": "make one plain model of an ensemble or a delta",
+    "export": "export a model to ONNX or OpenVINO",
+    "push": "upload a saved model, ensemble or delta to the Hub, or a Space that shows it",
+    "presets": "list the recipes that --preset takes",
+    "env": "print versions and the machine, to paste into an issue",
+    "completion": "print a completion script for your shell",
 }
 """Each command with its summary. The module of that name in this package has `run(argv)` and is imported on use."""
 

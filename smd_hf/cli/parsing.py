@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class CommandParser(HfArgumentParser):
         return super().parse_known_args(args, Namespace(**self._lists))
 
     def error(self, message: str) -> NoReturn:
-        raise SMDError(message)
+        raise SMDError(message + near_choice(message))
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """One instance of each dataclass."""
@@ -115,6 +116,50 @@ class CommandParser(HfArgumentParser):
                 self._lists[action.dest] = [str(each) for each in value]
             else:
                 raise SMDError(f"'{source}' sets '{key}' to a list; expected one value.")
+
+
+class SimpleParser(ArgumentParser):
+    """
+    An `ArgumentParser` for a command whose arguments are not a dataclass. Every mistake is an [`SMDError`].
+
+    Args:
+        command (`str`): its name.
+        description (`str`): for `--help`.
+    """
+
+    def __init__(self, command: str, description: str):
+        super().__init__(f"smd-hf {command}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise SMDError(f"{message}.{near_choice(message)} `{self.prog} --help` lists the arguments.")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None) -> Namespace:
+        """As argparse's, but an unknown option is answered with similar ones."""
+        try:
+            found, unknown = self.parse_known_args(args, namespace)
+        except SMDError as error:
+            # An option without its dashes or misspelt leaves a required one missing: say the first.
+            options = [each for each in args or () if each.startswith("--")]
+            strange = next(
+                (each for each in options if each.partition("=")[0] not in self._option_string_actions), None
+            )
+            if strange is None:
+                raise
+            raise SMDError(self._no_such(strange)) from error
+        if unknown:
+            raise SMDError(self._no_such(next((each for each in unknown if each.startswith("-")), unknown[0])))
+        return found
+
+    def _no_such(self, option: str) -> str:
+        names = [each for each in self._option_string_actions if each.startswith("--")]
+        near = did_you_mean(option.partition("=")[0], names) or f" `{self.prog} --help` lists those there are."
+        return f"there is no argument '{option}'.{near}"
+
+
+def near_choice(message: str) -> str:
+    """A question with similar choices, after a space, for argparse's message about an invalid choice; else nothing."""
+    found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+    return "" if found is None else did_you_mean(found[1], [each.strip(" '") for each in found[2].split(",")])
 
 
 def _heading(dataclass: type) -> str:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError
 from ..errors import SMDError
 from ..keyed_random import keyed_generator
 from ..messages import did_you_mean, one_line
-from ..models.loading_errors import hub_fault
+from ..models.loading_errors import hub_fault, similar_in_cache
 from .labels import label_values, stratified_order, stratified_split
 from .rows import find_columns, find_image_column, find_label_column, is_image_struct
 
@@ -81,7 +81,7 @@ def load_splits(
         raise SMDError(
             "No data set is given. Give one in one of three ways: dataset_name (an id on the Hub or a local folder), "
             "train_dir and validation_dir (folders with one sub-folder of images for each class), or train_file and "
-            "validation_file (Parquet files)."
+            "validation_file (Parquet files). No images yet? `smd-hf demo` brings its own."
         )
     for name, value in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if value is not None and value < 1:
@@ -201,7 +201,7 @@ def _load_named(
         # `from None`: the library's own exception may show the token that the message leaves out.
         raise SMDError(
             f"The data set {name!r} cannot be loaded ({type(error).__name__}: {one_line(reason)}). Expected the id of a "
-            f"data set on the Hub that you may read, or a local folder with one.{_near_path(local)}"
+            f"data set on the Hub that you may read, or a local folder with one.{_near_path(local) or _near_id(name)}"
         ) from None
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
     return {str(split): _with_image_feature(dataset) for split, dataset in splits.items()}
@@ -267,6 +267,11 @@ def _load_folder(name: str, folder: Path, cache_dir: str | None, labelled: bool)
 def _near_path(path: Path) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     return did_you_mean(path.name, siblings)
+
+
+def _near_id(name: str) -> str:
+    near = similar_in_cache(name, "dataset")
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _with_image_feature(dataset: datasets.Dataset) -> datasets.Dataset:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -100,7 +101,9 @@ def hub_fault(error: BaseException) -> str | None:
 
 def similar_names(name: str) -> str:
     """A sentence with a leading space about folders and timm models with similar names; empty if there are none."""
-    found = [*_similar_folders(name), *_similar_timm_models(name)]
+    found = list(
+        dict.fromkeys([*_similar_folders(name), *_similar_timm_models(name), *similar_in_cache(name, "model")])
+    )
     return f" Similar names: {', '.join(found)}." if found else ""
 
 
@@ -111,6 +114,16 @@ def _similar_folders(name: str) -> list[str]:
     except OSError:
         return []
     return [str(path.parent / match) for match in get_close_matches(path.name, folders, n=3)]
+
+
+def similar_in_cache(name: str, kind: str) -> list[str]:
+    """Ids of repositories that were downloaded before, with a similar name. `kind` is `"model"` or `"dataset"`."""
+    try:
+        folders = [path.name for path in Path(constants.HF_HUB_CACHE).glob(f"{kind}s--*")]
+    except OSError:
+        return []
+    ids = [folder.removeprefix(f"{kind}s--").replace("--", "/") for folder in folders]
+    return [each for each in get_close_matches(name, ids, n=3, cutoff=0.75) if each != name]
 
 
 def _similar_timm_models(name: str) -> list[str]:

@@ -54,6 +54,20 @@ def locked(folder: str | os.PathLike, processes: Processes, holds: bool) -> Iter
             lock.release()
 
 
+def is_held(folder: str | os.PathLike) -> bool:
+    """Whether a run is at work in a folder. Creates no file."""
+    path = Path(folder)
+    if not (path / HOLDER_NAME).is_file() or not (path / LOCK_NAME).is_file():
+        return False
+    lock = FileLock(path / LOCK_NAME, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
 def _take(lock: FileLock, folder: Path) -> str | None:
     """Takes the lock and writes down who holds it, or returns an error that says who does."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,59 @@
+"""`smd-hf merge`: one plain checkpoint from an ensemble or a delta."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..artifacts.ensemble import SMDEnsembleForImageClassification
+from ..artifacts.loading import expanded, load_with_processor, stored_form
+from ..errors import SMDError
+from ..files import check_output_dir
+from ..models.checkpoints import save_checkpoint
+from .parsing import SimpleParser, hub_token
+from .terminal import quiet_libraries
+
+
+def make_parser() -> SimpleParser:
+    parser = SimpleParser(
+        "merge",
+        "Make one plain checkpoint: of an ensemble, the mean of its members' weights; of a delta, its base with the changes.",
+    )
+    parser.add_argument("path", help="an ensemble or a delta: a folder, or an id on the Hub")
+    parser.add_argument("--output_dir", required=True, help="receives the checkpoint")
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run the Python files of the members or the base"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.add_argument("--token", help="access token (better: log in with `hf auth login`, or set HF_TOKEN)")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """
+    Merges and saves.
+
+    Raises:
+        `SMDError`: if there is nothing to merge, or it does not load, or `output_dir` is not writable.
+    """
+    arguments = make_parser().parse_args(argv)
+    path, folder = arguments.path, Path(arguments.output_dir)
+    quiet_libraries()
+    with hub_token(arguments.token):
+        form = stored_form(expanded(path), {"revision": arguments.revision, "token": None, "cache_dir": None})
+        if form == "model":
+            raise SMDError(
+                f"'{path}' is one plain model already. Expected an ensemble (output_dir/ensemble of a run) or a delta "
+                "(output_dir/children/0000)."
+            )
+        check_output_dir(folder)
+        model, processor = load_with_processor(
+            path, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code
+        )
+    if isinstance(model, SMDEnsembleForImageClassification):
+        count, model = model.member_count, model.merge()
+        print(
+            f"The mean of {count} members is in {folder}. It is one model: measure it with smd-hf evaluate before you use it."
+        )
+    else:
+        print(f"The delta on its base is in {folder}.")
+    save_checkpoint(model, processor, folder)
+    return 0

@@ -1,0 +1,68 @@
+"""`smd-hf show RUN`: the page of a run in the browser, also while it is under way."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts.loading import load_with_processor
+from ..errors import SMDError
+from ..hub.space.staging import page_models
+from ..reports.saved_run import read_run
+from .parsing import SimpleParser
+from .terminal import quiet_libraries
+
+
+def make_parser() -> SimpleParser:
+    parser = SimpleParser(
+        "show",
+        "Open the page of a run in the browser: try parent, evolved model and ensemble on an image, read the report, and watch the "
+        "generations, also while the run is under way. `smd-hf push RUN --space user/name` puts the same page on the Hub.",
+    )
+    parser.add_argument("run", help="the output_dir of a run")
+    parser.add_argument("--parent", help="id or folder of the parent (default: what the run's files say)")
+    parser.add_argument("--port", type=int, default=7860, help="of the page on this machine (default: 7860)")
+    parser.add_argument("--no_browser", action="store_true", help="only print the address")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the models")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """
+    Serves the page until Ctrl-C.
+
+    Raises:
+        `SMDError`: if the folder is not a run, gradio is not installed, or the port is taken.
+    """
+    arguments = make_parser().parse_args(argv)
+    found = read_run(arguments.run)
+    if importlib.util.find_spec("gradio") is None:
+        raise SMDError("The page needs gradio, which is not installed. Install it with pip install 'smd-hf[space]'.")
+    quiet_libraries()
+    page = make_page(found.folder, arguments.parent, arguments.trust_remote_code)
+    from ..hub.space.app import theme
+
+    try:
+        page.launch(
+            server_name="127.0.0.1", server_port=arguments.port, inbrowser=not arguments.no_browser, theme=theme(), quiet=True,
+            prevent_thread_lock=True, show_error=True, allowed_paths=[str(found.folder.resolve())], footer_links=[],
+        )  # fmt: skip
+    except OSError as error:
+        raise SMDError(
+            f"The page cannot be served on port {arguments.port} ({error}). Choose another with --port."
+        ) from error
+    print(f"The page of {found.folder} ({found.state}) is at {page.local_url} until Ctrl-C.", flush=True)
+    page.block_thread()
+    return 0
+
+
+def make_page(folder: Path, parent: str | None, trust_remote_code: bool) -> Any:
+    """The page of a run's folder, with the models that are there when an image is given."""
+    from ..hub.space.app import Models, build_page
+
+    def load(entry: dict[str, Any]) -> tuple[Any, Any]:
+        name = str(entry.get("folder") or entry["repo_id"])
+        return load_with_processor(name, trust_remote_code=trust_remote_code)
+
+    models = Models(lambda: page_models(folder, parent), load)
+    return build_page(folder, models, f"{folder.resolve().name}: a run of smd_hf", live=True)

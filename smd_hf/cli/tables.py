@@ -1,0 +1,41 @@
+"""Tables for the terminal, by rich."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+WIDTH_IN_A_FILE = 120
+
+
+def console() -> Console:
+    """Standard output; a fixed width where that is a file or a pipe."""
+    found = Console(highlight=False, markup=False)
+    return found if found.is_terminal else Console(highlight=False, markup=False, width=WIDTH_IN_A_FILE)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
+    """
+    Prints a table.
+
+    Args:
+        columns (sequence of `str`): headings.
+        rows (sequence of sequences of `str`): cells.
+        numbers (sequence of `str`, *optional*): the columns that are aligned to the right.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        table.add_column(
+            name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=name in numbers
+        )
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Prints names and values, the values one below the other."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        print(f"{name.ljust(width)}  {value}")

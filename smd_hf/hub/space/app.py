@@ -1,0 +1,266 @@
+"""
+The page of an evolved model: try it on an image, read the report, look at the run.
+
+This file is the `app.py` of a Gradio Space, beside `space.json`, the report, the plots and the models. It imports nothing of
+smd_hf, so a Space needs no more than gradio, transformers and matplotlib. `smd-hf show` opens the same page locally.
+"""
+
+import json
+import os
+import statistics
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio
+import torch
+from matplotlib.figure import Figure
+
+TOP = 5
+POLL_SECONDS = 3
+PLOTS = {
+    "gain.png": "Accuracy and NLL",
+    "fitness.png": "Fitness of the children by generation",
+    "reliability.png": "Accuracy against confidence",
+    "ensemble_size.png": "Accuracy of the ensemble by its number of members",
+    "front.png": "Candidates and front by each pair of objectives",
+    "calibration.png": "Share of flipped predictions by sigma",
+}
+GREY, BLUE, ORANGE = "#5f5f5f", "#0072B2", "#D55E00"
+ROWS = (
+    ("accuracy", "accuracy (%)", 100, 2),
+    ("nll", "NLL (nats)", 1, 4),
+    ("calibration_error", "calibration error (%)", 100, 2),
+)
+
+Loader = Callable[[dict[str, Any]], tuple[Any, Any]]
+
+
+class Models:
+    """
+    The models of a page, loaded when an image is first classified.
+
+    Args:
+        entries (`Callable`): gives the models that there are now: dicts with `title` and what `load` needs.
+        load (`Callable`): from an entry to a model and its image processor.
+    """
+
+    def __init__(self, entries: Callable[[], list[dict[str, Any]]], load: Loader):
+        self.entries = entries
+        self.load = load
+        self._loaded: dict[str, tuple[Any, Any]] = {}
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def classify(self, image: Any) -> list[tuple[str, dict[str, float]]]:
+        """Title and probabilities by label, of each model and of each member of an ensemble."""
+        found = []
+        for entry in self.entries():
+            title = entry["title"]
+            with self._lock:
+                if title not in self._loaded:
+                    self._loaded[title] = self.load(entry)
+            model, processor = self._loaded[title]
+            inputs = dict(processor(images=[image.convert("RGB")], return_tensors="pt"))
+            names = model.config.id2label
+            if model.config.model_type == "smd_ensemble":
+                output = model(**inputs, output_members=True)
+                found.append((title, _top(output.logits[0], names)))
+                members = enumerate(output.member_logits[0])
+                found += [(f"{title}, member {number + 1}", _top(logits, names)) for number, logits in members]
+            else:
+                output = model(**inputs)
+                found.append((title, _top(output.logits[0] if hasattr(output, "logits") else output[0][0], names)))
+        return found
+
+
+def build_page(folder: Path, models: Models, title: str, live: bool = False) -> gradio.Blocks:
+    """
+    The page.
+
+    Args:
+        folder (`Path`): holds `gain_report.json`, `children.jsonl` and the plots, as far as there are any.
+        models ([`Models`]): what an image is shown to.
+        title (`str`): the heading.
+        live (`bool`, *optional*, defaults to `False`): reads the files again every few seconds, as a run writes them.
+    """
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        gradio.Markdown(f"# {_plain(title)}")
+        verdict = gradio.Markdown(verdict_of(folder))
+        with gradio.Tab("Try it"):
+            gradio.Markdown("Give an image, and compare what the models say about it.")
+            with gradio.Row():
+                with gradio.Column(scale=1):
+                    image = gradio.Image(type="pil", label="image", height=300, sources=["upload", "clipboard"])
+                    button = gradio.Button("Classify", variant="primary")
+                    if (folder / "example.png").is_file():
+                        gradio.Examples([str(folder / "example.png")], inputs=image, label="an image of the test set")
+                with gradio.Column(scale=3):
+
+                    @gradio.render(inputs=image, triggers=[button.click, image.upload])
+                    def show(picture: Any) -> None:
+                        if picture is None:
+                            gradio.Markdown("There is no image yet.")
+                            return
+                        results = models.classify(picture)
+                        if not results:
+                            gradio.Markdown("There is no evolved model yet: the run has not ended.")
+                        for start in range(0, len(results), 3):
+                            with gradio.Row():
+                                for name, scores in results[start : start + 3]:
+                                    gradio.Label(scores, label=name, num_top_classes=TOP, min_width=200)
+
+        with gradio.Tab("Report"):
+            table = gradio.Dataframe(
+                report_rows(folder),
+                headers=["", "parent", "evolved", "difference", "95 % interval"],
+                interactive=False,
+            )
+            for name, heading in PLOTS.items():
+                path = next((path for path in (folder / name, folder / "ensemble" / name) if path.is_file()), None)
+                if path is not None:
+                    gradio.Markdown(f"### {heading}")
+                    gradio.Image(
+                        str(path),
+                        show_label=False,
+                        interactive=False,
+                        buttons=[],
+                        width=760,
+                        elem_id=name.partition(".")[0],
+                    )
+        with gradio.Tab("Run"):
+            course = gradio.Plot(course_of(folder), label="fitness")
+            generations = gradio.Dataframe(
+                generation_rows(folder),
+                headers=["generation", "sigma", "parent", "median child", "best child", "next parent"],
+                interactive=False,
+            )
+        if live:
+            timer = gradio.Timer(POLL_SECONDS)
+            timer.tick(
+                lambda: (verdict_of(folder), report_rows(folder), course_of(folder), generation_rows(folder)),
+                outputs=[verdict, table, course, generations],
+                show_progress="hidden",
+            )
+    return page
+
+
+def verdict_of(folder: Path) -> str:
+    """The verdict of the report, or how far the run is."""
+    report = read_report(folder)
+    if report is not None:
+        return f"**{_plain(report['verdict'])}**"
+    count = len(read_generations(folder))
+    return f"**{count} generation{'' if count == 1 else 's'} finished.** The comparison with the parent comes at the end of the run."
+
+
+def report_rows(folder: Path) -> list[list[str]]:
+    """The before/after table; empty before the end of a run."""
+    report = read_report(folder)
+    rows = []
+    for key, label, factor, digits in ROWS if report is not None else ():
+        change = report["difference"][key]
+        values = [report["parent"][key], report["evolved"][key], change["estimate"], *change["interval"]]
+        if None in values:
+            rows.append([label, "-", "-", "-", "-"])
+            continue
+        parent, evolved, estimate, low, high = (factor * value for value in values)
+        interval = f"{low:+.{digits}f} to {high:+.{digits}f}"
+        rows.append([label, f"{parent:.{digits}f}", f"{evolved:.{digits}f}", f"{estimate:+.{digits}f}", interval])
+    return rows or [["", "", "", "", ""]]
+
+
+def generation_rows(folder: Path) -> list[list[Any]]:
+    """A row for each generation."""
+    rows = []
+    for record in read_generations(folder):
+        values = [child["fitness"] for child in record["children"] if child["fitness"] is not None]
+        middle, best = (f"{statistics.median(values):.4f}", f"{max(values):.4f}") if values else ("-", "-")
+        parent = record["parent"]["fitness"]
+        parent = "-" if parent is None else f"{parent:.4f}"
+        rows.append([record["generation"] + 1, f"{record['sigma']:.4g}", parent, middle, best, record["chosen"]])
+    return rows or [["", "", "", "", "", ""]]
+
+
+def course_of(folder: Path) -> Figure:
+    """The fitness of children and parents by generation, higher being better."""
+    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    records = read_generations(folder)
+    for place, record in enumerate(records, start=1):
+        values = [child["fitness"] for child in record["children"] if child["fitness"] is not None]
+        shift = [place + 0.4 * (number / max(1, len(values) - 1) - 0.5) for number in range(len(values))]
+        axes.scatter(shift, values, s=14, color=BLUE, alpha=0.6, label="children" if place == 1 else None)
+    parents = [record["parent"]["fitness"] for record in records]
+    axes.plot(range(1, len(records) + 1), parents, color=ORANGE, marker="D", label="parent")
+    axes.set_xlabel("generation")
+    axes.set_ylabel("fitness (higher is better)")
+    axes.set_xticks(range(1, len(records) + 1) if len(records) < 20 else [])
+    axes.spines[["top", "right"]].set_visible(False)
+    if records:
+        axes.legend(frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no generation has finished yet", ha="center", transform=axes.transAxes, color=GREY)
+    return figure
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / "gain_report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def read_generations(folder: Path) -> list[dict[str, Any]]:
+    """The finished generations; a line that is being written is left out."""
+    records = []
+    try:
+        for line in (folder / "children.jsonl").read_text(encoding="utf-8").splitlines():
+            records.append(json.loads(line))
+    except (OSError, ValueError):
+        pass
+    return records
+
+
+def theme() -> gradio.themes.Base:
+    """With the fonts of the system: nothing is loaded from elsewhere."""
+    return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def _top(logits: torch.Tensor, names: dict[int, str]) -> dict[str, float]:
+    probabilities = logits.float().softmax(-1)
+    values, places = probabilities.topk(min(TOP, len(probabilities)))
+    return {names[int(place)]: float(value) for value, place in zip(values, places)}
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown leaves alone."""
+    return "".join(f"\\{character}" if character in "\\`*_{}[]<>#|!" else character for character in text)
+
+
+def load_saved(entry: dict[str, Any]) -> tuple[Any, Any]:
+    """A model of `space.json` and its image processor, by transformers alone."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    here = Path(__file__).parent
+    # The code in this Space's own folders was pushed with it; of other repositories, none runs.
+    local = "folder" in entry
+    name = str(here / entry["folder"]) if local else entry["repo_id"]
+    options = {"trust_remote_code": local} if local else {"revision": entry.get("revision")}
+    model = AutoModelForImageClassification.from_pretrained(name, **options).eval()
+    return model, AutoImageProcessor.from_pretrained(name, **options)
+
+
+def main() -> None:
+    """Runs the Space."""
+    here = Path(__file__).parent
+    settings = json.loads((here / "space.json").read_text(encoding="utf-8"))
+    models = Models(lambda: settings["models"], load_saved)
+    build_page(here, models, settings["title"]).launch(theme=theme())
+
+
+if __name__ == "__main__":
+    main()

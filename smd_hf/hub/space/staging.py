@@ -1,0 +1,175 @@
+"""Collects the files of a Space, and pushes it."""
+
+import shutil
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo
+
+from ...errors import SMDError
+from ...files import read_json_object, write_json, write_text
+from ...reports.cards.model_card import EXAMPLE_NAME, PLOTS
+from ...reports.gain_report import REPORT_NAME
+from ...run.journal import CHILDREN_NAME
+from ..requests import persistently, push_error
+from ..staging import delta_folders, model_files, saved_kind, stage_model
+from ..upload import hub_api, staging_folder
+
+APP = Path(__file__).parent / "app.py"
+REQUIRED = ("gradio", "matplotlib", "timm", "torch", "torchvision", "transformers")
+CARD = """---
+title: {title}
+emoji: 🧬
+colorFrom: indigo
+colorTo: green
+sdk: gradio
+sdk_version: {gradio}
+app_file: app.py
+pinned: false
+tags:
+- smd_hf
+- image-classification
+{models}---
+
+# {title}
+
+Give an image, and see what the parent, the evolved model and the members of its ensemble say about it. The report compares them on
+test images that chose nothing.
+
+Made by `smd-hf push RUN --space`.
+"""
+
+
+def page_models(folder: Path, parent: str | None = None) -> list[dict[str, Any]]:
+    """
+    The models that a page shows: parent, evolved model and ensemble, as far as there are any.
+
+    Args:
+        folder (`Path`): the `output_dir` of a run.
+        parent (`str`, *optional*): id or folder of the parent. Defaults to what the run's files say, if that can be found.
+
+    Returns:
+        list of `dict`: with `title`, and a `folder` (`Path`) or a `repo_id`.
+    """
+    found: list[dict[str, Any]] = []
+    if parent is None:
+        report = read_json_object(folder / REPORT_NAME) or {}
+        name = str(report.get("parent_name", ""))
+        if (folder / "parent" / "config.json").is_file():
+            found.append({"title": "parent", "folder": folder / "parent"})
+        elif name.count("/") == 1:
+            found.append({"title": "parent", "repo_id": name})
+    elif Path(parent).expanduser().is_dir():
+        found.append({"title": "parent", "folder": Path(parent).expanduser()})
+    else:
+        found.append({"title": "parent", "repo_id": parent})
+    for title, place in (("evolved", folder), ("ensemble", folder / "ensemble")):
+        # The configuration of a model is written last.
+        if (place / "config.json").is_file():
+            found.append({"title": title, "folder": place})
+    return found
+
+
+def stage_space(folder: Path, staged: Path, title: str, parent: str | None = None) -> None:
+    """
+    Writes the files of a Space into a folder.
+
+    Args:
+        folder (`Path`): the `output_dir` of a finished run.
+        staged (`Path`): the folder to fill.
+        title (`str`): the heading of the page.
+        parent (`str`, *optional*): see [`page_models`].
+
+    Raises:
+        `SMDError`: if the folder holds no evolved model, or the files of a model are incomplete.
+    """
+    if saved_kind(folder) == "delta" or delta_folders(folder):
+        raise SMDError(
+            f"'{folder}' holds deltas, and a Space shows whole models. Expected the output_dir of a run or an ensemble."
+        )
+    models = []
+    for entry in page_models(folder, parent):
+        if "folder" in entry:
+            place = f"models/{entry['title']}"
+            model_files(entry["folder"])
+            (staged / place).mkdir(parents=True)
+            stage_model(entry["folder"], staged / place)
+            entry = {**entry, "folder": place}
+        models.append(entry)
+    for name in (REPORT_NAME, CHILDREN_NAME, EXAMPLE_NAME, *PLOTS):
+        # The ensemble's own plot is in its folder.
+        source = next((path for path in (folder / name, folder / "ensemble" / name) if path.is_file()), None)
+        if source is not None:
+            shutil.copyfile(source, staged / name)
+    shutil.copyfile(APP, staged / "app.py")
+    write_json(staged / "space.json", {"title": title, "models": models})
+    write_text(
+        staged / "requirements.txt", "".join(f"{name}{_pinned(name)}\n" for name in REQUIRED if name != "gradio")
+    )
+    ids = [entry["repo_id"] for entry in models if "repo_id" in entry]
+    listed = "models:\n" + "".join(f"- {each}\n" for each in ids) if ids else ""
+    text = CARD.format(title=title, gradio=_version("gradio") or "6.0.0", models=listed)
+    write_text(staged / "README.md", text)
+
+
+def push_space(
+    folder: str | Path,
+    space_id: str,
+    *,
+    parent: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+) -> CommitInfo:
+    """
+    Pushes a Gradio Space for a run: page, models, report and plots, as one commit.
+
+    Args:
+        folder (`str` or `Path`): the `output_dir` of a finished run, or an ensemble.
+        space_id (`str`): `user/name`; created if it does not exist.
+        parent (`str`, *optional*): see [`page_models`].
+        private, token, commit_message: as for [`~smd_hf.hub.upload.push_folder`].
+
+    Raises:
+        `SMDError`: as for [`~smd_hf.hub.upload.push_folder`].
+    """
+    folder, api = Path(folder).expanduser(), hub_api(token)
+    saved_kind(folder)  # says what is missing, before a Space is created
+    try:
+        with staging_folder(folder) as temporary:
+            staged = Path(temporary, "space")
+            staged.mkdir()
+            stage_space(folder, staged, space_id.rpartition("/")[2], parent)
+            make = partial(
+                api.create_repo, space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
+            )
+            repo_id = persistently(make).repo_id
+            upload = partial(
+                api.upload_folder,
+                repo_id=repo_id,
+                repo_type="space",
+                folder_path=staged,
+                commit_message=commit_message or "Upload the page of a run of smd_hf",
+                delete_patterns=["models/*", *PLOTS],
+            )
+            return persistently(upload)
+    except SMDError:
+        raise
+    # The exceptions of a broken connection depend on the HTTP library of huggingface_hub.
+    except Exception as error:
+        command = f"smd-hf push {folder} --space {space_id}" + (f" --parent {parent}" if parent else "")
+        raise push_error(error, space_id, [command], token) from error
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _pinned(package: str) -> str:
+    version = _version(package)
+    return f"=={version}" if version else ""

@@ -1,0 +1,178 @@
+"""The page of a run: as a Space without smd_hf, and in Chromium. Needs gradio: `make test-integrations`."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.tiny import label_names
+
+from .clients import ROOT
+from .space import SMD_HF
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def app():
+    from smd_hf.hub.space import app
+
+    return app
+
+
+def test_the_app_classifies_without_smd_hf(space):
+    """In a process in which smd_hf cannot be imported, as on the Hub."""
+    code = """
+        import json, sys
+        sys.modules["smd_hf"] = None
+        import app
+        from PIL import Image
+        models = app.Models(lambda: json.load(open("space.json"))["models"], app.load_saved)
+        print(json.dumps(models.classify(Image.open("example.png"))))
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=space, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert [title for title, _ in results] == [
+        "parent",
+        "evolved",
+        "ensemble",
+        "ensemble, member 1",
+        "ensemble, member 2",
+    ]
+    for _, scores in results:
+        assert set(scores) == set(label_names(4)) and sum(scores.values()) == pytest.approx(1, abs=1e-4)
+    [parent, evolved, *_] = [scores for _, scores in results]
+    assert parent != evolved
+
+
+class TestPage:
+    def test_tables_hold_the_numbers_of_the_report(self, space_run, app):
+        report = json.loads((space_run / "gain_report.json").read_text())
+        [accuracy, _, _] = app.report_rows(space_run)
+        assert accuracy[:3] == [
+            "accuracy (%)",
+            f"{100 * report['parent']['accuracy']:.2f}",
+            f"{100 * report['evolved']['accuracy']:.2f}",
+        ]
+        assert len(app.generation_rows(space_run)) == 2 and app._plain(report["verdict"]) in app.verdict_of(space_run)
+
+    def test_a_run_that_has_only_begun_has_a_page(self, tmp_path, space_run, app):
+        assert app.report_rows(tmp_path) == [["", "", "", "", ""]]
+        assert app.verdict_of(tmp_path).startswith("**0 generations finished")
+        lines = (space_run / "children.jsonl").read_text().splitlines()
+        (tmp_path / "children.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
+        assert app.verdict_of(tmp_path).startswith("**1 generation finished")
+        assert app.course_of(tmp_path).axes[0].get_xticks().tolist() == [1]
+
+    def test_names_are_text(self, app):
+        assert app._plain("<b>*x*</b>") == r"\<b\>\*x\*\</b\>"
+
+
+# ---- In a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's Chromium, driven by Playwright: `apt-get install chromium`."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert path is not None, "the tests in a browser need Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def serve(command, folder, environment=None):
+    """Starts a page, and returns its process and address."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for line in process.stdout:
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        if found:
+            return process, found[0]
+    raise AssertionError("the page did not start")
+
+
+def look(chromium, address, picture, screenshot):
+    """Uploads a picture, and returns the texts that appear and the requests that left this machine."""
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    elsewhere = []
+    page.on(
+        "request",
+        lambda request: (
+            elsewhere.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None
+        ),
+    )
+    page.goto(address)
+    page.wait_for_selector("text=Classify")
+    page.set_input_files("input[type=file]", str(picture))
+    page.wait_for_selector("text=ensemble, member 2", timeout=120_000)
+    text = page.inner_text("body")
+    page.screenshot(path=str(screenshot))
+    page.get_by_role("tab", name="Report").click()
+    page.wait_for_selector("#gain img")
+    text += page.inner_text("body")
+    page.get_by_role("tab", name="Run").click()
+    page.wait_for_selector("text=next parent")
+    text += page.inner_text("body")
+    page.close()
+    return text, elsewhere
+
+
+def test_the_space_in_chromium(space, chromium, tmp_path):
+    environment = {"GRADIO_SERVER_PORT": "7871", "GRADIO_SERVER_NAME": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+    process, address = serve([sys.executable, "app.py"], space, environment)
+    try:
+        text, elsewhere = look(chromium, address, space / "example.png", tmp_path / "space.png")
+    finally:
+        process.kill()
+    assert all(label in text for label in label_names(4)) and "accuracy (%)" in text
+    assert not elsewhere and (tmp_path / "space.png").stat().st_size > 10_000
+
+
+def test_show_in_chromium(space_run, chromium, tmp_path):
+    argv = ["show", str(space_run), "--parent", str(space_run.parent / "parent"), "--no_browser", "--port", "7872"]
+    process, address = serve([sys.executable, "-c", SMD_HF, *argv], tmp_path, {"PYTHONPATH": str(ROOT)})
+    try:
+        text, elsewhere = look(chromium, address, space_run / "example.png", tmp_path / "show.png")
+    finally:
+        process.kill()
+    assert all(label in text for label in label_names(4)) and not elsewhere
+
+
+def test_show_follows_a_run_that_is_under_way(space_run, chromium, tmp_path):
+    """The page is opened on one generation; a second one, and then the report, appear by themselves."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lines = (space_run / "children.jsonl").read_text().splitlines(keepends=True)
+    (folder / "children.jsonl").write_text(lines[0])
+    process, address = serve(
+        [sys.executable, "-c", SMD_HF, "show", str(folder), "--no_browser", "--port", "7873"],
+        tmp_path,
+        {"PYTHONPATH": str(ROOT)},
+    )
+    try:
+        page = chromium.new_page()
+        page.goto(address)
+        page.wait_for_selector("text=1 generation finished")
+        with open(folder / "children.jsonl", "a") as file:
+            file.write(lines[1])
+        page.wait_for_selector("text=2 generations finished", timeout=30_000)
+        shutil.copy(space_run / "gain_report.json", folder)
+        verdict = json.loads((space_run / "gain_report.json").read_text())["verdict"]
+        page.wait_for_selector(f"text={verdict[:30]}", timeout=30_000)
+        page.close()
+    finally:
+        process.kill()
