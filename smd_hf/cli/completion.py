@@ -46,13 +46,14 @@ def whole_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers()
     for name, summary in COMMANDS.items():
         made = import_module(f".{name}", __package__).make_parser()
-        command = commands.add_parser(name, help=summary, description=summary, add_help=False)
         for action in made._actions:
-            # Of a help text, shells show one line; of those of Trainer, some have many.
-            action.help = (
-                None
-                if action.help is None or action.help == argparse.SUPPRESS
-                else action.help.split(". ")[0][:100].replace("%%", "%").replace("%", "%%")
-            )
-            command._add_action(action)
+            action.help = _short(action.help)
+        commands.add_parser(name, help=summary, description=summary, add_help=False, parents=[made])
     return parser
+
+
+def _short(text: str | None) -> str | None:
+    """The first sentence of a help text: shells show one line."""
+    return (
+        text if text in (None, argparse.SUPPRESS) else text.split(". ")[0][:100].replace("%%", "%").replace("%", "%%")
+    )
