@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
+from ..metrics.absent_classes import absent_entry, classes_at_hand
 from ..metrics.comparison import measured
 from ..metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
 from ..metrics.statistics import Scores, accuracy
@@ -115,9 +116,16 @@ def _model(evolution: Evolution) -> Any:
     return copy.deepcopy(evolution.model)
 
 
-def describe_deltas(result: Artifacts, parent_logits: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, Any]:
-    """The scores of each delta on the test data and its comparison with the parent, by the name of its folder."""
-    entries = {}
+def describe_deltas(
+    result: Artifacts, parent_logits: np.ndarray, labels: np.ndarray, seed: int, present: np.ndarray | None = None
+) -> dict[str, Any]:
+    """
+    The scores of each delta on the test data and its comparison with the parent, by the name of its folder.
+
+    Args:
+        present (`np.ndarray`, *optional*): the classes that have an image in the other splits, as for [`gain_report`].
+    """
+    entries: dict[str, Any] = {}
     for number, (delta, logits) in enumerate(zip(result.deltas, result.delta_logits)):
         scores, difference = measured(parent_logits, logits, labels, "child", seed)
         entries[f"{number:04d}"] = {
@@ -127,6 +135,10 @@ def describe_deltas(result: Artifacts, parent_logits: np.ndarray, labels: np.nda
             "child": delta.config.child,
             "coordinates": sum(len(values.flatten()) for _, values in delta.changes.values()),
         }
+        if present is not None:
+            at_hand = classes_at_hand(labels, present)
+            absent = absent_entry(parent_logits, logits, labels, at_hand, "child", seed)
+            entries[f"{number:04d}"] |= {} if absent is None else {"absent_classes": absent}
     return entries
 
 

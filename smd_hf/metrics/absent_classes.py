@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .comparison import difference_entry, scores_entry
 from .statistics import Comparison, compare
 
 
@@ -54,6 +55,40 @@ def compare_restricted(
         return None
     (first, places), (second, _) = (restricted(each, labels, at_hand) for each in (logits_baseline, logits_candidate))
     return compare(first, second, places, names=names, seed=seed)
+
+
+def absent_entry(
+    parent_logits: np.ndarray, logits: np.ndarray, labels: np.ndarray, at_hand: np.ndarray, name: str, seed: int = 0
+) -> dict[str, Any] | None:
+    """
+    The entry `absent_classes` of a report, which compares a model with its parent.
+
+    Args:
+        name (`str`): of the model, as a key of the entry and in the verdict.
+
+    Returns:
+        `dict` or `None`: `None` if no class is absent. Counts all `classes`, and those `with_images` and `without_images`.
+        `predicted` is the share of the images on which each model predicts an absent class; `restricted` holds the scores of
+        both models, with their difference, if predictions are restricted to the other classes.
+    """
+    comparison = compare_restricted(parent_logits, logits, labels, at_hand, names=("parent", name), seed=seed)
+    if comparison is None:
+        return None
+    classes = parent_logits.shape[1]
+    models = {"parent": parent_logits, name: logits}
+    return {
+        "classes": classes,
+        "with_images": len(at_hand),
+        "without_images": classes - len(at_hand),
+        "predicted": {each: predicted_elsewhere(values, at_hand) for each, values in models.items()},
+        "restricted": {
+            "parent": scores_entry(comparison.baseline),
+            name: scores_entry(comparison.candidate),
+            "difference": difference_entry(comparison),
+            "significant": comparison.significant,
+            "verdict": comparison.verdict,
+        },
+    }
 
 
 def absent_lines(entry: Mapping[str, Any] | None) -> list[str]:

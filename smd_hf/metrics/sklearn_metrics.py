@@ -72,3 +72,16 @@ def sklearn_metric(name: str) -> Callable[[np.ndarray, np.ndarray], float] | Non
             ) from error
 
     return metric
+
+
+def check_number_of_classes(name: str, num_labels: int) -> None:
+    """
+    Refuses a metric of scikit-learn that does not fit the number of classes: `f1` and `roc_auc` are binary, for example.
+
+    Raises:
+        `SMDError`: as the metric itself would, but before anything is scored. It is tried on two right predictions of each class.
+    """
+    metric = sklearn_metric(name)
+    if metric is not None:
+        labels = np.repeat(np.arange(num_labels), 2)
+        metric(np.eye(num_labels)[labels], labels)

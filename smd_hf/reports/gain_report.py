@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import SMDError
 from ..files import write_json
-from ..metrics.absent_classes import classes_at_hand, compare_restricted, predicted_elsewhere
+from ..metrics.absent_classes import absent_entry, classes_at_hand
 from ..metrics.comparison import difference_entry, measured, scores_entry
 from ..metrics.optimism import expected_optimism
 from ..metrics.statistics import Comparison, compare, format_p
@@ -78,10 +78,9 @@ def gain_report(
         `dict`: plain Python values that survive a round trip through JSON. `parent` and `evolved` (and `ensemble`) hold
         `n_test`, `accuracy`, `nll` and `calibration_error`. `difference` (and `ensemble_difference`) hold the paired
         differences to the parent, with intervals and McNemar's test. `significant` and `verdict` refer to the evolved model;
-        `ensemble_difference` has the same entries for the ensemble. `absent_classes` is there if some of the
-        model's classes have no image. It counts all `classes`, and the classes `with_images` and `without_images`. It holds
-        the share of test images on which each model predicts a class without images (`predicted`), and the scores of both
-        models, with their difference, if predictions are `restricted` to the other classes.
+        `ensemble_difference` has the same entries for the ensemble. `absent_classes` (and
+        `ensemble_absent_classes`) are there if some of the model's classes have no image: see
+        [`~smd_hf.metrics.absent_classes.absent_entry`].
     """
     comparison = compare(parent_logits, evolved_logits, labels, seed=seed)
     report: dict[str, Any] = {
@@ -103,7 +102,13 @@ def gain_report(
             parent_logits, ensemble_logits, labels, "ensemble", seed
         )
     if present is not None:
-        report |= _absent_entry(parent_logits, evolved_logits, labels, classes_at_hand(labels, present), seed)
+        at_hand = classes_at_hand(labels, present)
+        absent = {"absent_classes": absent_entry(parent_logits, evolved_logits, labels, at_hand, "evolved", seed)}
+        if ensemble_logits is not None:
+            absent["ensemble_absent_classes"] = absent_entry(
+                parent_logits, ensemble_logits, labels, at_hand, "ensemble", seed
+            )
+        report |= {name: entry for name, entry in absent.items() if entry is not None}
     taken = sorted(report.keys() & method.keys())
     if taken:
         raise SMDError(f"`method` must not hold {taken}: the gain report has entries with these names. Rename them.")
@@ -139,31 +144,6 @@ def format_comparison(comparison: Comparison) -> str:
     name, other_name = comparison.names
     table = _block(name, first, other_name, second, difference_entry(comparison), comparison.confidence)
     return f"{table}\n\n{comparison.verdict}"
-
-
-def _absent_entry(
-    parent_logits: np.ndarray, evolved_logits: np.ndarray, labels: np.ndarray, at_hand: np.ndarray, seed: int
-) -> dict[str, Any]:
-    comparison = compare_restricted(parent_logits, evolved_logits, labels, at_hand, seed=seed)
-    if comparison is None:
-        return {}
-    classes = parent_logits.shape[1]
-    models = {"parent": parent_logits, "evolved": evolved_logits}
-    return {
-        "absent_classes": {
-            "classes": classes,
-            "with_images": len(at_hand),
-            "without_images": classes - len(at_hand),
-            "predicted": {name: predicted_elsewhere(logits, at_hand) for name, logits in models.items()},
-            "restricted": {
-                "parent": scores_entry(comparison.baseline),
-                "evolved": scores_entry(comparison.candidate),
-                "difference": difference_entry(comparison),
-                "significant": comparison.significant,
-                "verdict": comparison.verdict,
-            },
-        }
-    }
 
 
 def _selection_entry(candidates: Mapping[str, Any], accuracy: float) -> dict[str, Any]:

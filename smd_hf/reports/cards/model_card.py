@@ -42,6 +42,7 @@ PLOTS = {
 # Entries of the report that may be missing, with their defaults.
 _OPTIONAL: dict[str, Any] = {
     "absent_classes": None,
+    "ensemble_absent_classes": None,
     "all_arguments": {},
     "deltas": {},
     "ensemble_members": None,
@@ -215,8 +216,14 @@ def _subject(kind: str, report: Mapping[str, Any], deltas: list[str]) -> dict[st
         case _:
             return None
     mcnemar = difference["mcnemar"]
+    absent = {
+        "evolved": report["absent_classes"],
+        "ensemble": report["ensemble_absent_classes"],
+        "child": measured.get(deltas[0], {}).get("absent_classes") if deltas else None,
+    }
     return {
         "name": name,
+        "absent": absent[name],
         "scores": scores,
         "difference": difference,
         "verdict": verdict,
