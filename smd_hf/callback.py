@@ -18,7 +18,7 @@ from .data.image_checks import ReadableRows, check_images
 from .data.map_style import check_map_style
 from .data.preparation import check_problem_type, prepare_data
 from .errors import SMDError
-from .metrics.classification import merged, named_metrics
+from .metrics.classification import check_scorers, merged, named_metrics
 from .metrics.ood import OOD_METRICS
 from .parallel.processes import Processes
 from .run.batch_size import explain_oom
@@ -99,7 +99,7 @@ class EvolutionCallback(TrainerCallback):
             )
         if args.objectives is not None or args.fitness in OOD_METRICS:
             raise SMDError(
-                "objectives, and a fitness on images of another distribution, are for EvolutionTrainer, which keeps the front and takes "
+                "objectives, and a fitness on out-of-distribution images, are for EvolutionTrainer, which keeps the front and takes "
                 "the second data set. Choose one fitness here, or evolve the saved model with EvolutionTrainer afterwards."
             )
         check_map_style(fitness_dataset, "fitness_dataset")
@@ -129,6 +129,7 @@ class EvolutionCallback(TrainerCallback):
         if data.image_column is not None and args.on_bad_images == "raise":
             check_images(fitness_dataset, data.image_column, what="fitness_dataset", processes=self.processes)
         check_problem_type(model)
+        check_scorers(args, model.config.num_labels, compute_metrics is not None)
         make_batches = BatchMaker(args, model, data.collator, trainer.processing_class, device)
         self.images = RunImages(args, make_batches, data, fitness_dataset)
         # What cannot work is refused now, not after an epoch.

@@ -23,6 +23,7 @@ from .data.preparation import check_problem_type, prepare_data
 from .errors import SMDError
 from .files import explain_full_disk
 from .hub.forward_trainer import ForwardTrainer
+from .metrics.classification import check_scorers
 from .models.quantized import check_can_be_saved, stored_tensors
 from .parallel.processes import Processes
 from .parallel.stopping import Interrupted, Terminated
@@ -138,6 +139,7 @@ class EvolutionTrainer(ForwardTrainer):
         ood_dataset = readable(ood_dataset, "ood_dataset")
         data = prepare_data(parent, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
         check_problem_type(parent, data.new_labels)
+        check_scorers(args, len(data.new_labels or ()) or parent.config.num_labels or 0, compute_metrics is not None)
 
         # 2. Trainer's own set-up
         # Rows keep the columns that the collator needs, also those that no model takes.

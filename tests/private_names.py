@@ -3,7 +3,7 @@ Every private name of a library that smd_hf uses: where it lives, how it is call
 
 A name is private if it begins with an underscore, or if it is imported from a module that its library does not document. The
 address is that of the class or module; the signature lists the parameters without annotations, or is `DATA` for a constant,
-`SET` for an attribute that the class's own methods set, and `USED` for one of other objects that the module reads.
+`SET` for an attribute that the class's own methods set (since a version of its library), and `USED` for one of other objects that the module reads.
 """
 
 DATA, SET, USED = "constant", "attribute", "used"
@@ -34,7 +34,7 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, str]]] = {
             "no run begins: the trainer state is not made",
         ),
         # Set
-        "_initial_global_step": (SET, "_finalize_training fails"),
+        "_initial_global_step": (f"{SET} since 5.20", "_finalize_training fails"),
         "_total_loss_scalar": (SET, "train_loss in the output of train() is wrong"),
         "_tr_loss": (SET, "_finalize_training fails"),
     },
@@ -189,6 +189,8 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, str]]] = {
         "_forward_hooks": (SET, "prefix replay replays modules that have hooks of the user's"),
         "_forward_pre_hooks": (SET, "prefix replay replays modules that have hooks of the user's"),
     },
+    "torch._ops": {"OpOverload": (DATA, "exported graphs cannot be cut into segments")},
+    "torch._subclasses.fake_tensor": {"FakeTensor": (DATA, "exported graphs cannot be cut into segments")},
     "torch.nn.modules.module": {
         "_global_forward_hooks": (DATA, "prefix replay replays modules under global hooks"),
         "_global_forward_pre_hooks": (DATA, "prefix replay replays modules under global hooks"),

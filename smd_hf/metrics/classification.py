@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..messages import one_line
-from .sklearn_metrics import sklearn_metric
+from .sklearn_metrics import check_number_of_classes, sklearn_metric
 from .statistics import calibration_error, log_softmax64, row_blocks
 
 logger = logging.get_logger(__name__)
@@ -227,10 +227,24 @@ def named_metrics(args: EvolutionArguments, has_own: bool = False) -> ComputeMet
     if found:
         parts.append(
             lambda prediction: {
-                name: metric(_logits(prediction), prediction.label_ids) for name, metric in found.items()
+                name: metric(_logits(prediction), np.asarray(prediction.label_ids)) for name, metric in found.items()
             }
         )
     return merged(*parts)
+
+
+def check_scorers(args: EvolutionArguments, num_labels: int, has_own: bool = False) -> None:
+    """
+    Refuses a fitness or objective of scikit-learn that does not fit the number of classes, before anything is scored.
+
+    Args:
+        has_own (`bool`, *optional*, defaults to `False`): as for [`named_metrics`].
+    """
+    if has_own or args.metric_name_or_path is not None:
+        return
+    for name in (name.removeprefix("eval_") for name in args.objectives or [args.fitness]):
+        if builtin_metric(name, args.cost_matrix) is None:
+            check_number_of_classes(name, num_labels)
 
 
 def merged(*parts: ComputeMetrics | None) -> ComputeMetrics | None:

@@ -67,7 +67,7 @@ def run_report(
     if artifacts.ensemble is not None:
         ensemble_logits, extra["ensemble_members"] = describe_ensemble(artifacts, test.batches, args)
     if artifacts.deltas:
-        extra["deltas"] = describe_deltas(artifacts, test.parent, test.labels, args.seed)
+        extra["deltas"] = describe_deltas(artifacts, test.parent, test.labels, args.seed, images.classes_present())
     if result.front is not None:
         extra["front"] = result.front.table
     if result.ood is not None:

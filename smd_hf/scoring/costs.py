@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from ..models.inputs import as_inputs
 logger = logging.get_logger(__name__)
 
 
-def suffix_costs(model: nn.Module, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> list[float]:
+def suffix_costs(model: Any, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> list[float]:
     """
     The cost of a pass that begins at each block, as a share of a full one.
 

@@ -89,6 +89,7 @@ class Job:
 
     def close(self, batch: Batch) -> None:
         """All variants have been through a batch, of which sums are made."""
+        assert self.tap is not None
         place = self.tap.close(batch)
         if place is not None:
             inside = [batch for batch in self.wanted if segment(batch, self.tap.numbers) == place]

@@ -61,8 +61,10 @@ def race(
         alive = sorted((number for number in running[1:] if scores[number].finite), key=lambda n: (scores[n].nll, n))
         over = set(running[1:]) - set(alive[:left])
         running = [number for number in running if number not in over]
-        for number in sorted(over) if on_scored is not None else ():
+        if on_scored is not None:
+            for number in sorted(over):
+                on_scored(number, scores[number])
+    if on_scored is not None:
+        for number in running:
             on_scored(number, scores[number])
-    for number in running if on_scored is not None else ():
-        on_scored(number, scores[number])
     return scores

@@ -81,4 +81,4 @@ class Score:
     @property
     def logits(self) -> np.ndarray:
         """All logits, float32, of shape `(num_images, num_labels)`."""
-        return np.concatenate([cell.logits for cell in self._in_order()])
+        return np.concatenate([cell.logits for cell in self._in_order()])  # pyright: ignore

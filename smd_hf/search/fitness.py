@@ -87,6 +87,7 @@ class Fitness:
         if self.needs_ood:
             return auroc_of(self.name, score)
         if metrics is None:
+            assert self.compute_metrics is not None  # checked in __init__
             metrics = self.compute_metrics(EvalPrediction(predictions=score.logits, label_ids=labels))
         for key in (self.name, f"eval_{self.name}"):
             if key in metrics:
@@ -149,4 +150,5 @@ def ranked(children: Sequence[ScoredChild]) -> list[ScoredChild]:
 
 def auroc_of(name: str, score: Score) -> float:
     """The AUROC of a variant's score. The score must have all logits, also of the out-of-distribution images."""
+    assert score.ood is not None
     return auroc(name, score.logits, score.ood.logits)

@@ -1,6 +1,7 @@
 """Finds the mutable parameters of a model by patterns over their names and by named groups."""
 
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -24,7 +25,7 @@ def norm_parameter_names(model: nn.Module) -> set[str]:
     }
 
 
-def matching_parameters(model: nn.Module, patterns: list[str], argument: str) -> set[str]:
+def matching_parameters(model: Any, patterns: list[str], argument: str) -> set[str]:
     """
     Names of the parameters that match at least one of the patterns.
 
@@ -62,7 +63,7 @@ def matching_parameters(model: nn.Module, patterns: list[str], argument: str) ->
 
 
 def parameter_space(
-    model: nn.Module, mutable_parameters: list[str] | None = None, frozen_parameters: list[str] | None = None
+    model: Any, mutable_parameters: list[str] | None = None, frozen_parameters: list[str] | None = None
 ) -> ParameterSpace:
     """
     The parameters that mutation may change: all that match `mutable_parameters`, except those that match `frozen_parameters`.

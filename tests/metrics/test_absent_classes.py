@@ -101,6 +101,25 @@ def test_a_run_says_so_in_report_card_and_terminal(checkpoint, tmp_path):
     )
 
 
+def test_cards_of_ensemble_and_deltas_say_so_of_themselves(checkpoint, tmp_path):
+    data = make_dataset(60, 5, label_names(7)[1:4]), make_dataset(40, 6, label_names(7)[1:4])
+    trainer = make_trainer(checkpoint, tmp_path, data, elitism=False, ensemble_size=2, save_children=2)
+    trainer.train()
+    report = trainer.report
+    entries = {"ensemble": report["ensemble_absent_classes"]}
+    entries |= {"child": report["deltas"]["0000"]["absent_classes"]}
+    for (name, absent), folder in zip(entries.items(), ("ensemble", "children")):
+        assert (absent["classes"], absent["with_images"], absent["without_images"]) == (7, 3, 4)
+        assert absent["restricted"]["parent"] == report["absent_classes"]["restricted"]["parent"]
+        card = (tmp_path / folder / "README.md").read_text()
+        section = card[card.index("## Classes without images") : card.index("## Use")]
+        own = absent["restricted"][name]["accuracy"]
+        assert (
+            f"| accuracy (%) | {100 * absent['restricted']['parent']['accuracy']:.2f} | {100 * own:.2f} |" in section
+        )
+        assert f"and this model on {100 * absent['predicted'][name]:.2f} %" in section
+
+
 def test_training_images_count_also_where_a_collator_of_the_users_own_reads_them(checkpoint, tmp_path):
     train, test = make_dataset(60, 5, label_names(7)[:4]), make_dataset(40, 6, label_names(7)[:4]).select(range(2))
     given = make_trainer(checkpoint, tmp_path / "one", (train, test))

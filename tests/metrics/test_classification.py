@@ -238,6 +238,14 @@ def test_the_scorers_of_scikit_learn_are_those_for_classes():
     )
 
 
+@pytest.mark.parametrize("name", ["f1", "roc_auc", "eval_precision"])
+def test_a_scorer_of_two_classes_is_refused_for_more_before_anything_is_scored(name, rows, tmp_path):
+    with pytest.raises(SMDError, match=f"'{name.removeprefix('eval_')}' of scikit-learn does not fit.*f1_macro"):
+        make_trainer(tmp_path, rows, fitness=name)
+    make_trainer(tmp_path, rows, lambda prediction: {name: 1.0}, fitness=name)
+    make_trainer(tmp_path, rows, fitness="f1_macro")
+
+
 def test_the_users_own_key_is_not_looked_for_in_scikit_learn(rows, tmp_path):
     """`f1` of scikit-learn refuses four classes; the user's own takes them."""
     trainer = make_trainer(tmp_path, rows, lambda prediction: {"f1": 0.5}, fitness="f1")

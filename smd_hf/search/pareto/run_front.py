@@ -52,7 +52,7 @@ def run_front(
     test: dict[Place, list[float]] = {}
     changes: dict[Place, dict[str, Change]] = {}
     for generation in evolution.replay(ordered):
-        places, children, variants = zip(*generation)
+        places, children, variants = map(list, zip(*generation))
         if test_batches is not None:
             scores = evolution.evaluator.score(variants, test_batches, keep_logits=evolution.scorer.keep_logits)
             for score, other in zip(scores, evolution.scorer.ood_scores(variants, "test")):
