@@ -35,9 +35,10 @@ def test_no_room_imports_from_above(house):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_an_import_from_above_is_found(house):
+@pytest.mark.parametrize("where", ["", "if TYPE_CHECKING:\n    "])
+def test_an_import_from_above_is_found(where, house):
     with open(house / "smd_hf" / "scoring" / "scores.py", "a", encoding="utf-8") as file:
-        file.write("\nfrom ..run.ledger import Ledger  # noqa\n")
+        file.write(f"\nfrom typing import TYPE_CHECKING\n\n{where}from ..run.ledger import Ledger  # noqa\n")
     result = lint(house)
     assert result.returncode == 1 and "smd_hf.scoring.scores -> smd_hf.run.ledger" in result.stdout
 

@@ -1,1 +1,1 @@
-"""The ledger, and what it takes for a run to go on: its state, what it is, its lock, and where it resumes."""
+"""A run: its images, ledger, state, identity, lock, limits and costs, and how it is resumed."""

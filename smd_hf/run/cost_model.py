@@ -2,11 +2,11 @@
 
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.reading import seconds_in_the_way
@@ -159,7 +159,7 @@ class CostModel:
         return (
             f"Ahead: {len(numbers)} generation{'s' * (len(numbers) != 1)} of {args.population_size} children, at most "
             f"{cost.images:,} images or {cost.passes:,.1f} passes of the model over the {total:,} fitness images, about "
-            f"{tqdm.format_interval(round(seconds))} (estimated from one batch of {size}, which took {read:.2g} s to read and "
+            f"{timedelta(seconds=round(seconds))} (h:mm:ss; estimated from one batch of {size}, which took {read:.2g} s to read and "
             f"{forward:.2g} s to score)."
         )
 

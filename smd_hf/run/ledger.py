@@ -90,8 +90,8 @@ class Ledger:
 
         Args:
             num_variants (`int`), batches ([`ImageBatches`]), numbers (`range`): what is to be scored on what.
-            num_labels (`int`, *optional*): of the logits, where they are kept.
-            shape (`tuple`, *optional*): of the sums of a segment, where there are any.
+            num_labels (`int`, *optional*): of the logits, if they are kept.
+            shape (`tuple`, *optional*): of the sums of a segment, if there are any.
 
         Raises:
             `SMDError`: if what is known of it does not fit.

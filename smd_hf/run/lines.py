@@ -60,7 +60,7 @@ def from_line(line: bytes) -> dict[str, Any]:
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
-    The entries of a file with the numbers of their lines, from 1; of none where there is no file. A torn last line is left out.
+    The entries of a file with their line numbers, from 1. A torn last line is left out. Without a file, there are no entries.
 
     Raises:
         `SMDError`: for anything but such lines.

@@ -33,7 +33,7 @@ def locked(folder: str | os.PathLike, processes: Processes, holds: bool) -> Iter
     Within the context, no other run can use the folder.
 
     Args:
-        folder (`str` or `os.PathLike`): made if need be.
+        folder (`str` or `os.PathLike`): created if there is none.
         processes ([`Processes`]): the processes of this run, which all call this.
         holds (`bool`): whether this process is the one that writes there, and takes the lock for all.
 

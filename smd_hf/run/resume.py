@@ -31,7 +31,7 @@ class ResumePoint:
     Args:
         run ([`RunState`]): what it has found and spent.
         trainer_state (`dict`, *optional*): Trainer's state; `None` before the first generation is finished.
-        selected ([`Score`], *optional*): of the parent on the selection split, where that is known.
+        selected ([`Score`], *optional*): of the parent on the selection split, if it is known.
         stopped (`bool`, *optional*, defaults to `False`): a callback ended the run, which has only its results to write.
         in_ledger (`bool`, *optional*, defaults to `True`): the ledger in `output_dir` has all this.
         checkpoint (`str`, *optional*): whose weights to begin with.

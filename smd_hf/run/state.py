@@ -28,8 +28,8 @@ class RunState:
 
     Args:
         generations (list of `dict`): a [`Generation.record`] each.
-        calibration ([`Calibration`], *optional*): how sigma was found, where it was not given.
-        images_before (`int`), passes_before (`float`), seconds_before (`float`): spent before this process took the run up.
+        calibration ([`Calibration`], *optional*): how sigma was found, if it was not given.
+        images_before (`int`), passes_before (`float`), seconds_before (`float`): spent before this process resumed the run.
         loss (`float`): the sum over generations of the loss that Trainer logs.
     """
 

@@ -87,6 +87,7 @@ class FitnessScorer:
         else:
             scores = self.evaluator.score(family, batches, self.keep_logits, report, sums=sums)
         [parent, *results] = self._with_fitness(scores, ood, batches, known)
+        check_parent(scores[0])
         scored = [
             ScoredChild(child, score, value, eliminated=score.num_images < batches.num_images)
             for child, (score, value) in zip(children, results)
@@ -106,7 +107,7 @@ class FitnessScorer:
         if not variants:
             return []
         scores = self.evaluator.score(variants, batches, self.keep_logits)
-        return self._with_fitness(scores, self.ood_scores(variants, part), batches, {}, parent_first=False)
+        return self._with_fitness(scores, self.ood_scores(variants, part), batches, {})
 
     def ood_scores(self, variants: Sequence[Variant], part: str) -> list[Score | None]:
         """
@@ -126,13 +127,10 @@ class FitnessScorer:
         ood: Sequence[Score | None],
         batches: ImageBatches,
         known: dict[int, float],
-        parent_first: bool = True,
     ) -> list[tuple[Score, float]]:
         """Scores with their fitness, the same on every process: each computes a share that is not `known` to it."""
         for score, other in zip(scores, ood):
             score.ood = other
-        if parent_first:
-            check_parent(scores[0])
         labels = batches.labels
 
         def value(number: int) -> float:
