@@ -29,6 +29,7 @@ from .parallel.processes import Processes
 from .parallel.stopping import Interrupted, Terminated
 from .reports.run_report import write_results
 from .reports.run_result import RunResult
+from .reports.trackers import TrackerCallback
 from .run.batch_size import explain_oom, settle_batch_size
 from .run.compatibility import called_model_init, check_datasets, check_no_optimizer, check_overrides, settle_arguments
 from .run.cost_model import CostModel
@@ -183,6 +184,8 @@ class EvolutionTrainer(ForwardTrainer):
         first_parent = FirstParent(self.model, given_name, new_head)
         self.result = RunResult(args, images, first_parent, processing_class, found_batch_size)
         self.dataset_name: str | None = None
+        self.trackers = TrackerCallback(lambda: self.callback_handler.callbacks, lambda: self.journal.run)
+        self.add_callback(self.trackers)
 
     @property
     def evolution(self) -> Evolution:
@@ -386,6 +389,8 @@ class EvolutionTrainer(ForwardTrainer):
         with TickingBar("Writing the results", self._shows_bars):
             # All processes have the first one's report, when its files are written.
             [result.report, *_] = self.processes.gather(write)
+            if self.args.should_save:
+                self.trackers.on_report(result.report, Path(self.args.output_dir), done)
         journal.end(unfinished=None if result.stopped is None else done)
 
     @property

@@ -25,6 +25,7 @@ from .private_names import DATA, PRIVATE_NAMES, SET, USED
 PACKAGE = Path(smd_hf.__file__).parent
 LIBRARIES = ("transformers", "accelerate", "huggingface_hub", "timm", "pymoo", "datasets", "evaluate")
 DOCUMENTED_MODULES = {
+    "transformers.integrations",
     *LIBRARIES,
     "datasets.exceptions",
     "huggingface_hub.errors",
@@ -114,7 +115,9 @@ def undocumented_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
 
 def _shared_with_bases() -> Iterator[tuple[str, str]]:
     """Private names that a class of smd_hf defines or sets, and that a class of a library which it inherits from has, too."""
-    modules = [importlib.import_module(each.name) for each in pkgutil.walk_packages(smd_hf.__path__, "smd_hf.")]
+    # The page of a Space needs gradio, and has no base class of a library.
+    names = {each.name for each in pkgutil.walk_packages(smd_hf.__path__, "smd_hf.")} - {"smd_hf.hub.space.app"}
+    modules = [importlib.import_module(name) for name in sorted(names)]
     for kind in {kind for module in modules for kind in vars(module).values() if inspect.isclass(kind)}:
         if not kind.__module__.startswith("smd_hf."):
             continue
