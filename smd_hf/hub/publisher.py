@@ -130,13 +130,7 @@ class Publisher:
             logger.warning(self.failure)
 
     def push_checkpoint(self, checkpoint: Path, global_step: int) -> None:
-        """
-        Pushes a checkpoint in the background, as in Trainer. If that fails, the push at the end repeats it.
-
-        Args:
-            checkpoint (`Path`): the folder.
-            global_step (`int`): the number of generations that made it.
-        """
+        """Pushes a checkpoint in the background, as in Trainer. If that fails, the push at the end repeats it."""
         args, strategy = self.args, self.args.hub_strategy
         if strategy == HubStrategy.END:
             return

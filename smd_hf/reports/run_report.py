@@ -36,8 +36,7 @@ def write_results(
     Writes all files of a run but the evolved model, and sets the result's report. Only one process may call it.
 
     Args:
-        result ([`RunResult`]): with everything measured.
-        evolution ([`Evolution`]), run ([`RunState`]): after the last generation.
+        result ([`RunResult`]), evolution ([`Evolution`]), run ([`RunState`]): after the last generation, with everything measured.
         cost (`dict`): of the evolution only.
         dataset_name (`str`, *optional*): the data set's id on the Hub.
 

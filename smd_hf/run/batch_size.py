@@ -121,10 +121,7 @@ def settle_batch_size(
     """
     With `auto_find_batch_size`, sets `per_device_eval_batch_size` to the largest size that fits into memory.
 
-    Args:
-        args ([`EvolutionArguments`]): of the run.
-        evaluator ([`Evaluator`]): of the model on its device. All of its processes must call this.
-        make_batches ([`BatchMaker`]), dataset (*optional*): the images to try.
+    All processes of the evaluator must call it. The images to try are those of the data set.
 
     Returns:
         `dict` or `None`: the sizes `asked` and `found`, for the report. `None` if no size was to be found.

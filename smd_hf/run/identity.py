@@ -71,15 +71,7 @@ SAMPLED_ROWS = 256
 
 
 def run_identity(args: EvolutionArguments, model: PreTrainedModel, images: RunImages, runtime: str) -> dict[str, Any]:
-    """
-    What a run is, as JSON values.
-
-    Args:
-        args ([`EvolutionArguments`]): of the run.
-        model ([`~transformers.PreTrainedModel`]): its first parent.
-        images ([`RunImages`]): its data.
-        runtime (`str`): what runs the passes, with its version.
-    """
+    """What a run is, as JSON values. The model is its first parent, `runtime` is that of the evaluator with its version."""
     data, names, collator = {}, input_names(model), images.make_batches.collator
     for name, dataset in (("train_dataset", images.train_dataset), ("eval_dataset", images.test_dataset)):
         if dataset is not None:
@@ -121,9 +113,8 @@ def data_fingerprint(
 
     Args:
         dataset: map-style.
-        collator (`Callable`): rows to tensors, for rows whose images are not at hand undecoded.
-        image_column (`str`, *optional*), label_column (`str`, *optional*): where they are in a row; `None` where only the
-            collator knows.
+        collator (`Callable`): rows to tensors, for images that are not stored as files.
+        image_column, label_column (`str`, *optional*): in a row; `None` if only the collator knows.
         input_names (collection of `str`, *optional*): which of the collator's columns go into the model; all by default.
 
     Returns:

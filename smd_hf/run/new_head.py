@@ -12,16 +12,9 @@ from .run_images import RunImages
 
 def fit_new_head(model: PreTrainedModel, names: list[str], images: RunImages, args: EvolutionArguments) -> str:
     """
-    Replaces the model's head, in place, by one for other classes.
+    Replaces the model's head, in place, by one for other classes, and returns how it was made.
 
-    Args:
-        model ([`~transformers.PreTrainedModel`]): on its device.
-        names (list of `str`): the classes.
-        images ([`RunImages`]): a linear probe is fitted on the fitness images.
-        args ([`EvolutionArguments`]): `head_init` is `"linear_probe"` by default, or `"random"`.
-
-    Returns:
-        `str`: how the head was made.
+    By default it is a linear probe that is fitted on the fitness images; with `head_init="random"`, it is not trained.
 
     Raises:
         `SMDError`: if a linear probe is wanted and there are no fitness images.

@@ -130,13 +130,7 @@ class NoWork(Work):
 
 
 def run_work(callbacks: Iterable[TrainerCallback], costs: CostModel, limits: Limits) -> RunWork | NoWork:
-    """
-    What a run's progress bar counts from here on.
-
-    Args:
-        callbacks (iterable of [`~transformers.TrainerCallback`]): the progress bar is one of them, if there is one.
-        costs ([`CostModel`]), limits ([`Limits`]): as for [`RunWork`].
-    """
+    """What the progress bar among a run's callbacks counts from here on."""
     bars = [each for each in callbacks if isinstance(each, EvolutionProgressCallback)]
     shown = bars and costs.args.process_index == 0
     work = RunWork(bars, costs, limits) if shown else NoWork()

@@ -59,14 +59,7 @@ class FitnessScorer:
         on_scored: OnScored | None = None,
     ) -> tuple[Score, float, list[ScoredChild]]:
         """
-        The parent's score and fitness, and its children's.
-
-        Args:
-            children (sequence of [`Child`]): of one generation.
-            variants (sequence of [`Variant`]): the same as variants.
-            batches ([`ImageBatches`]): the fitness images.
-            sums ([`BatchSums`], *optional*): what recombination needs of all logits.
-            on_scored (`OnScored`, *optional*): told of each child.
+        The parent's score and fitness on the fitness images, and those of the children, which are given as variants too.
 
         Raises:
             `SMDError`: if the parent's logits are not finite.
@@ -96,27 +89,14 @@ class FitnessScorer:
         return *parent, scored
 
     def score(self, variants: Sequence[Variant], batches: ImageBatches, part: str) -> list[tuple[Score, float]]:
-        """
-        Score and fitness of each variant.
-
-        Args:
-            variants (sequence of [`Variant`]): of the current parent.
-            batches ([`ImageBatches`]): the images.
-            part (`str`): the part of the out-of-distribution images that goes with them: `"selection"` or `"test"`.
-        """
+        """Score and fitness of each variant. `part` of the out-of-distribution images is `"selection"` or `"test"`."""
         if not variants:
             return []
         scores = self.evaluator.score(variants, batches, self.keep_logits)
         return self._with_fitness(scores, self.ood_scores(variants, part), batches, {})
 
     def ood_scores(self, variants: Sequence[Variant], part: str) -> list[Score | None]:
-        """
-        Scores variants on out-of-distribution images; `None` for each if they are not needed.
-
-        Args:
-            variants (sequence of [`Variant`]): of the current parent.
-            part (`str`): `"fitness"`, `"selection"` or `"test"`.
-        """
+        """Scores on a part of the out-of-distribution images (a field of [`OODImages`]); `None` if they are not needed."""
         if self.ood is None:
             return [None] * len(variants)
         return list(self.evaluator.score(variants, getattr(self.ood, part), keep_logits=True))

@@ -14,13 +14,7 @@ KEEP_PARENT = Candidate("parent", ())
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """
-    A candidate and its result on the selection split.
-
-    Args:
-        candidate ([`Candidate`]): the candidate.
-        score ([`Score`]), fitness (`float`): on the selection split.
-    """
+    """A candidate with its score and fitness on the selection split."""
 
     candidate: Candidate
     score: Score
@@ -33,13 +27,9 @@ def score_proposals(
     processes: Processes,
 ) -> list[ScoredCandidate]:
     """
-    Scores the candidates of all rounds of a recombination and tells it their fitness.
+    Scores the candidates of all rounds of [`Recombination.propose`] and sends it their fitness.
 
-    Args:
-        proposals (generator): from [`Recombination.propose`].
-        score (`Callable`): scores candidates on the selection split.
-        processes ([`Processes`]): all follow the first one's proposals: different machines may solve equations to different
-            last bits.
+    All processes follow the first one's proposals: different machines may solve equations to different last bits.
     """
 
     def shared(candidates: list[Candidate] | None) -> list[Candidate] | None:
