@@ -162,5 +162,3 @@ def test_sigma_schedules():
     assert [scheduled_sigma(2.0, "linear", g, 4) for g in range(4)] == [2.0, 1.5, 1.0, 0.5]
     cosine = [scheduled_sigma(2.0, "cosine", g, 4) for g in range(4)]
     assert cosine[0] == 2.0 and cosine[2] == pytest.approx(1.0) and 0 < cosine[3] < cosine[1] < 2
-    with pytest.raises(SMDError, match="sigma_schedule"):
-        scheduled_sigma(1.0, "step", 0, 4)

@@ -325,7 +325,7 @@ def test_equal_candidates_leave_the_parent_and_failed_ones_are_no_candidates(row
         ({"racing": "halving"}, "racing=halving does not fit objectives"),
         ({"fitness": "accuracy"}, "fitness=accuracy does not fit objectives"),
         ({"elitism": False}, "elitism=False does not fit objectives"),
-        ({"fitness_greater_is_better": True}, "fitness_greater_is_better=True does not go with"),
+        ({"fitness_greater_is_better": True}, "fitness_greater_is_better=True does not fit objectives"),
         ({"selection_fraction": 0.0, "fitness_samples_per_generation": 10}, "Set aside a selection_fraction"),
         ({"objectives": None, "ensemble_size": 2, "ensemble_selection": "front"}, "and none are given"),
     ],
