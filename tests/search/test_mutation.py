@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from smd_hf import SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.scoring.changes import applied, commit
 from smd_hf.search.mutation import Mutation, tensor_scale
