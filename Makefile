@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-with-tools
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -e
 
-.PHONY: demo test test-lowest test-newest test-integrations format lint types docs
+.PHONY: demo test test-lowest test-newest test-integrations format lint docs
 
 demo: $(INSTALLED)
 	$(BIN)/smd-hf demo
@@ -24,13 +24,11 @@ lint: $(WITH_TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # The site is in site/, to read from a folder: site/index.html. No network is needed.
 docs: $(WITH_TOOLS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
-types: $(WITH_TOOLS)
-	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # The suite with the lowest versions that pyproject.toml allows, and with the newest there are.
 test-lowest test-newest: test-%: $(INSTALLED)

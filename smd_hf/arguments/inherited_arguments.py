@@ -121,8 +121,8 @@ def _flag(name: str) -> bool:
 def ignored_arguments(args: Any) -> list[str]:
     """The arguments without effect that were given a value other than their default."""
     given = args.non_default()
-    # False is the same as their default None.
-    off = {name for name in ("activation_checkpointing", "gradient_checkpointing") if not getattr(args, name)}
+    # False is the same as their default None; transformers before 5.22 has only the second.
+    off = {name for name in ("activation_checkpointing", "gradient_checkpointing") if not getattr(args, name, None)}
     names = [name for name in NO_EFFECT if name in given and name not in off]
     if args.include_num_input_tokens_seen not in (False, "no"):
         names.append("include_num_input_tokens_seen")

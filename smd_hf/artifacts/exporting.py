@@ -149,7 +149,7 @@ def _to_onnx(program: torch.export.ExportedProgram, path: Path) -> Callable[[np.
         program, f=str(path), dynamo=True, input_names=["pixel_values"], output_names=["logits"], external_data=False, verbose=False
     )  # fmt: skip
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"pixel_values": images})[0]
+    return lambda images: np.asarray(session.run(None, {"pixel_values": images})[0])
 
 
 def _to_openvino(program: torch.export.ExportedProgram, path: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Terminated as end:
         print(f"\n{program}: terminated. {end or 'Nothing was saved.'}", file=sys.stderr)
-        return int(end.code)
+        return end.code  # pyright: ignore[reportReturnType]
     except SystemExit as end:  # argparse, after --help and --version
-        return int(end.code or 0)  # pyright: ignore
+        return int(end.code or 0)
 
 
 def _find_command(argv: list[str]) -> tuple[str, list[str]]:

@@ -148,7 +148,7 @@ class SimpleParser(ArgumentParser):
             raise SMDError(self._no_such(strange)) from error
         if unknown:
             raise SMDError(self._no_such(next((each for each in unknown if each.startswith("-")), unknown[0])))
-        return found
+        return found  # pyright: ignore[reportReturnType]
 
     def _no_such(self, option: str) -> str:
         names = [each for each in self._option_string_actions if each.startswith("--")]

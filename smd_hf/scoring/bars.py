@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm.auto import tqdm
 
@@ -65,7 +65,9 @@ class TickingBar:
         if self._over.wait(DELAY):
             return
         # Counted or not is decided when the bar appears.
-        style = {"bar_format": _UNCOUNTED} if self.total is None else {"unit": " images", "unit_scale": True}
+        style: dict[str, Any] = (
+            {"bar_format": _UNCOUNTED} if self.total is None else {"unit": " images", "unit_scale": True}
+        )
         with tqdm(desc=self.description, total=self.total, dynamic_ncols=True, smoothing=0, **style) as bar:
             bar.start_t = self._start
             over = False

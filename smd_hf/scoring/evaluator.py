@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class Evaluator:
         memory_format: torch.memory_format = torch.preserve_format,
         choice: RuntimeChoice | None = None,
     ):
-        self.model = model
+        self.model: Any = model
         self.device = device
         self.autocast = autocast
         self.processes = processes or Processes()
@@ -160,7 +161,7 @@ class Evaluator:
         numbers = range(len(batches)) if numbers is None else numbers
         call = Call()
         if self.ledger is not None:
-            num_labels = self.model.config.num_labels if keep_logits else None
+            num_labels = self.model.config.num_labels if keep_logits else None  # pyright: ignore
             call = self.ledger.call(len(variants), batches, numbers, num_labels, None if sums is None else sums.shape)
         batches.add_labels(call.labels)
         known = call.cells.keys() if sums is None else call.totals.keys()
@@ -285,7 +286,7 @@ class Evaluator:
         if self._pass_shares is None or not self.replays(variants):
             return [1.0] * len(variants), 0.0
         shares = self._pass_shares
-        return [max((shares[name] for name in variant.changed), default=0.0) for variant in variants], 1.0
+        return [max((shares[name] for name in variant.changed or ()), default=0.0) for variant in variants], 1.0
 
     def _record(self, job: Job, batch: Batch, inputs: Mapping[str, torch.Tensor]) -> None:
         """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""

@@ -95,7 +95,8 @@ class PrefixReplay:
         self.clear()
         self.positions = {}
         self._key = key
-        self._probe: Probe | None = None
+        # Set by the first recording.
+        self._probe: Any = None
         self._proven = False
         self._units: list[nn.Module] = []
         self._refusal: str | None = None
@@ -220,16 +221,17 @@ class PrefixReplay:
         if self._refusal is not None:
             self._tell(self._refusal)
             return forward(*args, **kwargs)
-        kept = self._kept()
+        kept, probe = self._kept(), self._probe
+        assert probe is not None
         before = _state(self.model, self._device) if not self._proven else None
-        take = Recording(self._probe.calls, kept, self._device.type == "cuda")
+        take = Recording(probe.calls, kept, self._device.type == "cuda")
         with wrapped({module: take.wrapper(unit) for unit, module in enumerate(self._units)}):
             take.stamp()
             output = forward(*args, **kwargs)
             take.stamp()
-        if take.events != self._probe.events:
+        if take.events != probe.events:
             self._refuse("its blocks are not called in the same order in each pass")
-        elif not self._proven and not _same_state(before, _state(self.model, self._device)):
+        elif not self._proven and not _same_state(before or [], _state(self.model, self._device)):
             self._refuse("a pass changes a buffer or an attribute of a module, or draws random numbers")
         elif _has_hooks(self.model):
             self._refuse("forward hooks are registered on it")
@@ -386,7 +388,7 @@ def _has_hooks(model: nn.Module) -> bool:
 
 def _state(model: nn.Module, device: torch.device) -> list[Any]:
     """What a pass must leave as it is: references, so that no identity is taken twice, and counts of modifications."""
-    state = [("random numbers", torch.get_rng_state().tolist())]
+    state: list[Any] = [("random numbers", torch.get_rng_state().tolist())]
     if device.type == "cuda":
         state.append(("random numbers of the device", torch.cuda.get_rng_state(device).tolist()))
     for value in chain.from_iterable(vars(module).values() for module in model.modules()):

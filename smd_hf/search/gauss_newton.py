@@ -80,9 +80,10 @@ class GaussNewtonSums:
 
     def _change(self, children: Sequence[torch.Tensor], place: int, rows: slice, base: torch.Tensor) -> torch.Tensor:
         plus = children[self.plus[place]][rows].to(base.device).double()
-        if self.minus[place] is None:
+        opposite = self.minus[place]
+        if opposite is None:
             return plus - base
-        return (plus - children[self.minus[place]][rows].to(base.device).double()) / 2
+        return (plus - children[opposite][rows].to(base.device).double()) / 2
 
 
 def _derivatives(
@@ -134,6 +135,7 @@ class GaussNewton(Recombination):
     def propose(
         self, children: Sequence[ScoredChild], sums: GaussNewtonSums | None = None
     ) -> Generator[list[Candidate], list[float], None]:
+        assert sums is not None and sums.total is not None
         failed = {scored.child.direction for scored in children} - {
             scored.child.direction for scored in ranked(children)
         }

@@ -15,7 +15,7 @@ from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-import gradio
+import gradio  # pyright: ignore[reportMissingImports] (an extra)
 import torch
 from matplotlib.figure import Figure
 
@@ -160,8 +160,10 @@ def verdict_of(folder: Path) -> str:
 def report_rows(folder: Path) -> list[list[str]]:
     """The before/after table; empty before the end of a run."""
     report = read_report(folder)
-    rows = []
-    for key, label, factor, digits in ROWS if report is not None else ():
+    rows: list[list[str]] = []
+    if report is None:
+        return rows
+    for key, label, factor, digits in ROWS:
         change = report["difference"][key]
         values = [report["parent"][key], report["evolved"][key], change["estimate"], *change["interval"]]
         if None in values:

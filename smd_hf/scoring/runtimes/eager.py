@@ -47,12 +47,13 @@ class Eager:
         self, changes: Iterable[tuple[str, Change]], changed: Collection[str] | None = None
     ) -> Iterator[Forward]:
         with applied(self.parameters, changes):
-            if self._replay is None or changed is None:
+            replay = self._replay
+            if replay is None or changed is None:
                 yield self.forward
                 return
 
             def forward(inputs: Inputs) -> torch.Tensor:
-                with self._replay.replay(changed):
+                with replay.replay(changed):
                     return self.forward(inputs)
 
             yield forward

@@ -80,7 +80,7 @@ class _Converted:
         outputs = segment.outputs if segment is not None else whole.outputs[-1:]
         results = [opset13.result(sources[name]) for name in outputs]
         if segment is None:
-            return Model(results, [parameters[place] for place in places])
+            return Model(results, [parameters[place] for place in places])  # pyright: ignore
         entries = []
         for name in [*segment.inputs, *(node.name for node in segment.weights)]:
             if name in sources:
@@ -89,7 +89,7 @@ class _Converted:
                 for target in source.get_target_inputs():
                     target.replace_source_output(parameters[name].output(0))
             entries.append(parameters[name])
-        return Model(results, entries)
+        return Model(results, entries)  # pyright: ignore
 
 
 class _Compiled:

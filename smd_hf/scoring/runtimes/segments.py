@@ -8,6 +8,7 @@ child computes from the kept activations of the parent is, to the bit, what a pa
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import fx
@@ -84,7 +85,7 @@ def cut(exported: Exported, most: int, mutable: Collection[str]) -> Cut:
 
 def operations(node: fx.Node) -> float:
     """The cost of one node: floating-point operations of matrix products and convolutions, and the numbers that it writes."""
-    values = node.meta.get("val")
+    values: Any = node.meta.get("val")
     written = sum(each.numel() for each in (values if isinstance(values, list | tuple) else [values]) if _counts(each))
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
     mode = next((each.fake_mode for each in _flat(args) if isinstance(each, FakeTensor)), None)
