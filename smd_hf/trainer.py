@@ -20,6 +20,7 @@ from .artifacts.first_parent import FirstParent
 from .artifacts.resolve_model import resolve_model
 from .data.image_checks import ReadableRows
 from .data.preparation import check_problem_type, prepare_data
+from .data.streaming import take_streams
 from .errors import SMDError
 from .files import explain_full_disk
 from .hub.forward_trainer import ForwardTrainer
@@ -126,6 +127,7 @@ class EvolutionTrainer(ForwardTrainer):
             args = EvolutionArguments(output_dir="tmp_trainer")
         check_overrides(type(self), EvolutionTrainer)
         check_no_optimizer(optimizers, optimizer_cls_and_kwargs)
+        train_dataset, eval_dataset = take_streams(args, train_dataset, eval_dataset)
         check_datasets(train_dataset, eval_dataset, ood_dataset)
         settle_arguments(args)
         given_name = str(model) if isinstance(model, str | Path) else None

@@ -80,6 +80,18 @@ class DataArguments:
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Report on at most this many images, drawn evenly over the classes."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Do not download the data set dataset_name: take the images that the run needs from a stream, once. These are "
+            "max_train_samples, or else fitness_samples_per_generation for each generation with the share for selection; and "
+            "max_eval_samples, or else 2,000."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={"help": "With streaming: rows that are read ahead and shuffled, beside the order of the files."},
+    )
 
 
 @dataclass

@@ -12,6 +12,7 @@ from ..arguments.evolution_arguments import EvolutionArguments
 from ..arguments.inherited_arguments import HIDDEN
 from ..arguments.script_arguments import DataArguments, ModelArguments, OODArguments
 from ..data.splits import load_ood_images, load_splits
+from ..data.streaming import rows_needed
 from ..errors import SMDError
 from ..metrics.absent_classes import absent_lines
 from ..metrics.ood import ood_lines
@@ -66,6 +67,8 @@ def run(argv: Sequence[str]) -> int:
     model_args, data_args, ood_args, args, resuming = parser.parse(argv)
     name = required(model_args, "model_name_or_path")
     args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_args.loading()}
+    if data_args.streaming and data_args.max_train_samples is None:
+        data_args.max_train_samples = rows_needed(args)
     quiet_libraries()
 
     with hub_token(model_args.token):

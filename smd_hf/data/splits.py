@@ -1,7 +1,9 @@
 """Splits: from what a user names on the command line to the data sets to train and to validate on."""
 
 import glob
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ..messages import did_you_mean, one_line
 from ..models.loading_errors import hub_fault, similar_in_cache
 from .labels import label_values, stratified_order, stratified_split
 from .rows import find_columns, find_image_column, find_label_column, is_image_struct
+from .streaming import BUFFER_SIZE, EVAL_SAMPLES, take
 
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "eval")
 
@@ -36,6 +39,8 @@ def load_splits(
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     train_val_split: float | None = 0.15,
+    streaming: bool = False,
+    shuffle_buffer_size: int = BUFFER_SIZE,
     seed: int = 42,
     cache_dir: str | None = None,
     token: str | bool | None = None,
@@ -43,32 +48,38 @@ def load_splits(
     need_train: bool = True,
 ) -> tuple[datasets.Dataset | None, datasets.Dataset]:
     """
-        Loads the training and the validation split that the command line's arguments name.
+    Loads the training and the validation split that the command line's arguments name.
 
-        Validation images come from the validation folder or file, or for a data set by name from its validation split
-        (also `valid`, `val`, `dev`, `eval`), else from its test split if that is labelled. Otherwise they are a
-        stratified share of the training split. The two label spaces are not yet compared: see
-        [`~alignment.check_same_labels`].
+    Validation images come from the validation folder or file, or for a data set by name from its validation split (also
+    `valid`, `val`, `dev`, `eval`), else from its test split if that is labelled. Otherwise they are a stratified share of the
+    training split. The two label spaces are not yet compared: see [`~alignment.check_same_labels`].
 
-        Args:
-            dataset_name (`str`, *optional*): a data set on the Hub, or a local folder that `load_dataset` or
-    x
-            dataset_config_name (`str`, *optional*): its configuration.
-            train_dir, validation_dir (`str`, *optional*): folders with one sub-folder of images for each class.
-            train_file, validation_file (`str`, *optional*): Parquet files.
-            image_column_name, label_column_name (`str`, *optional*): see [`~data.find_columns`].
-            max_train_samples, max_eval_samples (`int`, *optional*): take a random, stratified subset of this size.
-            train_val_split (`float`, *optional*, defaults to 0.15): share of the training split to set aside for
-                validation where there is no validation split.
-            seed (`int`, *optional*, defaults to 42): decides on the subsets.
-            cache_dir (`str`, *optional*), token (`str` or `bool`, *optional*), revision (`str`, *optional*): as for
-                `load_dataset`. The token appears in no message.
-            need_train (`bool`, *optional*, defaults to `True`): `False` if validation images are enough; the
-                training split is then `None` if none is given.
+    Args:
+        dataset_name (`str`, *optional*): a data set on the Hub, or a local folder that `load_dataset` or `load_from_disk`
+            reads. Never runs code of the data set.
+        dataset_config_name (`str`, *optional*): its configuration.
+        train_dir, validation_dir (`str`, *optional*): folders with one sub-folder of images for each class.
+        train_file, validation_file (`str`, *optional*): Parquet files.
+        image_column_name, label_column_name (`str`, *optional*): see [`~data.find_columns`].
+        max_train_samples, max_eval_samples (`int`, *optional*): take a random, stratified subset of this size; of a stream, the
+            first rows after a shuffle.
+        train_val_split (`float`, *optional*, defaults to 0.15): share of the training split to set aside for validation where
+            there is no validation split.
+        streaming (`bool`, *optional*, defaults to `False`): takes rows from a stream of `dataset_name`, instead of downloading
+            it. Needs `max_train_samples`; `max_eval_samples` defaults to 2,000.
+        shuffle_buffer_size (`int`, *optional*, defaults to 1000): rows of a stream that are shuffled among each other.
+        seed (`int`, *optional*, defaults to 42): decides on the subsets.
+        cache_dir (`str`, *optional*), token (`str` or `bool`, *optional*), revision (`str`, *optional*): as for
+            `load_dataset`. The token appears in no message.
+        need_train (`bool`, *optional*, defaults to `True`): `False` if validation images are enough; the training split is
+            then `None` if none is given.
 
-        Raises:
-            `SMDError`: for arguments that name no data or two kinds of it, a file, folder, data set or split that does not
-                exist, is empty or of another kind, and missing columns.
+    Returns:
+        `tuple`: the training split (or `None`) and the validation split, as `datasets.Dataset`.
+
+    Raises:
+        `SMDError`: for arguments that name no data or two kinds of it, a file, folder, data set or split that does not exist, is
+            empty or of another kind, and missing columns.
     """
     paths = {"train_dir": train_dir, "validation_dir": validation_dir, "train_file": train_file}
     given = [name for name, path in {**paths, "validation_file": validation_file}.items() if path is not None]
@@ -87,8 +98,17 @@ def load_splits(
         if value is not None and value < 1:
             raise SMDError(f"{name} is {value}; expected at least 1. Leave it out to use all images.")
 
+    if streaming and dataset_name is None:
+        raise SMDError(
+            "streaming is for a data set by name (dataset_name), but files or folders are given. Leave it out."
+        )
     if dataset_name is not None:
-        splits = _load_named(dataset_name, dataset_config_name, cache_dir, token, revision)
+        splits = _load_named(dataset_name, dataset_config_name, cache_dir, token, revision, streaming)
+        if streaming:
+            splits = _take_splits(
+                splits, max_train_samples, max_eval_samples, train_val_split, need_train, label_column_name,
+                {"seed": seed, "buffer_size": shuffle_buffer_size},
+            )  # fmt: skip
         train, validation = splits.get("train"), None
         for name in (*VALIDATION_SPLITS, "test"):
             if name in splits and (name != "test" or _is_labelled(splits[name], label_column_name)):
@@ -171,10 +191,49 @@ def load_ood_images(
     return images.select(np.sort(rows))
 
 
-def _load_named(
-    name: str, config: str | None, cache_dir: str | None, token: str | bool | None, revision: str | None
+def _take_splits(
+    splits: Mapping[str, Any],
+    train_samples: int | None,
+    eval_samples: int | None,
+    train_val_split: float | None,
+    need_train: bool,
+    label_column_name: str | None,
+    shuffle: Mapping[str, int],
 ) -> dict[str, datasets.Dataset]:
-    """All splits of a data set on the Hub or in a local folder."""
+    """The rows of streamed splits that are needed, under the names of the splits."""
+    if need_train and train_samples is None:
+        raise SMDError(
+            "With streaming, it must be known how many images to take. Give max_train_samples, or (to `smd-hf evolve`) "
+            "fitness_samples_per_generation."
+        )
+    found: dict[str, datasets.Dataset] = {}
+    for name in (*VALIDATION_SPLITS, "test"):
+        if name in splits:
+            rows = _with_image_feature(
+                take(splits[name], eval_samples or EVAL_SAMPLES, what=f"The split '{name}'", **shuffle)
+            )
+            if name != "test" or _is_labelled(rows, label_column_name):
+                found[name] = rows
+                break
+    if "train" in splits and (need_train or not found):
+        count = train_samples or 0
+        if not found:
+            count = max(count, 1) if not train_val_split else math.ceil(max(count, 1) / (1 - train_val_split))
+        if not need_train:
+            count = math.ceil((eval_samples or EVAL_SAMPLES) / (train_val_split or 1))
+        found["train"] = _with_image_feature(take(splits["train"], count, what="The split 'train'", **shuffle))
+    return found
+
+
+def _load_named(
+    name: str,
+    config: str | None,
+    cache_dir: str | None,
+    token: str | bool | None,
+    revision: str | None,
+    streaming: bool = False,
+) -> dict[str, Any]:
+    """All splits of a data set on the Hub or in a local folder; streams of it on request."""
     local = Path(name).expanduser()
     if local.is_file():
         raise SMDError(f"dataset_name {name!r} is a file. Give a Parquet file by train_file and validation_file.")
@@ -185,7 +244,9 @@ def _load_named(
             loaded = datasets.load_from_disk(str(local))
         else:
             path = str(local) if local.is_dir() else name
-            loaded = datasets.load_dataset(path, config, cache_dir=cache_dir, token=token, revision=revision)
+            loaded = datasets.load_dataset(
+                path, config, cache_dir=cache_dir, token=token, revision=revision, streaming=streaming
+            )
     except IndexError:  # what `load_from_disk` raises for a split that was saved without a single row
         raise SMDError(f"The data set {name!r} has an empty split. Give splits with images.") from None
     except (OSError, ValueError, RuntimeError, HTTPError, DatasetsError) as error:
@@ -204,6 +265,8 @@ def _load_named(
             f"data set on the Hub that you may read, or a local folder with one.{_near_path(local) or _near_id(name)}"
         ) from None
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    if streaming:
+        return dict(splits)
     return {str(split): _with_image_feature(dataset) for split, dataset in splits.items()}
 
 
