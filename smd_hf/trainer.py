@@ -162,9 +162,8 @@ class EvolutionTrainer(ForwardTrainer):
 
         # 3. The images, in batches that fit into memory, and a head for their labels
         self.processes = processes = Processes(args.spread, args.process_index, args.world_size)
-        mixed_precision = self.accelerator.mixed_precision != "no"
-        autocast = self.autocast_smart_context_manager
-        make_evaluator = partial(build_evaluator, self.model, args, args.device, autocast, processes, mixed_precision)
+        precision = (self.autocast_smart_context_manager, processes, self.accelerator.mixed_precision != "no")
+        make_evaluator = partial(build_evaluator, self.model, args, args.device, *precision)
         make_batches = BatchMaker(args, self.model, self.data_collator, processing_class, args.device)
         tried = train_dataset if train_dataset is not None else first_of(data.eval_dataset)
         found_batch_size = settle_batch_size(args, make_evaluator(plain=True), make_batches, tried)
@@ -259,11 +258,8 @@ class EvolutionTrainer(ForwardTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """
-        Trainer's loop cannot be used: it counts a step that `max_hours` has given up, wraps `model.forward` in
-        `accelerator.prepare`, and logs a learning rate and a gradient norm.
-        """
-        # An unexplained lack of memory would make Trainer begin again with a smaller training batch.
+        # Trainer's loop counts a step that max_hours has given up, wraps model.forward, and logs a learning rate. For a lack of
+        # memory that is not explained, it would begin again with a smaller training batch.
         with explain_oom(self.args):
             return self._evolve(trial, ignore_keys_for_eval)
 
@@ -366,8 +362,8 @@ class EvolutionTrainer(ForwardTrainer):
             if self.args.save_strategy == "best":
                 self.control.should_save = is_best
         if self.control.should_save:
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self.journal.begin_checkpoint(Path(self._get_output_dir(trial)) / name, self.model)
+            folder = self.args.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.journal.begin_checkpoint(folder, self.model)
             self._save_checkpoint(self.model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
@@ -392,7 +388,7 @@ class EvolutionTrainer(ForwardTrainer):
             # All processes have the first one's report, when its files are written.
             [result.report, *_] = self.processes.gather(write)
             if self.args.should_save:
-                self.trackers.on_report(result.report, Path(self.args.output_dir), done)
+                self.trackers.on_report(result.report, self.args.folder, done)
         journal.end(unfinished=None if result.stopped is None else done)
 
     @property

@@ -28,7 +28,6 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, str]]] = {
             "a run fails after its last generation",
         ),
         "_save_checkpoint": ("(self, model, trial)", "no checkpoint is saved"),
-        "_get_output_dir": ("(self, trial)", "no checkpoint can be saved"),
         "_init_training_state": (
             "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)",
             "no run begins: the trainer state is not made",
