@@ -1,7 +1,7 @@
 """
 `EvolutionCallback`: generations of evolution within gradient training by an ordinary `transformers.Trainer`.
 
-The weights change in place. The optimizer goes on with them and with its own state.
+The weights change in place. The optimizer continues with them and its own state.
 """
 
 from collections.abc import Iterator

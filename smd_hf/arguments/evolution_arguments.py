@@ -136,7 +136,7 @@ class EvolutionArguments(
 
     @property
     def idle_gpus(self) -> int:
-        """GPUs that are visible to this process beside the one that it uses; 0 under a launcher."""
+        """GPUs that this process sees and does not use; 0 under a launcher."""
         return super().n_gpu - self.n_gpu
 
     @property

@@ -1,4 +1,4 @@
-"""Pushes a run to the Hub: its results, and its checkpoints while it goes on."""
+"""Pushes a run to the Hub: its results, and its checkpoints during training."""
 
 import tempfile
 from collections.abc import Callable

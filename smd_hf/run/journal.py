@@ -1,4 +1,4 @@
-"""What a run keeps in its folder while it goes on: the ledger, its state, and a line for each generation."""
+"""What a run keeps in its folder while it runs: the ledger, its state, and a line for each generation."""
 
 import os
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Journal:
         run ([`RunState`]): the generations so far, and what they cost.
         ledger ([`Ledger`]): what was scored. There is none before [`Journal.open`].
         identity (`dict`): what the run is: arguments, data, parent.
-        point ([`ResumePoint`]): where it began or goes on.
+        point ([`ResumePoint`]): where it begins or resumes.
     """
 
     ledger: Ledger

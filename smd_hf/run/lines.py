@@ -2,7 +2,7 @@
 The lines of a ledger: each is JSON with a checksum at its end. Lines are only appended.
 
 A process that is killed leaves complete lines, and at most one torn line at the end, which is dropped. Any other damaged line is
-an error that names file and line, so that no run goes on with wrong scores. As in Python's JSON, NaN and infinity are numbers.
+an error that names file and line, so that no run continues with wrong scores. As in Python's JSON, NaN and infinity are numbers.
 """
 
 import base64

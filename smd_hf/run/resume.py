@@ -1,4 +1,4 @@
-"""Where a run goes on: after its last finished generation, with the weights of a checkpoint or of the first parent."""
+"""Where a run resumes: after its last finished generation, with the weights of a checkpoint or of the first parent."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 @dataclass
 class ResumePoint:
     """
-    Where a run goes on.
+    Where a run resumes.
 
     Args:
         run ([`RunState`]): what it has found and spent.

@@ -1,4 +1,4 @@
-"""Progress bars for what takes long beside the generations of a run: they appear after two seconds, and move every second."""
+"""Progress bars for long steps other than generations: they appear after two seconds and move every second."""
 
 import threading
 import time

@@ -58,7 +58,7 @@ class Evaluator:
             alone.
         prefix_replay (`bool`, *optional*, defaults to `True`): passes of variants begin at the first block that is changed.
         change_cache_bytes (`int`, *optional*, defaults to 1e9): memory for the weights of children while batches go by one at
-            a time; beyond it they are made anew for each batch.
+            a time; beyond it they are remade for each batch.
         forward (`Callable`, *optional*): what is called in place of the model: the same, compiled.
         memory_format (`torch.memory_format`, *optional*): of inputs of shape `(batch, channels, height, width)`.
         choice ([`RuntimeChoice`], *optional*): finds out on the first batch what runs the passes. Until then, and by default, it

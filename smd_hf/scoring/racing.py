@@ -14,7 +14,7 @@ def rounds(num_children: int, num_batches: int, survivors: int) -> list[int]:
     After how many batches each round ends, the last of them after all.
 
     With R halvings from `num_children` down to `survivors`, round r of 0 ... R - 1 ends at the share 2^(r - R - 1) of the
-    batches (but after one at the least): 64 children and 8 survivors cost 14 passes over the data instead of 64.
+    batches (at least one): 64 children and 8 survivors cost 14 passes over the data instead of 64.
 
     Args:
         num_children (`int`), num_batches (`int`), survivors (`int`): each 1 or more.

@@ -28,7 +28,7 @@ class CallWork:
     The part of one process in a scoring call, scaled up to all of them: no process asks another how far it has come.
 
     Args:
-        work ([`Work`]): is told.
+        work ([`Work`]): is notified.
         weights (sequence of `float`): what an image costs for each variant, in passes of the whole model.
         recording (`float`): what it costs to record the pass that all variants replay, likewise.
         batches ([`ImageBatches`]), numbers (`range`): the images, and which batches of them.

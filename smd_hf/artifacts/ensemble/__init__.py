@@ -11,5 +11,5 @@ __all__ = ["SMDEnsembleConfig", "SMDEnsembleForImageClassification", "SMDEnsembl
 
 AutoConfig.register(SMDEnsembleConfig.model_type, SMDEnsembleConfig, exist_ok=True)
 AutoModelForImageClassification.register(SMDEnsembleConfig, SMDEnsembleForImageClassification, exist_ok=True)
-# This makes `save_pretrained` of a configuration alone write its code beside it.
+# With this, `save_pretrained` of a configuration also saves its code.
 SMDEnsembleConfig.register_for_auto_class()

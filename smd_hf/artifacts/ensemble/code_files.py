@@ -1,4 +1,4 @@
-"""The code that is saved beside an ensemble's weights: its own, and that of its models where they have some."""
+"""The code that is saved with an ensemble's weights: its own, and that of its models, if any."""
 
 import inspect
 from pathlib import Path

@@ -17,7 +17,7 @@ BF16 = "BF16"
 
 
 def has_bf16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this CPU (AVX-512 or AMX): elsewhere it takes float32 without a word."""
+    """Whether OpenVINO computes in bfloat16 on this CPU (AVX-512 or AMX): elsewhere it silently uses float32."""
     import openvino
 
     return BF16 in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
