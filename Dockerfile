@@ -7,12 +7,14 @@ ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 HF_HOME=/cache MPLCONFIGDIR=/tmp/matpl
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY smd_hf ./smd_hf
+# The package itself, from this folder: there is no version to pin.
+# hadolint ignore=DL3013
 RUN pip install ".[pareto,openvino]" \
     && useradd --create-home --uid 1000 user \
     && mkdir /cache /work \
     && chown user:user /cache /work
 
-USER user
+USER 1000
 WORKDIR /work
 VOLUME ["/cache", "/work"]
 ENTRYPOINT ["smd-hf"]
