@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Collection
+from functools import partial
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from transformers.utils import logging
 
 from ...errors import SMDError
 from ...messages import one_line
-from .compiled import compile_cut
+from .compiled import compiled
 from .eager import Eager
 from .graph import CannotExport
 from .openvino import OpenVINO, has_bf16
@@ -105,7 +106,8 @@ class RuntimeChoice:
         if name == "eager":
             return Eager(self.model, self.prefix_replay)
         if name not in self._runtimes:
-            compile = OpenVINO("bf16" if self.precision == "bf16" else "f32") if name == "openvino" else compile_cut
+            precision = "bf16" if self.precision == "bf16" else "f32"
+            compile = partial(OpenVINO, precision=precision) if name == "openvino" else compiled
             segments = SEGMENTS if self.prefix_replay else 1
             self._runtimes[name] = SegmentedRuntime(self.model, name, compile, self.mutable, self.batch_size, segments)
         return self._runtimes[name]

@@ -1,21 +1,28 @@
-"""An exported model in compiled segments, together with what they take of the parent's weights."""
+"""An exported model as compiled, together with what it takes of the parent's weights."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import fx, nn
 
 from .graph import Exported
-from .segments import Cut, Segment, cut
+from .segments import Cut, Segment
 
 Run = Callable[..., Sequence[torch.Tensor]]
 """A compiled segment: from its inputs and weights to its outputs, which its next call may overwrite."""
 
-Compile = Callable[[Cut], tuple[Run, Sequence[Run]]]
-"""
-Compiles a graph: in one piece, from inputs and weights to the logits alone, and in parts. Whatever takes long is done when a
-function is called for the first time.
-"""
+
+class Compiled(Protocol):
+    """A compiled graph. Whatever takes long is done when a function is called for the first time."""
+
+    def whole(self, outputs: tuple[str, ...]) -> Run:
+        """The whole graph, from the inputs and weights of [`Cut.whole`] to some of its outputs."""
+        ...
+
+    def suffix(self, part: int) -> Run:
+        """From the activations at one place and the weights behind it to the logits."""
+        ...
 
 
 class Plan:
@@ -26,41 +33,30 @@ class Plan:
         exported ([`Exported`]): the graph.
         mutable (collection of `str`): names of the weights that are inputs. All others are constants.
         compile (`Callable`): compiles the graph.
-        most (`int`): how many segments at most.
+        most (`int`): into how many parts it is cut at most.
 
     Attributes:
-        cut ([`Cut`]): the graph in one piece and in parts.
-        values (dict of `torch.fx.Node` to `torch.Tensor`): what the segments take of the parent's weights.
+        cut ([`Cut`]): the graph and the places where it is cut.
+        values (dict of `torch.fx.Node` to `torch.Tensor`): what the graph takes of the parent's weights.
     """
 
-    def __init__(self, exported: Exported, mutable: Collection[str], compile: Compile, most: int):
+    def __init__(self, exported: Exported, mutable: Collection[str], compile: Callable[[Cut], Compiled], most: int):
         self.exported = exported
         self.mutable = frozenset(mutable)
-        self.cut = cut(exported, most, self.mutable)
-        self._whole, self._parts = compile(self.cut)
-        self._first = {
-            name: place
-            for place, part in reversed(list(enumerate(self.cut.parts)))
-            for node in part.weights
-            for name in exported.sources[node]
-        }
+        self.cut = Cut(exported, most, self.mutable)
+        self._compiled = compile(self.cut)
+        self._suffixes: dict[int, Segment] = {}
+        self._runs: dict[int | tuple[str, ...], Run] = {}
+        self._exact: dict[int, bool] = {}
+        self._last_part = self._find_last_parts()
         self.values: dict[fx.Node, torch.Tensor] = {}
         self._constants = self._versions(of_mutable=False)
         self._seen: dict[str, int] = {}
         self.refresh()
 
     def start(self, changed: Iterable[str]) -> int:
-        """The first part that takes one of these weights; the last one where none does."""
-        return min((self._first[name] for name in changed if name in self._first), default=len(self.cut.parts) - 1)
-
-    def needed(self, start: int) -> set[str]:
-        """Activations that the parts from this one on take from the parts before it."""
-        made = {name for part in self.cut.parts[:start] for name in part.outputs}
-        return {name for part in self.cut.parts[start:] for name in part.inputs} & made
-
-    def cost(self, start: int) -> float:
-        """The share of a pass that begins with this part."""
-        return sum(part.cost for part in self.cut.parts[start:])
+        """The last part from which on all of these weights are used."""
+        return min((self._last_part.get(name, 0) for name in changed), default=len(self.cut.places) - 1)
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model still has the tensors that were exported, and no constant has been changed."""
@@ -77,55 +73,93 @@ class Plan:
 
     def values_of(self, tensors: Mapping[str, torch.Tensor]) -> dict[fx.Node, torch.Tensor]:
         """
-        What the segments take of a child's weights.
+        What the graph takes of a child's weights.
 
         Args:
             tensors (mapping of `str` to `torch.Tensor`): the weights in which the child differs from the parent.
         """
         return self.values | self._computed(tensors.keys(), tensors)
 
-    def run(self, inputs: Mapping[str, torch.Tensor], values: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
-        """Logits by the graph in one piece."""
-        whole = self.cut.whole
-        activations = self._placed(inputs)
-        return self._whole(*(activations[name] for name in whole.inputs), *(values[node] for node in whole.weights))[0]
-
-    def run_from(
+    def run(
         self,
-        start: int,
         inputs: Mapping[str, torch.Tensor],
         values: Mapping[fx.Node, torch.Tensor],
-        kept: Mapping[str, torch.Tensor],
         keep: Collection[str] = (),
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
-        Logits by the parts from this one on.
+        A pass through the whole graph.
 
         Args:
-            start (`int`): the first part to run.
             inputs (mapping of `str` to `torch.Tensor`): the batch.
             values (mapping of `torch.fx.Node` to `torch.Tensor`): of the weights.
-            kept (mapping of `str` to `torch.Tensor`): activations of the parts before.
-            keep (collection of `str`, *optional*): activations to return.
+            keep (collection of `str`, *optional*): names of activations to return.
 
         Returns:
             `tuple[torch.Tensor, dict[str, torch.Tensor]]`: the logits, and copies of the activations to keep.
         """
-        activations = self._placed(inputs) | dict(kept)
-        copies = {}
-        for part, run in zip(self.cut.parts[start:], self._parts[start:]):
-            outputs = run(*(activations[name] for name in part.inputs), *(values[node] for node in part.weights))
-            for name, output in zip(part.outputs, outputs):
-                activations[name] = output
-                if name in keep:
-                    copies[name] = activations[name] = output.clone()
-        return activations[self.exported.logits.name], copies
+        whole = self.cut.whole
+        outputs = tuple(name for name in whole.outputs[:-1] if name in keep) + whole.outputs[-1:]
+        if outputs not in self._runs:
+            self._runs[outputs] = self._compiled.whole(outputs)
+        *kept, logits = self._runs[outputs](*self._arguments(whole, inputs, {}, values))
+        return logits, {name: activation.clone() for name, activation in zip(outputs, kept)}
 
-    def _placed(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {place: inputs[name].contiguous() for place, name in self.exported.inputs.items()}
+    def run_from(
+        self,
+        part: int,
+        inputs: Mapping[str, torch.Tensor],
+        values: Mapping[fx.Node, torch.Tensor],
+        kept: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """Logits by the graph from one place on; `kept` has the activations there."""
+        if part not in self._suffixes:
+            self._suffixes[part] = self.cut.suffix(part)
+            self._runs[part] = self._compiled.suffix(part)
+        [logits] = self._runs[part](*self._arguments(self._suffixes[part], inputs, kept, values))
+        return logits
+
+    def exact(
+        self, part: int, inputs: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor], logits: torch.Tensor
+    ) -> bool:
+        """
+        Whether the graph from one place on gives the bits of the whole graph. Seen once, on a batch of the parent.
+
+        Args:
+            part (`int`): which place.
+            inputs, kept: the batch, and the parent's activations.
+            logits (`torch.Tensor`): the parent's, by the whole graph.
+        """
+        if part not in self._exact:
+            found = self.run_from(part, inputs, self.values, kept)
+            self._exact[part] = torch.equal(found.nan_to_num(), logits.nan_to_num())
+        return self._exact[part]
+
+    def _arguments(
+        self,
+        segment: Segment,
+        inputs: Mapping[str, torch.Tensor],
+        kept: Mapping[str, torch.Tensor],
+        values: Mapping[fx.Node, torch.Tensor],
+    ) -> list[torch.Tensor]:
+        names = self.exported.inputs
+        activations = (kept[name] if name in kept else inputs[names[name]].contiguous() for name in segment.inputs)
+        return [*activations, *(values[node] for node in segment.weights)]
+
+    def _find_last_parts(self) -> dict[str, int]:
+        """For each mutable weight, the part that uses it first."""
+        found: dict[str, int] = {}
+        bounds = [*self.cut.places[1:], len(self.cut.steps)]
+        part = 0
+        for place, node in enumerate(self.cut.steps):
+            part += place == bounds[part]
+            for used in node.all_input_nodes:
+                if used not in self.exported.of_images:
+                    for name in self.exported.sources[used]:
+                        found.setdefault(name, part)
+        return found
 
     def _computed(self, changed: Collection[str], tensors: Mapping[str, torch.Tensor]) -> dict[fx.Node, torch.Tensor]:
-        """Of the weights that segments take, those that depend on changed ones."""
+        """Of the weights that the graph takes, those that depend on changed ones."""
         exported = self.exported
         wanted = [node for node in self.cut.whole.weights if not exported.sources[node].isdisjoint(changed)]
         known = {node: tensors[name] for node, name in exported.placeholders.items() if name in tensors}

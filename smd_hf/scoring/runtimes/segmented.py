@@ -1,10 +1,11 @@
 """
-Runs a model as compiled segments that take weights as inputs.
+Runs a model as a compiled graph that takes weights as inputs.
 
-A child is the parent's tensors with some replaced. Nothing is written into the model, and nothing is restored.
+A child is the parent's tensors with some replaced. Nothing is written into the model, and nothing is restored. A child whose
+first changed weight comes late starts at a cut of the graph, from the parent's activations there.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,11 +14,12 @@ from torch import fx, nn
 
 from ..changes import Change
 from .graph import Exported
-from .plan import Compile, Plan
+from .plan import Compiled, Plan
 from .protocol import Forward, Inputs
+from .segments import Cut
 
 SEGMENTS = 16
-"""Into how many segments a model is cut at most: each boundary costs a copy of activations."""
+"""Into how many parts a model is cut at most: for each cut that children start at, activations of a batch are kept."""
 
 
 class Recording(NamedTuple):
@@ -26,11 +28,17 @@ class Recording(NamedTuple):
     plan: Plan
     inputs: Inputs
     kept: Mapping[str, torch.Tensor]
+    exact: frozenset[int]
+
+    def start(self, changed: Iterable[str]) -> int:
+        """The part that a child begins with: the first one, where no later one gives the bits of a whole pass."""
+        start = self.plan.start(changed)
+        return start if start in self.exact else 0
 
 
 class SegmentedRuntime:
     """
-    Exports a model, cuts the graph, compiles the segments and runs children through them.
+    Exports a model, compiles its graph and runs children through it.
 
     Args:
         model (`torch.nn.Module`): in eval mode.
@@ -50,7 +58,7 @@ class SegmentedRuntime:
         self,
         model: nn.Module,
         name: str,
-        compile: Compile,
+        compile: Callable[[Cut], Compiled],
         mutable: Collection[str] | None = None,
         batch_size: int | None = None,
         segments: int = SEGMENTS,
@@ -75,7 +83,7 @@ class SegmentedRuntime:
     def forward(self, inputs: Inputs) -> torch.Tensor:
         self.begin()
         plan, filled = self._plan(inputs)
-        return plan.run(filled, plan.values)[: _length(inputs)]
+        return plan.run(filled, plan.values)[0][: _length(inputs)]
 
     @contextmanager
     def child(
@@ -89,13 +97,12 @@ class SegmentedRuntime:
             plan, filled = self._plan(inputs)
             if id(plan) not in values:
                 values[id(plan)] = plan.values_of(tensors)
-            of_child, recording = values[id(plan)], self._recording
-            if changed is None or recording is None or inputs is not recording.inputs:
-                return plan.run(filled, of_child)[: _length(inputs)]
-            start = plan.start(tensors)
-            if not plan.needed(start) <= recording.kept.keys():
-                start = 0
-            return plan.run_from(start, filled, of_child, recording.kept)[0][: _length(inputs)]
+            recording = self._recording
+            replays = changed is not None and recording is not None and inputs is recording.inputs
+            part = recording.start(tensors) if replays else 0
+            if part == 0:
+                return plan.run(filled, values[id(plan)])[0][: _length(inputs)]
+            return plan.run_from(part, filled, values[id(plan)], recording.kept)[: _length(inputs)]
 
         yield forward
 
@@ -104,16 +111,21 @@ class SegmentedRuntime:
         starts = list(starts)
         self._let_change(frozenset().union(*starts))
         plan, filled = self._plan(inputs)
-        keep = set().union(*(plan.needed(plan.start(changed)) for changed in starts if changed))
-        logits, kept = plan.run_from(0, filled, plan.values, {}, keep)
-        self._recording = Recording(plan, inputs, kept)
+        parts = {plan.start(changed) for changed in starts if changed} - {0}
+        keep = {name for part in parts for name in plan.cut.taken[part]}
+        logits, kept = plan.run(filled, plan.values, keep)
+        exact = {part for part in sorted(parts) if plan.exact(part, filled, kept, logits)}
+        self._recording = Recording(plan, inputs, kept, frozenset(exact))
         return logits[: _length(inputs)]
 
     def can_replay(self) -> bool:
         return self.segments > 1
 
     def suffix_share(self, changed: Collection[str]) -> float:
-        return 1.0 if self._recording is None else self._recording.plan.cost(self._recording.plan.start(changed))
+        if self._recording is None:
+            return 1.0
+        plan = self._recording.plan
+        return plan.cut.cost(plan.start(changed))
 
     def clear(self) -> None:
         self._recording = None

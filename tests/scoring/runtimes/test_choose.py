@@ -68,7 +68,7 @@ def test_auto_says_in_one_line_why_it_is_eager(model, monkeypatch, caplog):
     def refuse(*args):
         raise CannotExport("OpenVINO lacks an operation")
 
-    monkeypatch.setattr(choose.OpenVINO, "__call__", refuse)
+    monkeypatch.setattr(choose.OpenVINO, "whole", refuse)
     long = evaluator(model, name="auto", images=10**9)
     with caplog.at_level(logging.WARNING):
         logging.getLogger("smd_hf").addHandler(caplog.handler)
