@@ -56,8 +56,8 @@ class ScoringArguments:
     precision: Precision = field(
         default="fp32",
         metadata={
-            "help": "In which children are scored. bf16 is faster on CPUs with AMX or AVX-512 BF16 and on GPUs, and less exact. "
-            "The parent, the finalists and the test images are always measured in fp32."
+            "help": "The precision in which children are scored. bf16 is faster on GPUs and on CPUs with AMX or AVX-512 BF16, and "
+            "less exact. Finalists, and the parent beside them, are always scored in fp32, and so are the test images."
         },
     )
     racing: Racing = field(

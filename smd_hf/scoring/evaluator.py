@@ -93,6 +93,8 @@ class Evaluator:
         self.prefix_replay = prefix_replay and forward is None
         self.runtime: Runtime = Eager(model, prefix_replay, forward)
         self._choice = choice
+        self._coarse: Runtime | None = None
+        self._used, self._precision = self.runtime, autocast
         self._first_block = frozenset(find_blocks(model)[0].parameter_names)
         self.ledger: Recorder | None = None
         self.work: Work | None = None
@@ -122,11 +124,12 @@ class Evaluator:
                 logger.warning(reason)
         if name != "eager":
             self.runtime = choice.runtime(name)
+        self._coarse = choice.runtime(name, "bf16") if choice.precision == "bf16" else None
 
     @property
     def identity(self) -> str:
         """The runtime, with the version of what computes in it."""
-        return identity(self.runtime.name)
+        return identity(self.runtime.name, "fp32" if self._coarse is None else "bf16")
 
     def score(
         self,
@@ -136,6 +139,7 @@ class Evaluator:
         on_scored: Callable[[int, Score], None] | None = None,
         numbers: range | None = None,
         sums: BatchSums | None = None,
+        coarse: bool = False,
     ) -> list[Score]:
         """
         Scores of several variants on the same images, on every process.
@@ -148,6 +152,7 @@ class Evaluator:
                 these are done, for the progress bar.
             numbers (`range`, *optional*): which batches; all by default.
             sums ([`BatchSums`], *optional*): what is summed over batches from all variants' logits; its `total` is set.
+            coarse (`bool`, *optional*, defaults to `False`): in bfloat16, if that was chosen for children.
 
         Returns:
             list of [`Score`], one a variant and in their order.
@@ -157,7 +162,8 @@ class Evaluator:
         """
         self.settle(batches)
         self.model.eval()
-        self.runtime.begin()
+        self._use(coarse)
+        self._used.begin()
         numbers = range(len(batches)) if numbers is None else numbers
         call = Call()
         if self.ledger is not None:
@@ -177,7 +183,8 @@ class Evaluator:
             try:
                 self._run(job)
             finally:
-                self.runtime.clear()
+                self._used.clear()
+                self._use(coarse=False)
             return job.scores, job.labels(), job.passes, {} if tap is None else tap.totals
 
         scores = [Score() for _ in variants]
@@ -215,8 +222,16 @@ class Evaluator:
         """Logits of one batch, float32 or wider, of shape `(batch, num_labels)`, on the model's device."""
         return self._logits(self.runtime.forward, inputs)
 
+    def _use(self, coarse: bool) -> None:
+        """Sets the runtime of passes, and the context that each of them runs in."""
+        self._used, self._precision = self.runtime, self.autocast
+        if coarse and self._coarse is not None:
+            self._used = self._coarse
+            if self._coarse.name != "openvino":
+                self._precision = partial(torch.autocast, self.device.type, torch.bfloat16)
+
     def _logits(self, forward: Forward, inputs: Inputs) -> torch.Tensor:
-        with torch.inference_mode(), self.autocast():
+        with torch.inference_mode(), self._precision():
             logits = forward(inputs)
         # A copy, as the next pass may write into the same memory.
         return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
@@ -292,7 +307,7 @@ class Evaluator:
         """The parent's pass, whose block outputs children replay, and the score of variants that change nothing."""
         wanted = job.on([batch])
         starts = [job.variants[number].changed for number in wanted]
-        logits = self._logits(partial(self.runtime.record, starts=starts), inputs)
+        logits = self._logits(partial(self._used.record, starts=starts), inputs)
         job.recorded(batch)
         for number in wanted:
             if not job.variants[number].changed:
@@ -312,7 +327,7 @@ class Evaluator:
         changed = job.variants[number].changed
         waiting: tuple[Batch, torch.Tensor, float] | None = None
         replays = recorded is not None
-        with self.runtime.child(changes, changed if replays else None) as forward:
+        with self._used.child(changes, changed if replays else None) as forward:
             for batch in batches:
                 if number not in job.wanted[batch.number]:
                     continue
@@ -320,7 +335,7 @@ class Evaluator:
                 # A GPU is at work on this batch while the one before is looked at.
                 if waiting is not None:
                     job.found(number, *waiting)
-                waiting = batch, logits, len(batch) * (self.runtime.suffix_share(changed) if replays else 1.0)
+                waiting = batch, logits, len(batch) * (self._used.suffix_share(changed) if replays else 1.0)
                 if job.tap is not None:
                     job.tap.add(number, batch, logits)
                 if self.processes.stop.wanted:

@@ -51,7 +51,7 @@ def race(
     ends = rounds(len(variants) - 1, len(batches), survivors)
     for start, end in zip([0, *ends], ends):
         parts = evaluator.score(
-            [variants[number] for number in running], batches, keep_logits, numbers=range(start, end)
+            [variants[number] for number in running], batches, keep_logits, numbers=range(start, end), coarse=True
         )
         for number, part in zip(running, parts):
             scores[number].cells.update(part.cells)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
 from ..data.ood_images import OODImages
+from ..errors import SMDError
 from ..metrics.classification import parse_cost_matrix
 from ..parallel.processes import Processes
 from ..scoring.costs import suffix_costs
@@ -111,6 +112,11 @@ def build_evaluator(
     if not plain:
         layout = torch.channels_last if args.channels_last else layout
         if args.torch_compile:
+            if args.runtime not in ("auto", "eager") or args.precision != "fp32":
+                raise SMDError(
+                    f"torch_compile=True compiles the model as a whole, and takes neither runtime='{args.runtime}' nor "
+                    f"precision='{args.precision}'. Leave torch_compile out."
+                )
             forward = compiled(model, args)
         else:
             choice = RuntimeChoice(

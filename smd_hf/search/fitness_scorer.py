@@ -78,7 +78,7 @@ class FitnessScorer:
         if self.survivors:
             scores = race(self.evaluator, family, batches, self.survivors, self.keep_logits, report)
         else:
-            scores = self.evaluator.score(family, batches, self.keep_logits, report, sums=sums)
+            scores = self.evaluator.score(family, batches, self.keep_logits, report, sums=sums, coarse=True)
         [parent, *results] = self._with_fitness(scores, ood, batches, known)
         check_parent(scores[0])
         scored = [

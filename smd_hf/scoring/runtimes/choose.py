@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from functools import partial
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -43,7 +44,7 @@ class RuntimeChoice:
     Args:
         model (`torch.nn.Module`): the parent.
         name (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"eager"`, `"compiled"` or `"openvino"`.
-        precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"` or `"bf16"`.
+        precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"` or `"bf16"`, of children.
         mutable (collection of `str`, *optional*): names of the parameters that children may change; all by default.
         batch_size (`int`, *optional*): of full batches.
         prefix_replay (`bool`, *optional*, defaults to `True`): children may start in the middle.
@@ -70,7 +71,7 @@ class RuntimeChoice:
         self.prefix_replay = prefix_replay
         self.images = images
         self.mixed_precision = mixed_precision
-        self._runtimes: dict[str, Runtime] = {}
+        self._runtimes: dict[tuple[str, str], Runtime] = {}
 
     def settle(self, inputs: Inputs) -> Settled:
         """
@@ -84,14 +85,11 @@ class RuntimeChoice:
             return Settled(name)
         self._check_possible(name, inputs)
         try:
-            difference = self._difference(self.runtime(name), inputs)
+            reason = self._disagreement(name, inputs)
         except CannotExport as error:
             reason = one_line(str(error))
-        else:
-            limit = TOLERANCE[self.precision]
-            if difference <= limit:
-                return Settled(name)
-            reason = f"its logits differ from those of eager PyTorch by {difference:.2g} of the largest, and {limit:g} is allowed"
+        if reason is None:
+            return Settled(name)
         if self.name == "auto":
             return Settled(
                 "eager", f"Runtime: eager, because {name} does not take {type(self.model).__name__}: {reason}."
@@ -101,22 +99,24 @@ class RuntimeChoice:
             "the fastest runtime that takes it."
         )
 
-    def runtime(self, name: str) -> Runtime:
+    def runtime(self, name: str, precision: str = "fp32") -> Runtime:
         """The runtime of this name, with what it has compiled so far."""
         if name == "eager":
             return Eager(self.model, self.prefix_replay)
-        if name not in self._runtimes:
-            precision = "bf16" if self.precision == "bf16" else "f32"
-            compile = partial(OpenVINO, precision=precision) if name == "openvino" else compiled
+        if (name, precision) not in self._runtimes:
+            hint = "bf16" if precision == "bf16" else "f32"
+            compile = partial(OpenVINO, precision=hint) if name == "openvino" else compiled
             segments = SEGMENTS if self.prefix_replay else 1
-            self._runtimes[name] = SegmentedRuntime(self.model, name, compile, self.mutable, self.batch_size, segments)
-        return self._runtimes[name]
+            self._runtimes[name, precision] = SegmentedRuntime(
+                self.model, name, compile, self.mutable, self.batch_size, segments
+            )
+        return self._runtimes[name, precision]
 
     def _candidate(self, inputs: Inputs) -> str:
         """The runtime to try."""
         if self.name != "auto":
             return self.name
-        if self.mixed_precision or self.precision == "bf16" or find_spec("openvino") is None:
+        if self.mixed_precision or find_spec("openvino") is None or (self.precision == "bf16" and not has_bf16()):
             return "eager"
         on_cpu = next(iter(inputs.values())).device.type == "cpu"
         long = self.images * operations_per_image(self.model, inputs) >= WORTH_EXPORTING
@@ -147,13 +147,28 @@ class RuntimeChoice:
                 "Choose precision='fp32'."
             )
 
-    def _difference(self, runtime: Runtime, inputs: Inputs) -> float:
+    def _disagreement(self, name: str, inputs: Inputs) -> str | None:
+        """How the logits of a batch differ from those of eager PyTorch, if they differ too much."""
         with torch.inference_mode():
             expected = Eager(self.model, prefix_replay=False).forward(inputs).double()
-            found = runtime.forward(inputs).double()
-        if not torch.isfinite(expected).all():
-            return 0.0  # the parent's own fault, which scoring reports
-        return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            if not torch.isfinite(expected).all():
+                return None  # the parent's own fault, which scoring reports
+            largest = expected.abs().max().clamp_min(1e-12)
+            for precision in dict.fromkeys(("fp32", self.precision)):
+                with _in_precision(name, precision, inputs):
+                    found = self.runtime(name, precision).forward(inputs).double()
+                difference, limit = float((found - expected).abs().max() / largest), TOLERANCE[precision]
+                if not difference <= limit:
+                    return (
+                        f"its logits in {precision} differ from those of eager PyTorch by {difference:.2g} of the largest, and "
+                        f"{limit:g} is allowed"
+                    )
+        return None
+
+
+def _in_precision(name: str, precision: str, inputs: Inputs) -> AbstractContextManager:
+    device = next(iter(inputs.values())).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16" and name != "openvino")
 
 
 def operations_per_image(model: nn.Module, inputs: Inputs) -> float:
@@ -168,10 +183,8 @@ def operations_per_image(model: nn.Module, inputs: Inputs) -> float:
     return float(counter.get_total_flops())
 
 
-def identity(name: str) -> str:
-    """The runtime with the version of what computes in it: other versions round differently."""
-    return (
-        name
-        if name == "eager"
-        else f"{name} {importlib.metadata.version('openvino' if name == 'openvino' else 'torch')}"
-    )
+def identity(name: str, precision: str = "fp32") -> str:
+    """The runtime, the version of what computes in it, and the precision of children: each rounds differently."""
+    if name != "eager":
+        name = f"{name} {importlib.metadata.version('openvino' if name == 'openvino' else 'torch')}"
+    return name if precision == "fp32" else f"{name}, children in {precision}"

@@ -64,10 +64,12 @@ class Exported:
             if spec.kind is InputKind.USER_INPUT:
                 self.inputs[name] = _input_name(name, inputs)
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-                stored = program.state_dict if spec.target in program.state_dict else program.constants
-                self.tensors[name] = stored[spec.target]  # pyright: ignore
-                if id(self.tensors[name]) in own:
-                    self.names[name] = own[id(self.tensors[name])]
+                tensor = {**program.constants, **program.state_dict}[str(spec.target)]
+                if not isinstance(tensor, torch.Tensor):
+                    raise CannotExport(f"it holds a {type(tensor).__name__}")
+                self.tensors[name] = tensor
+                if id(tensor) in own:
+                    self.names[name] = own[id(tensor)]
             else:
                 raise CannotExport(f"it takes an input of kind {spec.kind.name}")
 
@@ -148,8 +150,7 @@ def _exported(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.exp
 def _draws(node: fx.Node) -> bool:
     """Whether an operation draws random numbers."""
     if node.target is torch.ops.aten.scaled_dot_product_attention.default:
-        dropout: Any = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-        return dropout > 0
+        return (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p")) not in (None, 0.0)
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 

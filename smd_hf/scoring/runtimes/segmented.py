@@ -98,11 +98,11 @@ class SegmentedRuntime:
             if id(plan) not in values:
                 values[id(plan)] = plan.values_of(tensors)
             recording = self._recording
-            replays = changed is not None and recording is not None and inputs is recording.inputs
-            part = recording.start(tensors) if replays else 0
-            if part == 0:
-                return plan.run(filled, values[id(plan)])[0][: _length(inputs)]
-            return plan.run_from(part, filled, values[id(plan)], recording.kept)[: _length(inputs)]
+            if changed is not None and recording is not None and inputs is recording.inputs:
+                part = recording.start(tensors)
+                if part > 0:
+                    return plan.run_from(part, filled, values[id(plan)], recording.kept)[: _length(inputs)]
+            return plan.run(filled, values[id(plan)])[0][: _length(inputs)]
 
         yield forward
 

@@ -116,7 +116,8 @@ class Cut:
 def operations(node: fx.Node) -> float:
     """The cost of one node: floating-point operations of matrix products and convolutions, and the numbers that it writes."""
     values = node.meta.get("val")
-    written = sum(each.numel() for each in (values if isinstance(values, list | tuple) else [values]) if _counts(each))
+    several = values if isinstance(values, list | tuple) else [values]
+    written = sum(each.numel() for each in several if isinstance(each, torch.Tensor))
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
     mode = next((each.fake_mode for each in _flat(args) if isinstance(each, FakeTensor)), None)
     if mode is None or not isinstance(node.target, torch._ops.OpOverload):
@@ -167,10 +168,6 @@ def _alive_bytes(exported: Exported, steps: Sequence[fx.Node]) -> list[int]:
 
 def _name(node: fx.Node) -> str:
     return node.name
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def _flat(args: object) -> list[object]:

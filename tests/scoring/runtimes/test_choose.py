@@ -70,9 +70,12 @@ def test_auto_says_in_one_line_why_it_is_eager(model, monkeypatch, caplog):
 
     monkeypatch.setattr(choose.OpenVINO, "whole", refuse)
     long = evaluator(model, name="auto", images=10**9)
-    with caplog.at_level(logging.WARNING):
-        logging.getLogger("smd_hf").addHandler(caplog.handler)
+    log = logging.getLogger("smd_hf")
+    log.addHandler(caplog.handler)
+    try:
         long.logits(batches())
+    finally:
+        log.removeHandler(caplog.handler)
     assert long.runtime.name == "eager"
     assert (
         "Runtime: eager, because openvino does not take ViTForImageClassification: OpenVINO lacks an operation."
@@ -83,7 +86,7 @@ def test_auto_says_in_one_line_why_it_is_eager(model, monkeypatch, caplog):
 def test_a_runtime_that_disagrees_with_eager_is_refused(model, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setitem(choose.TOLERANCE, "fp32", -1.0)
-    with pytest.raises(SMDError, match="its logits differ from those of eager PyTorch by"):
+    with pytest.raises(SMDError, match="its logits in fp32 differ from those of eager PyTorch by"):
         evaluator(model, name="openvino").logits(batches())
 
 
@@ -108,3 +111,16 @@ def test_compiled_runs_children(model):
     assert compiled.runtime.name == "compiled"
     np.testing.assert_allclose(other.logits, expected.logits, atol=1e-4)
     assert not np.allclose(parent.logits, other.logits)
+
+
+def test_children_in_bf16_stand_beside_finalists_in_fp32(model):
+    exact = Evaluator(model, CPU)
+    found = evaluator(model, name="eager", precision="bf16")
+    family = [Variant("parent"), child(model)]
+    for coarse in (False, True):
+        ours = found.score(family, batches(), keep_logits=True, coarse=coarse)
+        theirs = exact.score(family, batches(), keep_logits=True)
+        for mine, other in zip(ours, theirs):
+            assert np.array_equal(mine.logits, other.logits) is not coarse
+            assert np.corrcoef(mine.logits.ravel(), other.logits.ravel())[0, 1] > 0.9
+    assert found.identity == "eager, children in bf16"
