@@ -88,9 +88,8 @@ class OpenVINO:
             "NUM_STREAMS": 1,
         }
         try:
-            compiled = openvino.Core().compile_model(
-                openvino.Model(results, [parameters[name] for name in entries]), "CPU", options
-            )
+            graph = openvino.Model(results, [parameters[name] for name in entries])  # pyright: ignore
+            compiled = openvino.Core().compile_model(graph, "CPU", options)
         except RuntimeError as error:
             raise CannotExport(f"OpenVINO cannot compile it ({error})") from error
         return compiled.create_infer_request()
