@@ -33,7 +33,7 @@ docs: $(WITH_TOOLS)
 # The suite with the lowest versions that pyproject.toml allows, and with the newest there are.
 test-lowest test-newest: test-%: $(INSTALLED)
 	$(PYTHON) -m venv --clear .venv-$*
-	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --resolution $(if $(filter lowest,$*),lowest-direct,highest) -e '.[test]'
+	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --resolution $(if $(filter lowest,$*),lowest-direct,highest) -e '.[test,docs]'
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS)
 
 # Gradio pages in Debian's Chromium (apt-get install chromium), trackio and MLflow.
