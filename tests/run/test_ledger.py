@@ -512,7 +512,7 @@ def test_a_run_that_a_callback_has_stopped_stays_stopped_until_its_results_are_w
     assert made < [4]
     folder = tmp_path / "parts"
     with monkeypatch.context() as patch:
-        patch.setattr("smd_hf.trainer.collect_artifacts", lambda *args: (_ for _ in ()).throw(Killed))
+        patch.setattr("smd_hf.reports.run_result.collect_artifacts", lambda *args: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             make(folder).train()
     make(folder).train(resume_from_checkpoint=True)
