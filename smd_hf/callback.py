@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from .arguments.evolution_arguments import EvolutionArguments
 from .arguments.inherited_arguments import warn_of_ignored_arguments
@@ -28,6 +29,8 @@ from .search.build import build_evaluator, build_evolution
 from .search.evolution import Evolution, Generation
 from .search.fitness import Fitness
 from .search.sigma import calibrated, scheduled_sigma
+
+logger = logging.get_logger(__name__)
 
 WHEN = ("epoch_end", "train_end")
 
@@ -104,6 +107,8 @@ class EvolutionCallback(TrainerCallback):
             )
         check_map_style(fitness_dataset, "fitness_dataset")
         warn_of_ignored_arguments(args)
+        if args.warm_start:
+            logger.warning("warm_start has no effect in EvolutionCallback: the Trainer trains the head. Leave it out.")
         self.trainer = trainer
         self.args = args
         self.when = when

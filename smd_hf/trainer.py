@@ -44,8 +44,9 @@ from .run.progress import child_reporter
 from .run.run_images import BatchMaker, RunImages, first_of
 from .run.run_work import run_work, scoring_shown
 from .run.trainer_state import callback_states, state_folder, without_log
+from .run.warm_start import warm_start
 from .scoring.bars import TickingBar
-from .search.build import build_evaluator, build_evolution
+from .search.build import build_evaluator, build_evolution, loss_of
 from .search.evolution import Evolution, Generation
 from .search.fitness import Fitness
 from .search.sigma import calibrated, scheduled_sigma
@@ -248,7 +249,17 @@ class EvolutionTrainer(ForwardTrainer):
             self.result = dataclasses.replace(self.result)
             with journal.scope(PARENT_SCOPE), self._scoring("Testing the parent"):
                 self.result.measure_parent(evolution)
+            if args.warm_start:
+                self._warm_start()
         return super().train(**kwargs)
+
+    def _warm_start(self) -> None:
+        """Puts the best head that one pass gives into the model, before the first generation."""
+        loss = loss_of(self.args, self.model.config.num_labels, self.compute_loss_func)
+        found = warm_start(self.evolution, loss, self.images.test, self.journal, self._shows_bars)
+        self.result.warm_start = found
+        if found is not None and not self.run.generations:
+            self.run.add_before(found.images, found.seconds)
 
     def _inner_training_loop(
         self,

@@ -68,6 +68,11 @@ def check_evolution_arguments(args: Any) -> None:
         raise SMDError(
             "recombination='gauss_newton' measures all children on all fitness images, and racing='halving' does not. Choose one."
         )
+    if args.warm_start and args.fitness in OOD_METRICS:
+        raise SMDError(
+            f"warm_start fits the head on labelled images and chooses by their fitness, which fitness='{args.fitness}' is not. "
+            "Leave it out, or choose another fitness."
+        )
     if args.mutation == "prune":
         check_pruning(args)
     if args.objectives is not None:

@@ -15,7 +15,13 @@ from ..errors import SMDError
 from .checks import check_evolution_arguments, measured_names
 from .choices import Preset
 from .label_map import read_label_map
-from .method_arguments import FitnessArguments, MutationArguments, PopulationArguments, RecombinationArguments
+from .method_arguments import (
+    FitnessArguments,
+    MutationArguments,
+    PopulationArguments,
+    RecombinationArguments,
+    WarmStartArguments,
+)
 from .recipes import read_recipe
 from .run_arguments import ArtifactArguments, ImageArguments, ScoringArguments
 
@@ -34,6 +40,7 @@ class EvolutionArguments(
     RecombinationArguments,
     FitnessArguments,
     MutationArguments,
+    WarmStartArguments,
     PopulationArguments,
     TrainingArguments,
 ):
@@ -43,6 +50,7 @@ class EvolutionArguments(
     They are those of [`~transformers.TrainingArguments`], of which the ones about gradients have no effect (see `inherited_arguments`), and:
 
     > Parameters that control the population and how long it evolves: [`PopulationArguments`]
+    > Parameters that control what comes before the first generation: [`WarmStartArguments`]
     > Parameters that control the mutation and the subspaces that it is cut into: [`MutationArguments`]
     > Parameters that control the fitness, and which images it is measured on: [`FitnessArguments`]
     > Parameters that control how scored children become the next parent: [`RecombinationArguments`]
@@ -69,7 +77,8 @@ class EvolutionArguments(
         default=None,
         metadata={
             "help": "A recipe: several arguments in one; arguments that are given too override the recipe's. adapt: for a checkpoint "
-            "that meets images from another source, five generations of Gauss-Newton steps over norm parameters and head."
+            "that meets images from another source, the head fitted on features, then five generations of Gauss-Newton steps over norm "
+            "parameters and head."
         },
     )
     logging_steps: float = field(default=1, metadata={"help": "Log every this many generations."})

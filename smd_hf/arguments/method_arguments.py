@@ -39,6 +39,20 @@ class PopulationArguments:
 
 
 @dataclass
+class WarmStartArguments:
+    """Parameters that control what comes before the first generation."""
+
+    warm_start: bool = field(
+        default=False,
+        metadata={
+            "help": "Fit the classifier head before the first generation: class prior (the bias alone), temperature, and the whole "
+            "head, pulled to the old one, on the parent's features of the fitness images. It costs one pass and takes no "
+            "gradient through the model. The selection split chooses one, or the parent as it is."
+        },
+    )
+
+
+@dataclass
 class MutationArguments:
     """Parameters that control the mutation and the subspaces that it is cut into."""
 

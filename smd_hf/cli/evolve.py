@@ -19,6 +19,7 @@ from ..metrics.ood import ood_lines
 from ..parallel.stopping import Terminated
 from ..reports.front import front_lines
 from ..reports.gain_report import format_table
+from ..reports.steps import steps_lines
 from ..run.ledger import HEADER_NAME, LEDGER_NAME
 from ..run.limits import stopped_sentence
 from ..trainer import EvolutionTrainer
@@ -98,6 +99,8 @@ def run(argv: Sequence[str]) -> int:
     if not trainer.is_world_process_zero() or trainer.report is None:
         return 0
     print(f"\n{format_table(trainer.report)}\n")
+    for line in steps_lines(trainer.report.get("steps")):
+        print(line)
     for line in absent_lines(trainer.report.get("absent_classes")):
         print(line)
     if trainer.stopped is not None:

@@ -22,6 +22,7 @@ from .front import write_front
 from .gain_report import REPORT_NAME, gain_report, write_report
 from .plots import plot_calibration_curve, plot_ensemble_size, plot_fitness, plot_gain, plot_reliability
 from .run_result import RunResult, TestLogits
+from .steps import describe_steps
 
 logger = logging.get_logger(__name__)
 
@@ -71,6 +72,8 @@ def run_report(
         extra["front"] = result.front.table
     if result.ood is not None:
         extra["out_of_distribution"] = result.ood
+    if result.warm_start is not None:
+        extra["steps"] = describe_steps(result.warm_start, test, evolution.fitness, args.seed)
     report = gain_report(
         test.parent,
         test.evolved,

@@ -14,6 +14,7 @@ from ..artifacts.first_parent import FirstParent
 from ..data.batches import ImageBatches
 from ..metrics.ood import compare_auroc
 from ..run.run_images import RunImages
+from ..run.warm_start import WarmStart
 from ..search.evolution import Evolution
 from ..search.mutation import zero_share
 from ..search.pareto.pareto_evolution import ParetoEvolution
@@ -64,6 +65,7 @@ class RunResult:
         first_parent ([`~transformers.PreTrainedModel`], *optional*): a copy, if deltas are wanted.
         artifacts ([`Artifacts`]): ensemble and deltas.
         front ([`RunFront`], *optional*): the front of a run by several objectives.
+        warm_start ([`WarmStart`], *optional*): what came before the first generation.
         stopped (`dict`, *optional*): which limit ended the run, and after how many generations.
         report (`dict`, *optional*): the contents of `gain_report.json`.
     """
@@ -80,6 +82,7 @@ class RunResult:
     first_parent: PreTrainedModel | None = field(default=None, init=False)
     artifacts: Artifacts = field(default_factory=Artifacts, init=False)
     front: RunFront | None = field(default=None, init=False)
+    warm_start: WarmStart | None = field(default=None, init=False)
     stopped: dict[str, Any] | None = field(default=None, init=False)
     report: dict[str, Any] | None = field(default=None, init=False)
     _parent_ood_logits: np.ndarray | None = field(default=None, init=False)

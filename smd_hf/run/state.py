@@ -50,6 +50,12 @@ class RunState:
         self._passes_at_start = evaluator.full_passes
         self._started = time.monotonic()
 
+    def add_before(self, images: int, seconds: float) -> None:
+        """Counts whole passes of images that came before the first generation."""
+        self.images_before += images
+        self.passes_before += images
+        self.seconds_before += seconds
+
     @property
     def images_forwarded(self) -> int:
         since = 0 if self._evaluator is None else self._evaluator.images_forwarded - self._images_at_start

@@ -20,7 +20,7 @@ from ..scoring.runtimes.choose import RuntimeChoice
 from .evolution import Evolution
 from .fitness import Fitness
 from .gauss_newton import GaussNewton
-from .losses import from_compute_loss_func, make_loss
+from .losses import Loss, from_compute_loss_func, make_loss
 from .mutation import Mutation
 from .parameter_space import parameter_space
 from .pareto.objectives import Objectives
@@ -151,11 +151,15 @@ def make_recombination(
     """
     if args.recombination != GaussNewton.name:
         return RECOMBINATIONS[args.recombination](args.recombination_top_k)
+    return GaussNewton(args.recombination_top_k, loss_of(args, num_labels, compute_loss_func))
+
+
+def loss_of(args: EvolutionArguments, num_labels: int, compute_loss_func: Callable | None = None) -> Loss:
+    """The loss that Gauss-Newton steps and fits of the head lower. Takes the arguments of [`make_recombination`]."""
     if compute_loss_func is not None:
-        return GaussNewton(args.recombination_top_k, from_compute_loss_func(compute_loss_func))
+        return from_compute_loss_func(compute_loss_func)
     cost_matrix = None if args.cost_matrix is None else parse_cost_matrix(args.cost_matrix)
-    loss = make_loss(args.loss, num_labels, args.label_smoothing_factor, args.class_weights, cost_matrix)
-    return GaussNewton(args.recombination_top_k, loss)
+    return make_loss(args.loss, num_labels, args.label_smoothing_factor, args.class_weights, cost_matrix)
 
 
 def make_mutation(

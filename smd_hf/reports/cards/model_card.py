@@ -53,6 +53,7 @@ _OPTIONAL: dict[str, Any] = {
     "new_head": None,
     "out_of_distribution": None,
     "selection": None,
+    "steps": None,
     "stopped": None,
 }
 # Arguments about files and access do not describe the model.
@@ -191,7 +192,9 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
         output=printed(report["examples"][kind]) if _has_example(kind, folder, report) else None,
         plots={name: text for name, text in PLOTS.items() if (folder / name).is_file()},
         arguments={name: value for name, value in report["arguments"].items() if _is_shown(name)},
-        kept_parent=bool(report["generations"]) and all(g["chosen"] == "parent" for g in report["generations"]),
+        kept_parent=bool(report["generations"])
+        and all(g["chosen"] == "parent" for g in report["generations"])
+        and (report["steps"] is None or report["steps"]["warm_start"] == "parent"),
     )
     scores = None if subject is None else subject["scores"]
     metadata = card_metadata(kind, report, scores, plain_line(title), is_timm)

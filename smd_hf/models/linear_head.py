@@ -1,0 +1,89 @@
+"""The linear layer whose output is the logits, read and written as numbers, and what goes into it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import SMDError
+from ..remote_code.members_smd_ensemble import logits_of
+from .heads import Head, Inputs, find_heads
+from .inputs import as_inputs
+from .quantized import is_mutable
+
+TOLERANCE = 1e-3
+"""How far logits may be from those of the layer, as a share of their largest value."""
+
+
+class HeadInputs:
+    """
+    Records what goes into the model's head.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): an image classifier, in eval mode.
+        inputs (mapping of `str` to `torch.Tensor`): some images, which show where the head is.
+
+    Attributes:
+        name (`str`): the layer's name in the model.
+        layer (`torch.nn.Module`): linear, or a convolution of size 1.
+
+    Raises:
+        `SMDError`: if the logits are not the output of one linear layer on one vector for each image.
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: Inputs):
+        self.model = model
+        heads = find_heads(model, inputs)
+        [(self.name, self.layer), *others] = heads.items()
+        if others:
+            raise _not_linear(model, f"{len(heads)} layers make its logits ({', '.join(heads)})")
+        if not all(is_mutable(parameter) for parameter in self.layer.parameters()):
+            raise _not_linear(model, f"the weights of {self.name} are quantised")
+        with self.recorded() as seen, torch.inference_mode():
+            logits = logits_of(model(**as_inputs(inputs, model))).float().cpu().numpy()
+        [features] = seen or [torch.empty(0)]
+        weight, bias = self.numbers()
+        if features.numel() != len(logits) * weight.shape[1]:
+            raise _not_linear(model, f"{self.name} gets several vectors for each image")
+        expected = features.numpy() @ weight.T + (0.0 if bias is None else bias)
+        # Its own precision decides in which places they may differ.
+        share = TOLERANCE if self.layer.weight.dtype == torch.float32 else 50 * TOLERANCE
+        if np.abs(logits - expected).max() > share * max(np.abs(expected).max(), 1.0):
+            raise _not_linear(model, f"its logits are not the output of {self.name} alone")
+
+    def numbers(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weight `(num_labels, num_features)` and bias `(num_labels,)` (or `None`), float64."""
+        weight = self.layer.weight.detach().cpu().double().flatten(1).contiguous().numpy()
+        bias = self.layer.bias
+        return weight, None if bias is None else bias.detach().cpu().double().numpy()
+
+    @torch.no_grad()
+    def write(self, weight: np.ndarray, bias: np.ndarray | None) -> None:
+        """Writes weight and bias into the layer, rounded to its dtype."""
+        self.layer.weight.copy_(torch.from_numpy(weight).reshape(self.layer.weight.shape))
+        if bias is not None and self.layer.bias is not None:
+            self.layer.bias.copy_(torch.from_numpy(bias))
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[torch.Tensor]]:
+        """Within the context, the inputs of each pass are appended to the list: float32, on the CPU, `(batch, num_features)`."""
+        seen: list[torch.Tensor] = []
+
+        def record(layer: Head, args: tuple[torch.Tensor, ...]) -> None:
+            seen.append(args[0].detach().float().flatten(1).cpu())
+
+        handle = self.layer.register_forward_pre_hook(record)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+
+def _not_linear(model: nn.Module, reason: str) -> SMDError:
+    return SMDError(
+        f"The head of {type(model).__name__} cannot be fitted on features: {reason}. Expected logits that are the output of "
+        "one linear layer. Leave warm_start off: children can still change the head."
+    )

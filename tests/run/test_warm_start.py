@@ -1,0 +1,161 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf.models.checkpoints import weights_hash
+from smd_hf.models.linear_head import HeadInputs
+from smd_hf.reports.steps import steps_lines
+from smd_hf.run.warm_start import FILE_NAME
+from smd_hf.search.head import baselines
+from tests.test_trainer import make_dataset
+from tests.tiny import ALL_KINDS, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parent")
+    save_tiny_checkpoint("resnet", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_dataset(60, 1), make_dataset(24, 2)
+
+
+def make_trainer(checkpoint, folder, data, model=None, **kwargs):
+    defaults = dict(warm_start=True, population_size=4, sigma=0.01, num_generations=2, use_cpu=True, disable_tqdm=True)
+    args = EvolutionArguments(str(folder), per_device_eval_batch_size=16, **defaults | kwargs)
+    train, test = data
+    return EvolutionTrainer(model or str(checkpoint), args, train_dataset=train, eval_dataset=test)
+
+
+def evolved(folder):
+    return weights_hash(AutoModelForImageClassification.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL_KINDS if kind not in ("timm_deit", "custom")])
+def test_features_times_the_head_are_the_logits_of_every_kind_of_model(kind):
+    model = tiny_model(kind).eval()
+    pixels = tiny_processor()(tiny_images(3), return_tensors="pt")["pixel_values"]
+    head = HeadInputs(model, pixels)
+    with head.recorded() as seen, torch.inference_mode():
+        logits = model(pixel_values=pixels).logits
+    weight, bias = head.numbers()
+    np.testing.assert_allclose(seen[0].numpy() @ weight.T + bias, logits.numpy(), atol=1e-4)
+    head.write(2 * weight, 2 * bias)
+    with torch.inference_mode():
+        np.testing.assert_allclose(model(pixel_values=pixels).logits.numpy(), 2 * logits.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_reports_what_each_step_brought(checkpoint, data, tmp_path):
+    trainer = make_trainer(checkpoint, tmp_path, data)
+    trainer.train()
+    report = json.loads((tmp_path / "gain_report.json").read_text())
+    steps = report["steps"]
+    assert steps["images_forwarded"] == 60
+    assert report["cost"]["images_forwarded"] >= 60 + 2 * 4 * 48
+    kinds = {name.split(",")[0] for name in steps["baselines"]}
+    assert kinds == {"parent", "temperature", "class prior", "head"}
+    best = min(steps["baselines"], key=lambda name: steps["baselines"][name]["selection"])
+    assert steps["warm_start"] == best
+    # The generations begin where the warm start ended.
+    first = json.loads((tmp_path / "children.jsonl").read_text().splitlines()[0])
+    assert -first["selection"]["parent"] == pytest.approx(steps["baselines"][best]["selection"], rel=1e-4)
+    assert steps["evolution"]["before"]["nll"] == steps["baselines"][best]["test"]["nll"]
+    total = report["difference"]["nll"]["estimate"]
+    parts = (
+        steps["baselines"][best]["difference"]["nll"]["estimate"],
+        steps["evolution"]["difference"]["nll"]["estimate"],
+    )
+    assert sum(parts) == pytest.approx(total)
+    lines = "\n".join(steps_lines(steps))
+    assert "class prior alone" in lines and "chosen by the selection images" in lines and "the generations" in lines
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_run_that_is_stopped_ends_in_the_same_weights(checkpoint, data, tmp_path, monkeypatch):
+    make_trainer(checkpoint, tmp_path / "whole", data).train()
+    for name, before in {"in the first generation": 0, "in the second": 1}.items():
+        folder = tmp_path / name
+        trainer = make_trainer(checkpoint, folder, data)
+        step = trainer.evolution.step
+
+        def failing(generation, *args, step=step, before=before):
+            if generation == before:
+                raise Stop
+            return step(generation, *args)
+
+        monkeypatch.setattr(trainer.evolution, "step", failing)
+        with pytest.raises(Stop):
+            trainer.train()
+        with monkeypatch.context() as patch:
+            # Nothing is fitted again.
+            patch.setattr(baselines, "fit_head", None)
+            resumed = make_trainer(checkpoint, folder, data)
+            resumed.train(resume_from_checkpoint=True)
+        assert evolved(folder) == evolved(tmp_path / "whole")
+        whole, again = (json.loads((place / "gain_report.json").read_text()) for place in (tmp_path / "whole", folder))
+        assert again["steps"] == whole["steps"]
+        assert again["cost"]["images_forwarded"] == whole["cost"]["images_forwarded"]
+
+
+def test_a_damaged_file_is_found_out_and_the_head_fitted_again(checkpoint, data, tmp_path, monkeypatch):
+    trainer = make_trainer(checkpoint, tmp_path, data)
+    trainer.train()
+    hash_before = evolved(tmp_path)
+    (tmp_path / "ledger" / FILE_NAME).write_bytes(b"nothing")
+    make_trainer(checkpoint, tmp_path, data).train(resume_from_checkpoint=True)
+    assert evolved(tmp_path) == hash_before
+
+
+def test_a_checkpoint_of_the_run_goes_on_from_its_own_weights(checkpoint, data, tmp_path):
+    make_trainer(checkpoint, tmp_path / "one", data, save_strategy="steps", save_steps=1).train()
+    other = make_trainer(checkpoint, tmp_path / "two", data, save_strategy="steps", save_steps=1)
+    other.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-1"))
+    assert evolved(tmp_path / "two") == evolved(tmp_path / "one")
+
+
+def test_without_selection_images_some_fitness_images_choose(checkpoint, data, tmp_path):
+    trainer = make_trainer(checkpoint, tmp_path, data, selection_fraction=0.0, num_generations=1)
+    trainer.train()
+    assert trainer.report["steps"]["images_forwarded"] == 60
+
+
+def test_deltas_are_relative_to_the_parent_before_the_warm_start(checkpoint, data, tmp_path):
+    trainer = make_trainer(checkpoint, tmp_path, data, save_children=1, mutable_parameters=["norms"])
+    trainer.train()
+    [delta] = trainer.result.artifacts.deltas
+    parent = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+    images = trainer.images.test
+    with torch.inference_mode(), delta.apply_to(parent):
+        logits = np.concatenate(
+            [
+                parent(**batch.inputs("cpu", torch.float32)).logits.numpy()
+                for group in images.groups()
+                for batch in group
+            ]
+        )
+    np.testing.assert_allclose(logits, trainer.result.artifacts.delta_logits[0], atol=1e-4)
+
+
+def test_logits_of_several_layers_are_left_alone_with_one_warning(data, tmp_path, caplog):
+    save_tiny_checkpoint("timm_deit", tmp_path / "parent")
+    trainer = make_trainer(tmp_path / "parent", tmp_path / "run", data, num_generations=1)
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    [line] = [record.getMessage() for record in caplog.records if "warm_start" in record.getMessage()]
+    assert "warm_start is skipped" in line and "2 layers make its logits" in line
+    assert "steps" not in trainer.report and trainer.state.global_step == 1
+
+
+def test_a_fitness_without_labels_is_refused(tmp_path):
+    with pytest.raises(SMDError, match="warm_start fits the head on labelled images"):
+        EvolutionArguments(str(tmp_path), warm_start=True, fitness="ood_auroc", recombination="best")
