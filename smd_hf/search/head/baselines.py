@@ -10,11 +10,8 @@ from ...scoring.scores import Cell, Score
 from ..losses import Loss
 from .fit import LinearHead, fit_bias, fit_head, fit_temperature
 
-PULLS = (1.0, 0.1, 0.01, 0.001, 0.0001)
+PULLS = (1e-3, 1e-4, 1e-5, 1e-6)
 """Strengths of the pull to the old head to try, strong ones first: each fit begins where the last one ended."""
-
-PRIOR_PULL = 1e-4
-"""Strength of the pull to the old bias, which keeps the bias of a class without an image finite."""
 
 PARENT = "parent"
 
@@ -49,7 +46,7 @@ def heads(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Los
     yield "temperature", start.scaled(fit_temperature(start, features, labels, loss))
     guess = start
     if start.bias is not None:
-        guess = fit_bias(start, features, labels, loss, PRIOR_PULL)
+        guess = fit_bias(start, features, labels, loss)
         yield "class prior", guess
     for pull in PULLS:
         guess = fit_head(start, features, labels, loss, pull, guess)

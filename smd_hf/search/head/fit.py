@@ -1,8 +1,9 @@
 """
 Fits a linear head on features: a convex problem, pulled towards the head that the model has.
 
-Minimises mean loss(features @ W' + b, labels) + pull / 2 * scale * |(W, b) - (W0, b0)|^2, by L-BFGS in float64. The scale is
-the mean squared length of (features, 1), an upper bound of the curvature, so that a pull means the same for all models.
+Minimises mean loss(features @ W' + b, labels) + pull / 2 * scale * |W - W0|^2 + BIAS_PULL / 2 * |b - b0|^2, by L-BFGS in
+float64. The scale is the mean squared length of the features, an upper bound of the curvature, so that a pull means the same
+for all models. With a strong pull, only the bias is fitted.
 Features are read in chunks, and nothing of the size of head x head is made.
 """
 
@@ -19,6 +20,9 @@ CHUNK_NUMBERS = 2**24
 
 HISTORY = 10
 """Corrections that L-BFGS remembers. Each takes twice the memory of a head."""
+
+BIAS_PULL = 1e-4
+"""Strength of the pull to the old bias, which keeps the bias of a class without an image finite."""
 
 STEPS = 300
 """Limit on the steps of L-BFGS."""
@@ -58,8 +62,9 @@ def chunks(features: np.ndarray, num_labels: int) -> list[slice]:
 
 
 def feature_scale(features: np.ndarray) -> float:
-    """The mean squared length of the features, with a 1 for the bias."""
-    return 1.0 + float(np.mean(np.einsum("ij,ij->i", features, features, dtype=np.float64)))
+    """The mean squared length of the features; 1 if all are zero."""
+    scale = float(np.mean(np.einsum("ij,ij->i", features, features, dtype=np.float64)))
+    return scale if scale > 0 else 1.0
 
 
 def value_and_gradient(
@@ -104,26 +109,23 @@ def fit_head(
         features (`numpy.ndarray`): of shape `(n, num_features)`.
         labels (`numpy.ndarray`): int64, of shape `(n,)`.
         loss ([`Loss`]): maps logits and labels to a sum.
-        pull (`float`): strength of the pull, greater than 0, in units of the features' scale.
+        pull (`float`): strength of the pull of the weight, greater than 0, in units of the features' scale.
         first_guess ([`LinearHead`], *optional*): where the search begins. Defaults to `start`.
     """
-    strength = pull * feature_scale(features)
-    origin = _flat(start)
+    origin, size = _flat(start), start.weight.size
+    strength = np.full(len(origin), BIAS_PULL)
+    strength[:size] = pull * feature_scale(features)
 
     def objective(numbers: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = value_and_gradient(_head(numbers, start), features, labels, loss)
         away = numbers - origin
-        return value + strength / 2 * float(away @ away), _flat(gradient) + strength * away
+        return value + float(away @ (strength * away)) / 2, _flat(gradient) + strength * away
 
     return _head(_minimised(objective, _flat(first_guess or start)), start)
 
 
-def fit_bias(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss, pull: float) -> LinearHead:
-    """
-    Fits the bias alone: the class prior. Takes the arguments of [`fit_head`]; the head must have a bias.
-
-    The pull is not in units of the features' scale, as the features have no part in it.
-    """
+def fit_bias(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss) -> LinearHead:
+    """Fits the bias alone: the class prior. Takes the arguments of [`fit_head`]; the head must have a bias."""
     assert start.bias is not None
     given, origin = start.logits(features), start.bias
 
@@ -137,7 +139,7 @@ def fit_bias(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: 
             value += float(total.detach())
             gradient += slope.numpy().sum(0)
         away, count = bias - origin, len(features)
-        return value / count + pull / 2 * float(away @ away), gradient / count + pull * away
+        return value / count + BIAS_PULL / 2 * float(away @ away), gradient / count + BIAS_PULL * away
 
     return LinearHead(start.weight, _minimised(objective, origin))
 
