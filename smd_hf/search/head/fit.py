@@ -115,13 +115,17 @@ def fit_head(
     origin, size = _flat(start), start.weight.size
     strength = np.full(len(origin), BIAS_PULL)
     strength[:size] = pull * feature_scale(features)
+    # In these units, weight and bias have curvatures of one order, which L-BFGS needs.
+    unit = np.ones(len(origin))
+    unit[:size] = (feature_scale(features) * (1 + pull)) ** -0.5
 
     def objective(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = value_and_gradient(_head(numbers, start), features, labels, loss)
-        away = numbers - origin
-        return value + float(away @ (strength * away)) / 2, _flat(gradient) + strength * away
+        away = unit * numbers
+        value, gradient = value_and_gradient(_head(origin + away, start), features, labels, loss)
+        return value + float(away @ (strength * away)) / 2, unit * (_flat(gradient) + strength * away)
 
-    return _head(_minimised(objective, _flat(first_guess or start)), start)
+    first = (_flat(first_guess or start) - origin) / unit
+    return _head(origin + unit * _minimised(objective, first), start)
 
 
 def fit_bias(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss) -> LinearHead:
