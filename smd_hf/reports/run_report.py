@@ -111,6 +111,7 @@ def describe_method(result: RunResult, evolution: Evolution, run: RunState) -> d
         "seed": args.seed,
         "mutable": {"tensors": len(mutation.space.names), "coordinates": mutation.space.total},
         "batch_size": args.eval_batch_size,
+        "runtime": evolution.evaluator.identity,
         "batch_size_search": result.batch_size_search,
     }
     if mutation.prune:

@@ -12,7 +12,6 @@ from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.reading import seconds_in_the_way
 from ..models.blocks import find_blocks
 from ..scoring.costs import suffix_costs
-from ..scoring.prefix_replay import PrefixReplay
 from ..scoring.racing import rounds
 from ..search.evolution import PARENT, Evolution
 from ..search.mutation import Child
@@ -133,7 +132,7 @@ class CostModel:
 
     @cached_property
     def _replayable(self) -> bool:
-        return PrefixReplay(self.evolution.model).supported[0]
+        return self.evolution.evaluator.runtime.can_replay()
 
     @cached_property
     def _cost_from(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from smd_hf.scoring.runtimes.segmented import SegmentedRuntime
 
 from ...tiny import TIMM_KINDS, TRANSFORMERS_KINDS, tiny_model, tiny_pixels
 
-QUICK = ("vit", "resnet", "swin", "timm_efficientnet", "timm_nfnet")
+QUICK = ("vit", "timm_efficientnet")
 KINDS = [
     kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow)
     for kind in (*TRANSFORMERS_KINDS, *TIMM_KINDS)
