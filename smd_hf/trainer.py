@@ -255,7 +255,7 @@ class EvolutionTrainer(ForwardTrainer):
 
     def _warm_start(self) -> None:
         """Puts the best head that one pass gives into the model, before the first generation."""
-        loss = loss_of(self.args, self.model.config.num_labels, self.compute_loss_func)
+        loss = loss_of(self.args, self.model.config.num_labels or 0, self.compute_loss_func)
         found = warm_start(self.evolution, loss, self.images.test, self.journal, self._shows_bars)
         self.result.warm_start = found
         if found is not None and not self.run.generations:

@@ -264,9 +264,9 @@ def _load_named(
             f"The data set {name!r} cannot be loaded ({type(error).__name__}: {one_line(reason)}). Expected the id of a "
             f"data set on the Hub that you may read, or a local folder with one.{_near_path(local) or _near_id(name)}"
         ) from None
-    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    splits: dict[Any, Any] = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     if streaming:
-        return dict(splits)
+        return splits
     return {str(split): _with_image_feature(dataset) for split, dataset in splits.items()}
 
 

@@ -75,25 +75,25 @@ class _MLflow(_Tracker):
 
         client = mlflow.MlflowClient()
         for name, value in scores.items():
-            client.log_metric(self.run_id, name, value, step=number)
+            client.log_metric(str(self.run_id), name, value, step=number)
         for path in figures:
             client.log_artifact(self.run_id, str(path), "report")
 
 
 class _Trackio(_Tracker):
     def open(self) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         run = trackio.context_vars.current_run.get()
         self.place = None if run is None else {"project": run.project, "name": run.name}
 
     def generation(self, number: int, fitness: np.ndarray, cost: Mapping[str, float]) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         trackio.log({CHILDREN: trackio.Histogram(fitness), **cost}, step=number)
 
     def report(self, figures: Iterable[Path], scores: Mapping[str, float], number: int) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         trackio.init(**(self.place or {}), resume="must", embed=False)
         pictures = {f"report/{path.stem}": trackio.Image(str(path), caption=path.stem) for path in figures}
