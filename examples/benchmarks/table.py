@@ -23,9 +23,15 @@ def main(argv: list[str] | None = None) -> str:
 
 def section(document: dict[str, Any]) -> str:
     """Title, hardware and table of one benchmark."""
-    rows = {"throughput": throughput, "generation": generation, "peers": peers, "scaling": scaling, "ledger": ledger}[
-        document["benchmark"]
-    ](document)
+    tables = {
+        "runtimes": runtimes,
+        "throughput": throughput,
+        "generation": generation,
+        "peers": peers,
+        "scaling": scaling,
+        "ledger": ledger,
+    }
+    rows = tables[document["benchmark"]](document)
     hardware, settings = document["hardware"], document["settings"]
     versions = ", ".join(f"{name} {number}" for name, number in hardware["versions"].items())
     quick = " A quick run: for a look, not to be cited." if settings["quick"] else ""
@@ -47,6 +53,17 @@ def number(value: dict[str, Any] | float | None) -> str:
         low, high = value["interval"]
         return f"{value['median']:.3g} ({low:.3g} to {high:.3g})"
     return f"{value:.3g}"
+
+
+def runtimes(document: dict[str, Any]) -> list[list[str]]:
+    over = ("over the limit, all weights", "norms and head", "over eager, limit", "all weights", "norms and head")
+    rows = [["model, runtime, precision", *over, "blocks, uniform", "by cost"]]
+    for name, model in document["models"].items():
+        limit, eager, blocks = model["child_over_limit"], model["child_over_eager"], model.get("blocks_cost", {})
+        cells = [limit["all weights"], limit["norms and head"], *(eager[which] for which in ("limit", "all weights"))]
+        cells += [eager["norms and head"], blocks.get("uniform"), blocks.get("by cost")]
+        rows.append([name, *map(number, cells)])
+    return rows
 
 
 def throughput(document: dict[str, Any]) -> list[list[str]]:

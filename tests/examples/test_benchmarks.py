@@ -58,6 +58,17 @@ def test_generation(benchmark, tmp_path):
     assert_in_table(benchmark, tmp_path, model["cost_blocks_cost_ratio"], model["speedup_vs_naive_halving"])
 
 
+@pytest.mark.slow
+def test_runtimes(benchmark, tmp_path):
+    pytest.importorskip("openvino")
+    small = ["--children", "4", "--images", "4", "--batch-size", "2", "--precisions", "fp32"]
+    document = run(benchmark("runtimes"), tmp_path, *small)
+    model = document["models"]["test_vit openvino fp32"]
+    for key in ("child_over_limit", "child_over_eager", "blocks_cost"):
+        assert all(value > 0 for value in document[key]["test_vit openvino fp32"].values())
+    assert_in_table(benchmark, tmp_path, model["child_over_limit"]["all weights"], model["blocks_cost"]["by cost"])
+
+
 def test_a_changed_parent_is_not_reported(benchmark, tmp_path, monkeypatch):
     generation = benchmark("generation")
 
