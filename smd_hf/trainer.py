@@ -250,16 +250,9 @@ class EvolutionTrainer(ForwardTrainer):
             with journal.scope(PARENT_SCOPE), self._scoring("Testing the parent"):
                 self.result.measure_parent(evolution)
             if args.warm_start:
-                self._warm_start()
+                loss = loss_of(args, self.model.config.num_labels or 0, self.compute_loss_func)
+                self.result.warm_start = warm_start(evolution, loss, self.images.test, journal, self._shows_bars)
         return super().train(**kwargs)
-
-    def _warm_start(self) -> None:
-        """Puts the best head that one pass gives into the model, before the first generation."""
-        loss = loss_of(self.args, self.model.config.num_labels or 0, self.compute_loss_func)
-        found = warm_start(self.evolution, loss, self.images.test, self.journal, self._shows_bars)
-        self.result.warm_start = found
-        if found is not None and not self.run.generations:
-            self.run.add_before(found.images, found.seconds)
 
     def _inner_training_loop(
         self,

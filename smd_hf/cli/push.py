@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from huggingface_hub.utils import are_progress_bars_disabled
 
 from ..errors import SMDError
-from ..hub.space.staging import push_space
+from ..hub.space.stage_space import push_space
 from ..hub.upload import push_folder
 from ..scoring.bars import TickingBar
 from .parsing import SimpleParser

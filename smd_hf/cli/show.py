@@ -7,7 +7,7 @@ from typing import Any
 
 from ..artifacts.loading import load_with_processor
 from ..errors import SMDError
-from ..hub.space.staging import page_models
+from ..hub.space.stage_space import page_models
 from ..reports.saved_run import read_run
 from .parsing import SimpleParser
 from .terminal import quiet_libraries

@@ -134,6 +134,8 @@ def warm_start(
         evolution.mutation.parent_changed()
     if first:
         logger.warning(f"Warm start: {_best_line(found, evolution)}")
+    if not journal.run.generations:
+        journal.run.add_before(found.images, found.seconds)
     return found
 
 

@@ -12,7 +12,6 @@ exactly runs in full, with one line in the log that says why.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, pairwise
@@ -22,7 +21,6 @@ import torch
 from torch import nn
 
 from ..models.block_calls import (
-    CONSTANTS,
     Probe,
     Recording,
     find_units,
@@ -33,6 +31,7 @@ from ..models.block_calls import (
     tensors_in,
     wrapped,
 )
+from .replay_checks import has_hooks, same_state, signature, state_of, static_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class PrefixReplay:
     @property
     def supported(self) -> tuple[bool, str | None]:
         """Whether passes can be replayed, and the reason if not; before the first recording, as far as can be seen."""
-        reason = _static_refusal(self.model) or self._refusal
+        reason = static_refusal(self.model) or self._refusal
         return reason is None, reason
 
     @property
@@ -134,7 +133,7 @@ class PrefixReplay:
             self._restart(None)
             self._structure = structure
         self._starts = None if starts is None else [frozenset(changed) for changed in starts]
-        reason = _static_refusal(self.model)
+        reason = static_refusal(self.model)
         if reason is not None:
             self._tell(reason)
             yield
@@ -204,7 +203,7 @@ class PrefixReplay:
             self._tell("gradients are enabled")
             return forward(*args, **kwargs)
         try:
-            key = _signature((args, kwargs), self._device)
+            key = signature((args, kwargs), self._device)
         except TypeError as error:
             self._tell(f"the model is called with {error}")
             return forward(*args, **kwargs)
@@ -223,7 +222,7 @@ class PrefixReplay:
             return forward(*args, **kwargs)
         kept, probe = self._kept(), self._probe
         assert probe is not None
-        before = _state(self.model, self._device) if not self._proven else None
+        before = state_of(self.model, self._device) if not self._proven else None
         take = Recording(probe.calls, kept, self._device.type == "cuda")
         with wrapped({module: take.wrapper(unit) for unit, module in enumerate(self._units)}):
             take.stamp()
@@ -231,9 +230,9 @@ class PrefixReplay:
             take.stamp()
         if take.events != probe.events:
             self._refuse("its blocks are not called in the same order in each pass")
-        elif not self._proven and not _same_state(before or [], _state(self.model, self._device)):
+        elif not self._proven and not same_state(before or [], state_of(self.model, self._device)):
             self._refuse("a pass changes a buffer or an attribute of a module, or draws random numbers")
-        elif _has_hooks(self.model):
+        elif has_hooks(self.model):
             self._refuse("forward hooks are registered on it")
         else:
             self._proven = True
@@ -320,7 +319,7 @@ class PrefixReplay:
 
     def _same_inputs(self, args: tuple, kwargs: dict) -> bool:
         try:
-            same = _signature((args, kwargs), self._device) == self._key
+            same = signature((args, kwargs), self._device) == self._key
         except TypeError:
             same = False
         if same and all(
@@ -358,59 +357,3 @@ class PrefixReplay:
         if reason not in self._told:
             self._told.add(reason)
             logger.warning("Prefix replay: %s runs in full, because %s.", type(self.model).__name__, reason)
-
-
-def _static_refusal(model: nn.Module) -> str | None:
-    """Why the model cannot be replayed, as far as it can be seen without a pass."""
-    # Importing the compiler takes seconds; without it, nothing is compiled.
-    compiler = sys.modules.get("torch._dynamo.eval_frame")
-    for name, module in model.named_modules():
-        where = f"its module {name}" if name else "it"
-        if isinstance(module, torch.jit.ScriptModule):
-            return f"{where} is scripted"
-        if module._compiled_call_impl is not None or (compiler and isinstance(module, compiler.OptimizedModule)):
-            return f"{where} is compiled"
-        if isinstance(module, nn.DataParallel):
-            return f"{where} is spread over devices by DataParallel"
-        if "forward" in vars(module):
-            return f"{where} has a forward method put on the instance"
-        if module.training:
-            return f"{where} is in training mode"
-    return "forward hooks are registered on it" if _has_hooks(model) else None
-
-
-def _has_hooks(model: nn.Module) -> bool:
-    everywhere = nn.modules.module
-    return bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks) or any(
-        module._forward_hooks or module._forward_pre_hooks for module in model.modules()
-    )
-
-
-def _state(model: nn.Module, device: torch.device) -> list[Any]:
-    """What a pass must leave as it is: references, so that no identity is taken twice, and counts of modifications."""
-    state: list[Any] = [("random numbers", torch.get_rng_state().tolist())]
-    if device.type == "cuda":
-        state.append(("random numbers of the device", torch.cuda.get_rng_state(device).tolist()))
-    for value in chain.from_iterable(vars(module).values() for module in model.modules()):
-        if isinstance(value, list | tuple | dict | set):
-            items = tuple(value.values() if isinstance(value, dict) else value)
-            # A tuple may be made anew of the same items.
-            state.append((tuple if isinstance(value, tuple) else value, len(items)))
-        else:
-            items = (value,)
-        state.extend((item, modifications(item) if isinstance(item, torch.Tensor) else 0) for item in items)
-    return state
-
-
-def _same_state(before: list, after: list) -> bool:
-    return len(before) == len(after) and all(
-        m == n and (a is b or (isinstance(a, CONSTANTS) and type(a) is type(b) and a == b))
-        for (a, m), (b, n) in zip(before, after)
-    )
-
-
-def _signature(inputs: tuple, device: torch.device) -> str:
-    """What the calls of a pass may depend upon, but for the number of images. Raises `TypeError` as [`rebuild`] does."""
-    shapes = rebuild(inputs, lambda tensor: (*tensor.shape[1:], tensor.stride(), tensor.dtype, tensor.device))
-    autocast = (torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type))
-    return repr((shapes, torch.is_inference_mode_enabled(), torch.is_grad_enabled(), autocast))

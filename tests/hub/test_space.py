@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from smd_hf.cli.main import main
-from smd_hf.hub.space.staging import page_models, stage_space
+from smd_hf.hub.space.stage_space import page_models, stage_space
 
 
 def test_a_space_holds_page_models_and_report_and_nothing_else(space_run, space):
