@@ -70,12 +70,10 @@ class EvolutionTrainer(ForwardTrainer):
         processing_class (*optional*): the image processor. If the model is given by name, it is loaded with it.
         compute_loss_func (`Callable`, *optional*): as in Trainer, from outputs, labels and `num_items_in_batch` to a loss that is
             differentiable in the logits. Replaces `args.loss` as the loss of a Gauss-Newton step.
-        compute_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to a dict. Defaults to accuracy, NLL
-            and calibration error.
+        compute_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to a dict. By default accuracy, NLL, ECE.
         callbacks (list of [`~transformers.TrainerCallback`], *optional*): further callbacks.
         model_init (`Callable`, *optional*): returns the parent, in place of `model`. Called once, without a trial.
-        preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer, from logits and labels to the predictions that
-            `compute_metrics` receives, in evaluation and for fitness.
+        preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer, in evaluation and for fitness.
         optimizers, optimizer_cls_and_kwargs: only Trainer's defaults. An evolution has no optimizer.
         ood_dataset (*optional*): out-of-distribution images: of none of the model's classes, without labels. For `ood_auroc`
             as the fitness or as one of several objectives. The report compares parent and evolved model on them.
@@ -89,8 +87,7 @@ class EvolutionTrainer(ForwardTrainer):
         ood_report (`dict`, *optional*): AUROC of parent and evolved model on test and out-of-distribution images.
         pushed (`dict[str, str]`): addresses of the last push: `"child"`, `"ensemble"`, `"children"`.
         push_failure (`str`, *optional*): why the push at the end of the run failed, and how to repeat it.
-        images ([`RunImages`]), evaluator ([`Evaluator`]), evolution ([`Evolution`]), journal ([`Journal`]), result
-            ([`RunResult`]), publisher ([`Publisher`]): the parts.
+        images, evaluator, evolution, journal, result, publisher: the parts of the run.
 
     Raises:
         `SMDError`: for a model, data set or argument that cannot work, before anything is scored.
