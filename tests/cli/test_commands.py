@@ -429,7 +429,7 @@ def test_a_process_ends_with_code_2_and_no_traceback(root, tmp_path):
 
 
 def test_ctrl_c_ends_with_code_130_and_says_what_is_saved(root, tmp_path):
-    process = start(evolve(tmp_path, "--num_generations", "100000", "--save_steps", "1"), root)
+    process = start(evolve(tmp_path, "--num_generations", "100000", "--runtime", "eager", "--save_steps", "1"), root)
     try:
         give_up = time.monotonic() + 120
         while not (tmp_path / "checkpoint-2" / "trainer_state.json").exists() and time.monotonic() < give_up:
