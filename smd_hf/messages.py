@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -39,3 +40,8 @@ def did_you_mean(name: str, candidates: Any) -> str:
     """A question with up to three similar names, after a space; empty if no name is similar."""
     near = difflib.get_close_matches(name, [str(candidate) for candidate in candidates], n=3)
     return f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+
+
+def near_path(path: Path) -> str:
+    """[`did_you_mean`] for a path that does not exist, of the names beside it."""
+    return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else [])

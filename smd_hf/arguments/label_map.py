@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SMDError
-from ..messages import did_you_mean, one_line
+from ..messages import near_path, one_line
 
 LabelMap = dict[str, int | str | None]
 
@@ -52,9 +52,8 @@ def read_label_map(given: Mapping[Any, Any] | str | Path) -> LabelMap:
 
 def _file_pairs(path: Path) -> list[tuple[Any, Any]]:
     if not path.is_file():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SMDError(
-            f"There is no file label_map '{path}'.{did_you_mean(path.name, siblings)} Expected a JSON or CSV file, or a JSON object "
+            f"There is no file label_map '{path}'.{near_path(path)} Expected a JSON or CSV file, or a JSON object "
             "such as '{\"crane\": 517}'."
         )
     if path.suffix.lower() not in (".json", ".csv"):

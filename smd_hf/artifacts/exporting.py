@@ -19,6 +19,7 @@ from ..errors import SMDError
 from ..messages import one_line
 from ..models.inputs import input_names
 from ..models.load import num_channels
+from ..remote_code.members_smd_ensemble import logits_of
 
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
@@ -52,8 +53,7 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        output = self.model(pixel_values=pixel_values)
-        return output.logits if hasattr(output, "logits") else output[0]
+        return logits_of(self.model(pixel_values=pixel_values))
 
 
 def check_installed(form: str) -> None:

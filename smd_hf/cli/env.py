@@ -3,13 +3,12 @@
 import os
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 
 import torch
 from huggingface_hub import constants
 
 from ..data.reading import usable_cores
-from ..reports.gain_report import package_versions
+from ..reports.gain_report import installed_version, package_versions
 from .parsing import SimpleParser
 from .tables import print_pairs
 
@@ -25,7 +24,13 @@ def make_parser() -> SimpleParser:
 def run(argv: Sequence[str]) -> int:
     """Prints them. Takes no arguments."""
     make_parser().parse_args(argv)
-    print_pairs([*package_versions().items(), *((name, _version(name)) for name in OPTIONAL), *machine()])
+    print_pairs(
+        [
+            *package_versions().items(),
+            *((name, installed_version(name) or "not installed") for name in OPTIONAL),
+            *machine(),
+        ]
+    )
     return 0
 
 
@@ -51,10 +56,3 @@ def machine() -> list[tuple[str, str]]:
 
 def _has_token() -> bool:
     return bool(os.environ.get("HF_TOKEN")) or os.path.isfile(constants.HF_TOKEN_PATH)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -10,7 +10,7 @@ from ..artifacts.exporting import NEEDED, check_installed, export_model
 from ..artifacts.loading import load_with_processor
 from ..errors import SMDError
 from ..files import check_output_dir
-from .parsing import SimpleParser, hub_token
+from .parsing import SimpleParser, add_loading_arguments, hub_token
 from .terminal import quiet_libraries
 
 
@@ -31,11 +31,7 @@ def make_parser() -> SimpleParser:
         default=1e-3,
         help="largest difference of a logit, as a share of the largest logit (default: 0.001)",
     )
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run the Python files of the model's repository"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--token", help="access token (better: log in with `hf auth login`, or set HF_TOKEN)")
+    add_loading_arguments(parser, "the model's repository")
     return parser
 
 

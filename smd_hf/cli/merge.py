@@ -8,7 +8,7 @@ from ..artifacts.loading import expanded, load_with_processor, stored_form
 from ..errors import SMDError
 from ..files import check_output_dir
 from ..models.checkpoints import save_checkpoint
-from .parsing import SimpleParser, hub_token
+from .parsing import SimpleParser, add_loading_arguments, hub_token
 from .terminal import quiet_libraries
 
 
@@ -19,11 +19,7 @@ def make_parser() -> SimpleParser:
     )
     parser.add_argument("path", help="an ensemble or a delta: a folder, or an id on the Hub")
     parser.add_argument("--output_dir", required=True, help="receives the checkpoint")
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run the Python files of the members or the base"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--token", help="access token (better: log in with `hf auth login`, or set HF_TOKEN)")
+    add_loading_arguments(parser, "the members or the base")
     return parser
 
 

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..arguments.recipes import read_recipe
 from ..errors import SMDError
-from ..messages import did_you_mean
+from ..messages import did_you_mean, near_path
 
 
 class CommandParser(HfArgumentParser):
@@ -156,6 +156,13 @@ class SimpleParser(ArgumentParser):
         return f"there is no argument '{option}'.{near}"
 
 
+def add_loading_arguments(parser: ArgumentParser, whose: str) -> None:
+    """The arguments of a command that loads a model from the Hub. `whose` Python files `--trust_remote_code` runs."""
+    parser.add_argument("--trust_remote_code", action="store_true", help=f"run the Python files of {whose}")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.add_argument("--token", help="access token (better: log in with `hf auth login`, or set HF_TOKEN)")
+
+
 def near_choice(message: str) -> str:
     """A question with similar choices, after a space, for argparse's message about an invalid choice; else nothing."""
     found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
@@ -174,9 +181,8 @@ def _heading(dataclass: type) -> str:
 def read_arguments(path: Path) -> dict[str, Any]:
     """A mapping from a YAML or JSON file."""
     if not path.is_file():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise SMDError(
-            f"there is no file '{path}'.{did_you_mean(path.name, siblings)} Arguments begin with --; a first one without -- is a YAML or JSON file of "
+            f"there is no file '{path}'.{near_path(path)} Arguments begin with --; a first one without -- is a YAML or JSON file of "
             "arguments."
         )
     try:

@@ -166,6 +166,10 @@ class ImageBatches:
         sample._kept_bytes = self._kept_bytes
         return sample
 
+    def first_batch(self) -> Batch:
+        """The first batch, to try something on: from memory if it is kept, else read, and not kept for it."""
+        return next(iter(self.head(self.batch_size)))
+
     def groups(
         self, numbers: Sequence[int] | None = None, on_read: Callable[[], None] | None = None, eager: bool = False
     ) -> Iterator[list[Batch]]:

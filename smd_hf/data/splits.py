@@ -17,7 +17,7 @@ from huggingface_hub.errors import HTTPError
 
 from ..errors import SMDError
 from ..keyed_random import keyed_generator
-from ..messages import did_you_mean, one_line
+from ..messages import near_path, one_line
 from ..models.loading_errors import hub_fault, similar_in_cache
 from .labels import label_values, stratified_order, stratified_split
 from .rows import find_columns, find_image_column, find_label_column, is_image_struct
@@ -238,7 +238,7 @@ def _load_named(
     if local.is_file():
         raise SMDError(f"dataset_name {name!r} is a file. Give a Parquet file by train_file and validation_file.")
     if not local.exists() and (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
-        raise SMDError(f"The folder dataset_name {name!r} does not exist.{_near_path(local)}")
+        raise SMDError(f"The folder dataset_name {name!r} does not exist.{near_path(local)}")
     try:
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             loaded = datasets.load_from_disk(str(local))
@@ -262,7 +262,7 @@ def _load_named(
         # `from None`: the library's own exception may show the token that the message leaves out.
         raise SMDError(
             f"The data set {name!r} cannot be loaded ({type(error).__name__}: {one_line(reason)}). Expected the id of a "
-            f"data set on the Hub that you may read, or a local folder with one.{_near_path(local) or _near_id(name)}"
+            f"data set on the Hub that you may read, or a local folder with one.{near_path(local) or _near_id(name)}"
         ) from None
     splits: dict[Any, Any] = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     if streaming:
@@ -279,7 +279,7 @@ def _load_path(
         return None
     name, path = f"{what}_dir" if file is None else f"{what}_file", Path(given).expanduser()
     if not path.exists():
-        raise SMDError(f"{name} {str(path)!r} does not exist.{_near_path(path)}")
+        raise SMDError(f"{name} {str(path)!r} does not exist.{near_path(path)}")
     if path.is_dir() != (file is None):
         kind, other = ("folder", "dir") if path.is_dir() else ("file", "file")
         raise SMDError(f"{name} {str(path)!r} is a {kind}. Give it by {what}_{other}.")
@@ -325,11 +325,6 @@ def _load_folder(name: str, folder: Path, cache_dir: str | None, labelled: bool)
         raise SMDError(
             f"{name} {str(folder)!r} cannot be read as a folder of images: {one_line(str(error))}."
         ) from error
-
-
-def _near_path(path: Path) -> str:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return did_you_mean(path.name, siblings)
 
 
 def _near_id(name: str) -> str:

@@ -43,6 +43,14 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), "smd_hf": __version__, **versions}
 
 
+def installed_version(package: str) -> str | None:
+    """The version of an optional package; `None` if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def gain_report(
     parent_logits: np.ndarray,
     evolved_logits: np.ndarray,

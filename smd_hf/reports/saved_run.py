@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import SMDError
 from ..files import read_json_object
-from ..messages import did_you_mean
+from ..messages import near_path
 from ..run.journal import CHILDREN_NAME
 from ..run.ledger import HEADER_NAME, LEDGER_NAME
 from ..run.lock import is_held
@@ -66,10 +66,7 @@ def read_run(folder: str | os.PathLike) -> SavedRun:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise SMDError(
-            f"The folder '{folder}' does not exist.{did_you_mean(path.name, siblings)} Expected the output_dir of a run."
-        )
+        raise SMDError(f"The folder '{folder}' does not exist.{near_path(path)} Expected the output_dir of a run.")
     report = read_json_object(path / REPORT_NAME)
     header = read_json_object(path / LEDGER_NAME / HEADER_NAME)
     children = path / CHILDREN_NAME

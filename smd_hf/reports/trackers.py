@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ..messages import one_line
 from ..run.state import RunState
+from .cards.model_card import EXAMPLE_NAME
 
 logger = logging.get_logger(__name__)
 
@@ -152,7 +153,7 @@ class TrackerCallback(TrainerCallback):
             for key in ("accuracy", "nll", "calibration_error")
             if report is not None and report[model][key] is not None
         }
-        figures = [path for path in sorted(folder.glob("*.png")) if path.name != "example.png"]
+        figures = [path for path in sorted(folder.glob("*.png")) if path.name != EXAMPLE_NAME]
         self._each("report", figures, scores, number)
 
     def _each(self, method: str, *values: Any) -> None:

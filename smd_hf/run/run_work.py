@@ -30,8 +30,7 @@ class RunWork(Work):
         self.bars = bars
         self.costs = costs
         self.evolution, self.images, self.args = costs.evolution, costs.images, costs.args
-        fitness = self.images.fitness
-        self.evolution.evaluator.time_passes(lambda: next(iter(fitness.head(fitness.batch_size))))
+        self.evolution.evaluator.time_passes(self.images.fitness.first_batch)
         self._ahead = {number: self._generation(number) for number in limits.planned()}
         self._after = self._artifacts()
         self._known = self._done = self._left_of_part = self._left_of_call = 0.0

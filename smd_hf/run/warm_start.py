@@ -118,7 +118,7 @@ def warm_start(
     processes, first = evaluator.processes, evaluator.processes.process_index == 0
     path, digest = journal.ledger.folder / FILE_NAME, _digest(journal.identity)
     evaluator.model.eval()
-    batch = next(iter(evolution.fitness_batches.head(evolution.fitness_batches.batch_size)))
+    batch = evolution.fitness_batches.first_batch()
     try:
         head = HeadInputs(evaluator.model, evaluator.inputs(batch))  # type: ignore[arg-type]
     except SMDError as error:

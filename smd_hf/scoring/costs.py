@@ -32,7 +32,7 @@ def suffix_costs(model: Any, inputs: torch.Tensor | Mapping[str, torch.Tensor]) 
     model.eval()
     blocks = find_blocks(model)
     try:
-        by_module = _operations(model, as_inputs(inputs, model))
+        by_module = operations(model, as_inputs(inputs, model))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the counter hooks into every module, and not every model bears that
@@ -50,8 +50,12 @@ def suffix_costs(model: Any, inputs: torch.Tensor | Mapping[str, torch.Tensor]) 
     return costs
 
 
-def _operations(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Operations by module, those inside of it included."""
+def operations(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """
+    Floating-point operations of a pass by module, those inside of it included; of the whole model under `"Global"`.
+
+    Raises what the model raises: the counter hooks into every module, and not every model bears that.
+    """
     counter = FlopCounterMode(display=False)
     # The counter follows gradients of whatever requires them, and stumbles over views of parameters (timm's cait and pit).
     with _without_gradients(model), counter, torch.no_grad():

@@ -17,7 +17,7 @@ from ..parallel.processes import Processes, segment
 from .changes import Change, MakeChanges
 from .job import Job
 from .record import Call, Recorder
-from .runtimes.choose import RuntimeChoice, identity
+from .runtimes.choose import RuntimeChoice, identity, in_precision
 from .runtimes.eager import Eager
 from .runtimes.protocol import Forward, Inputs, Runtime
 from .scores import Score
@@ -116,7 +116,7 @@ class Evaluator:
         if choice is None:
             return
         self.model.eval()
-        found = self.processes.gather(lambda: choice.settle(self.inputs(next(iter(batches.head(batches.batch_size))))))
+        found = self.processes.gather(lambda: choice.settle(self.inputs(batches.first_batch())))
         # All processes run the same, whatever one of them found.
         name = "eager" if any(each.name == "eager" for each in found) else found[0].name
         for reason in dict.fromkeys(each.reason for each in found if each.reason is not None):
@@ -227,8 +227,7 @@ class Evaluator:
         self._used, self._precision = self.runtime, self.autocast
         if coarse and self._coarse is not None:
             self._used = self._coarse
-            if self._coarse.name != "openvino":
-                self._precision = partial(torch.autocast, self.device.type, torch.bfloat16)
+            self._precision = partial(in_precision, self._coarse.name, "bf16", self.device)
 
     def _logits(self, forward: Forward, inputs: Inputs) -> torch.Tensor:
         with torch.inference_mode(), self._precision():

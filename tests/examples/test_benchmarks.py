@@ -60,7 +60,6 @@ def test_generation(benchmark, tmp_path):
 
 @pytest.mark.slow
 def test_runtimes(benchmark, tmp_path):
-    pytest.importorskip("openvino")
     small = ["--children", "4", "--images", "4", "--batch-size", "2", "--precisions", "fp32"]
     document = run(benchmark("runtimes"), tmp_path, *small)
     model = document["models"]["test_vit openvino fp32"]

@@ -2,16 +2,16 @@
 
 import shutil
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
 
+from ...artifacts.first_parent import PARENT_FOLDER
 from ...errors import SMDError
 from ...files import read_json_object, write_json, write_text
 from ...reports.cards.model_card import EXAMPLE_NAME, PLOTS
-from ...reports.gain_report import REPORT_NAME
+from ...reports.gain_report import REPORT_NAME, installed_version
 from ...run.journal import CHILDREN_NAME
 from ..requests import persistently, push_error
 from ..staging import delta_folders, model_files, saved_kind, stage_model
@@ -57,8 +57,8 @@ def page_models(folder: Path, parent: str | None = None) -> list[dict[str, Any]]
     if parent is None:
         report = read_json_object(folder / REPORT_NAME) or {}
         name = str(report.get("parent_name", ""))
-        if (folder / "parent" / "config.json").is_file():
-            found.append({"title": "parent", "folder": folder / "parent"})
+        if (folder / PARENT_FOLDER / "config.json").is_file():
+            found.append({"title": "parent", "folder": folder / PARENT_FOLDER})
         elif name.count("/") == 1:
             found.append({"title": "parent", "repo_id": name})
     elif Path(parent).expanduser().is_dir():
@@ -110,7 +110,7 @@ def stage_space(folder: Path, staged: Path, title: str, parent: str | None = Non
     )
     ids = [entry["repo_id"] for entry in models if "repo_id" in entry]
     listed = "models:\n" + "".join(f"- {each}\n" for each in ids) if ids else ""
-    text = CARD.format(title=title, gradio=_version("gradio") or "6.0.0", models=listed)
+    text = CARD.format(title=title, gradio=_release("gradio") or "6.0.0", models=listed)
     write_text(staged / "README.md", text)
 
 
@@ -163,13 +163,12 @@ def push_space(
         raise push_error(error, space_id, [command], token) from error
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _pinned(package: str) -> str:
-    version = _version(package)
+    version = _release(package)
     return f"=={version}" if version else ""
+
+
+def _release(package: str) -> str | None:
+    """The installed version, without the part that names a build."""
+    version = installed_version(package)
+    return None if version is None else version.partition("+")[0]

@@ -9,19 +9,16 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers.utils import logging
 
 from ...errors import SMDError
 from ...messages import one_line
+from ..costs import operations
 from .compiled import compiled
 from .eager import Eager
 from .graph import CannotExport
 from .openvino import OpenVINO, has_bf16
 from .protocol import Inputs, Runtime
 from .segmented import SEGMENTS, SegmentedRuntime
-
-logger = logging.get_logger(__name__)
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """How far logits of the first batch may be from those of eager PyTorch, in units of their largest absolute value."""
@@ -155,7 +152,7 @@ class RuntimeChoice:
                 return None  # the parent's own fault, which scoring reports
             largest = expected.abs().max().clamp_min(1e-12)
             for precision in dict.fromkeys(("fp32", self.precision)):
-                with _in_precision(name, precision, inputs):
+                with in_precision(name, precision, next(iter(inputs.values())).device):
                     found = self.runtime(name, precision).forward(inputs).double()
                 difference, limit = float((found - expected).abs().max() / largest), TOLERANCE[precision]
                 if not difference <= limit:
@@ -166,21 +163,20 @@ class RuntimeChoice:
         return None
 
 
-def _in_precision(name: str, precision: str, inputs: Inputs) -> AbstractContextManager:
-    device = next(iter(inputs.values())).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16" and name != "openvino")
+def in_precision(name: str, precision: str, device: torch.device) -> AbstractContextManager:
+    """The context in which the passes of a runtime have a precision. OpenVINO is compiled for its own."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and name != "openvino")
 
 
 def operations_per_image(model: nn.Module, inputs: Inputs) -> float:
     """Floating-point operations of a pass, for each image: those of convolutions and matrix products."""
-    one = {name: tensor[:1] for name, tensor in inputs.items()}
-    counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
-            model(**one)
+        counted = operations(model, {name: tensor[:1] for name, tensor in inputs.items()})
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # not every model bears the counter; eager runs it
         return 0.0
-    return float(counter.get_total_flops())
+    return float(counted.get("Global", 0))
 
 
 def identity(name: str, precision: str = "fp32") -> str:

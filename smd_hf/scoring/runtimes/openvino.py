@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from .graph import CannotExport
-from .plan import Run, arguments_of
-from .segments import Cut
+from .plan import Run
+from .segments import Cut, Segment
 
 
 def has_bf16() -> bool:
@@ -47,7 +47,7 @@ class OpenVINO:
         return _Request(partial(self._compile, self._names(segment), segment.outputs), 1)
 
     @staticmethod
-    def _names(segment: Any) -> list[str]:
+    def _names(segment: Segment) -> list[str]:
         return [*segment.inputs, *(node.name for node in segment.weights)]
 
     @cached_property
@@ -55,7 +55,7 @@ class OpenVINO:
         import openvino
 
         whole = self.cut.whole
-        arguments = arguments_of(whole)
+        arguments = _example(whole)
         other = {each.dtype for each in arguments if each.is_floating_point()} - {torch.float32}
         if other:
             raise CannotExport(f"its weights are in {other.pop()}, and OpenVINO is given float32")
@@ -93,6 +93,15 @@ class OpenVINO:
         except RuntimeError as error:
             raise CannotExport(f"OpenVINO cannot compile it ({error})") from error
         return compiled.create_infer_request()
+
+
+def _example(segment: Segment) -> list[torch.Tensor]:
+    """An example of what a segment takes: zeros."""
+    placeholders = (node for node in segment.module.graph.nodes if node.op == "placeholder")
+    return [
+        torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+        for value in (node.meta["val"] for node in placeholders)
+    ]
 
 
 def _entry(source: Any) -> Any:

@@ -45,7 +45,6 @@ class Plan:
         self.mutable = frozenset(mutable)
         self.cut = Cut(exported, most, self.mutable)
         self._compiled = compile(self.cut)
-        self._suffixes: dict[int, Segment] = {}
         self._runs: dict[int | tuple[str, ...], Run] = {}
         self._exact: dict[int, bool] = {}
         self._last_part = self._find_last_parts()
@@ -112,10 +111,9 @@ class Plan:
         kept: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
         """Logits by the graph from one place on; `kept` has the activations there."""
-        if part not in self._suffixes:
-            self._suffixes[part] = self.cut.suffix(part)
+        if part not in self._runs:
             self._runs[part] = self._compiled.suffix(part)
-        [logits] = self._runs[part](*self._arguments(self._suffixes[part], inputs, kept, values))
+        [logits] = self._runs[part](*self._arguments(self.cut.suffix(part), inputs, kept, values))
         return logits
 
     def exact(
@@ -175,12 +173,3 @@ class Plan:
             for place, tensor in self.exported.tensors.items()
             if (names.get(place) in self.mutable) is of_mutable
         }
-
-
-def arguments_of(segment: Segment) -> list[torch.Tensor]:
-    """An example of what a segment takes: zeros."""
-    placeholders = (node for node in segment.module.graph.nodes if node.op == "placeholder")
-    return [
-        torch.zeros(value.shape, dtype=value.dtype, device=value.device)
-        for value in (node.meta["val"] for node in placeholders)
-    ]

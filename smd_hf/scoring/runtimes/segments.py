@@ -59,6 +59,7 @@ class Cut:
         total = max(sum(costs), 1.0)
         self._left = [sum(costs[place:]) / total for place in self.places]
         self._last_use = _last_uses(exported, self.steps)
+        self._suffixes: dict[int, Segment] = {}
 
     def cost(self, part: int) -> float:
         """The share of a pass that begins with this part, by counted operations: 1 for the first."""
@@ -83,7 +84,9 @@ class Cut:
 
     def suffix(self, number: int) -> Segment:
         """From one place to the logits."""
-        return self._segment(self.places[number], len(self.steps), [self.exported.logits])
+        if number not in self._suffixes:
+            self._suffixes[number] = self._segment(self.places[number], len(self.steps), [self.exported.logits])
+        return self._suffixes[number]
 
     def _alive(self, place: int) -> list[fx.Node]:
         """The activations from before a place that are used from there on."""

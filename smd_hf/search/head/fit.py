@@ -82,15 +82,21 @@ def value_and_gradient(
     value, weight, bias = 0.0, np.zeros_like(head.weight), np.zeros(len(head.weight))
     for rows in chunks(features, len(head.weight)):
         part = features[rows].astype(np.float64)
-        with torch.inference_mode(False), torch.enable_grad():
-            logits = torch.from_numpy(head._logits(part)).requires_grad_()
-            total = loss(logits, torch.from_numpy(labels[rows]))
-            [slope] = torch.autograd.grad(total, logits)
-        value += float(total.detach())
-        weight += slope.numpy().T @ part
-        bias += slope.numpy().sum(0)
+        total, slope = _loss_and_slope(loss, head._logits(part), labels[rows])
+        value += total
+        weight += slope.T @ part
+        bias += slope.sum(0)
     count = len(features)
     return value / count, LinearHead(weight / count, None if head.bias is None else bias / count)
+
+
+def _loss_and_slope(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """The sum of the loss over some images, and its gradient with respect to their logits."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = torch.from_numpy(logits).requires_grad_()
+        total = loss(leaf, torch.from_numpy(labels))
+        [slope] = torch.autograd.grad(total, leaf)
+    return float(total.detach()), slope.numpy()
 
 
 def fit_head(
@@ -112,12 +118,12 @@ def fit_head(
         pull (`float`): strength of the pull of the weight, greater than 0, in units of the features' scale.
         first_guess ([`LinearHead`], *optional*): where the search begins. Defaults to `start`.
     """
-    origin, size = _flat(start), start.weight.size
+    origin, size, scale = _flat(start), start.weight.size, feature_scale(features)
     strength = np.full(len(origin), BIAS_PULL)
-    strength[:size] = pull * feature_scale(features)
+    strength[:size] = pull * scale
     # In these units, weight and bias have curvatures of one order, which L-BFGS needs.
     unit = np.ones(len(origin))
-    unit[:size] = (feature_scale(features) * (1 + pull)) ** -0.5
+    unit[:size] = (scale * (1 + pull)) ** -0.5
 
     def objective(numbers: np.ndarray) -> tuple[float, np.ndarray]:
         away = unit * numbers
@@ -136,12 +142,9 @@ def fit_bias(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: 
     def objective(bias: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = 0.0, np.zeros_like(origin)
         for rows in chunks(features, len(origin)):
-            with torch.inference_mode(False), torch.enable_grad():
-                logits = torch.from_numpy(given[rows].astype(np.float64) + (bias - origin)).requires_grad_()
-                total = loss(logits, torch.from_numpy(labels[rows]))
-                [slope] = torch.autograd.grad(total, logits)
-            value += float(total.detach())
-            gradient += slope.numpy().sum(0)
+            total, slope = _loss_and_slope(loss, given[rows].astype(np.float64) + (bias - origin), labels[rows])
+            value += total
+            gradient += slope.sum(0)
         away, count = bias - origin, len(features)
         return value / count + BIAS_PULL / 2 * float(away @ away), gradient / count + BIAS_PULL * away
 
@@ -156,12 +159,9 @@ def fit_temperature(start: LinearHead, features: np.ndarray, labels: np.ndarray,
         factor, value, gradient = float(np.exp(log_factor[0])), 0.0, 0.0
         for rows in chunks(features, given.shape[1]):
             part = given[rows].astype(np.float64)
-            with torch.inference_mode(False), torch.enable_grad():
-                logits = torch.from_numpy(factor * part).requires_grad_()
-                total = loss(logits, torch.from_numpy(labels[rows]))
-                [slope] = torch.autograd.grad(total, logits)
-            value += float(total.detach())
-            gradient += float((slope.numpy() * part).sum())
+            total, slope = _loss_and_slope(loss, factor * part, labels[rows])
+            value += total
+            gradient += float((slope * part).sum())
         return value / len(features), np.array([factor * gradient / len(features)])
 
     limit = float(np.log(20))

@@ -51,7 +51,6 @@ def test_a_short_run_is_not_worth_an_export(model):
 
 
 def test_auto_takes_openvino_for_a_long_run(model):
-    pytest.importorskip("openvino")
     long = evaluator(model, name="auto", images=10**9)
     expected = Evaluator(model, CPU).score([Variant("parent"), child(model)], batches(), keep_logits=True)
     found = long.score([Variant("parent"), child(model)], batches(), keep_logits=True)
@@ -63,7 +62,6 @@ def test_auto_takes_openvino_for_a_long_run(model):
 
 
 def test_auto_says_in_one_line_why_it_is_eager(model, monkeypatch, caplog):
-    pytest.importorskip("openvino")
 
     def refuse(*args):
         raise CannotExport("OpenVINO lacks an operation")
@@ -84,7 +82,6 @@ def test_auto_says_in_one_line_why_it_is_eager(model, monkeypatch, caplog):
 
 
 def test_a_runtime_that_disagrees_with_eager_is_refused(model, monkeypatch):
-    pytest.importorskip("openvino")
     monkeypatch.setitem(choose.TOLERANCE, "fp32", -1.0)
     with pytest.raises(SMDError, match="its logits in fp32 differ from those of eager PyTorch by"):
         evaluator(model, name="openvino").logits(batches())
@@ -97,7 +94,6 @@ def test_openvino_that_is_not_installed_is_an_error_with_the_remedy(model, monke
 
 
 def test_bf16_on_a_cpu_without_it_is_an_error(model, monkeypatch):
-    pytest.importorskip("openvino")
     monkeypatch.setattr(choose, "has_bf16", lambda: False)
     with pytest.raises(SMDError, match="needs a CPU with AVX-512 BF16 or AMX"):
         evaluator(model, name="openvino", precision="bf16").logits(batches())

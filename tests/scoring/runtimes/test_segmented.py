@@ -65,7 +65,6 @@ def test_children_of_any_weight_have_the_bits_of_the_model_itself(kind):
 
 @pytest.mark.parametrize("kind", ["timm_efficientnet", pytest.param("vit", marks=pytest.mark.slow)])
 def test_openvino_replays_its_own_bits(kind):
-    pytest.importorskip("openvino")
     model, inputs = tiny_model(kind), {"pixel_values": tiny_pixels(3)}
     runtime = SegmentedRuntime(model, "openvino", OpenVINO, batch_size=4)
     expected = model(**inputs).logits
