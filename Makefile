@@ -28,7 +28,7 @@ lint: $(WITH_TOOLS)
 
 # The site is in site/, to read from a folder: site/index.html. No network is needed.
 docs: $(WITH_TOOLS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .mkdocs.yml
 
 # The suite with the lowest versions that pyproject.toml allows, and with the newest there are.
 test-lowest test-newest: test-%: $(INSTALLED)

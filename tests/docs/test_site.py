@@ -46,7 +46,7 @@ def test_every_command_is_in_the_reference():
 
 
 def test_every_page_is_in_the_navigation():
-    text = (ROOT / "mkdocs.yml").read_text()
+    text = (ROOT / ".mkdocs.yml").read_text()
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert not [page for page in pages if f": {page}\n" not in text]
 
@@ -69,7 +69,7 @@ def test_links_of_docstrings_lead_to_the_reference():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", ".mkdocs.yml", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
@@ -105,5 +105,5 @@ def test_the_reference_shows_signatures_and_texts(site):
 
 
 def test_the_configuration_names_no_font_of_a_server():
-    text = re.sub(r"!!python/\S+", "", (ROOT / "mkdocs.yml").read_text())
+    text = re.sub(r"!!python/\S+", "", (ROOT / ".mkdocs.yml").read_text())
     assert yaml.safe_load(text)["theme"]["font"] is False
