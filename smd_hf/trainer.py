@@ -19,12 +19,11 @@ from .arguments.evolution_arguments import EvolutionArguments
 from .artifacts.first_parent import FirstParent
 from .artifacts.resolve_model import resolve_model
 from .data.image_checks import ReadableRows
-from .data.preparation import check_problem_type, prepare_data
+from .data.preparation import fitting_rows
 from .data.streaming import take_streams
 from .errors import SMDError
 from .files import explain_full_disk
 from .hub.forward_trainer import ForwardTrainer
-from .metrics.classification import check_scorers
 from .models.quantized import check_can_be_saved, stored_tensors
 from .parallel.processes import Processes
 from .parallel.stopping import Interrupted, Terminated
@@ -34,7 +33,6 @@ from .reports.trackers import TrackerCallback
 from .run.batch_size import explain_oom, settle_batch_size
 from .run.compatibility import called_model_init, check_datasets, check_no_optimizer, check_overrides, settle_arguments
 from .run.cost_model import CostModel
-from .run.evaluation_metrics import metrics_of, objectives_of
 from .run.identity import run_identity
 from .run.journal import CALIBRATION_SCOPE, PARENT_SCOPE, Journal, end_scope, generation_scope
 from .run.limits import Limits
@@ -42,13 +40,13 @@ from .run.lock import locked
 from .run.new_head import fit_new_head
 from .run.progress import child_reporter
 from .run.run_images import BatchMaker, RunImages, first_of
+from .run.run_task import scoring_of, task_of_run
 from .run.run_work import run_work, scoring_shown
 from .run.trainer_state import callback_states, state_folder, without_log
 from .run.warm_start import warm_start
 from .scoring.bars import TickingBar
 from .search.build import build_evaluator, build_evolution, loss_of
 from .search.evolution import Evolution, Generation
-from .search.fitness import Fitness
 from .search.sigma import calibrated, scheduled_sigma
 
 logger = logging.get_logger(__name__)
@@ -129,18 +127,20 @@ class EvolutionTrainer(ForwardTrainer):
         check_datasets(train_dataset, eval_dataset, ood_dataset)
         settle_arguments(args)
         given_name = str(model) if isinstance(model, str | Path) else None
-        metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
-        fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
-        objectives = objectives_of(args, metrics, has_ood=ood_dataset is not None)
         given = called_model_init(model, model_init, args)
-        parent, processing_class, missing_head = resolve_model(given, args, processing_class)
+        self.task = task = task_of_run(args, given)
+        fitness, objectives, evaluation_metrics = scoring_of(
+            task, args, compute_metrics, preprocess_logits_for_metrics, ood_dataset is not None
+        )
+        parent, processing_class, missing_head = resolve_model(given, args, processing_class, task.kind)
+        task.configure(parent, args)
         readable = ReadableRows(args)
         train_dataset = readable(train_dataset, "train_dataset")
         eval_dataset = readable(eval_dataset, "eval_dataset")
         ood_dataset = readable(ood_dataset, "ood_dataset")
-        data = prepare_data(parent, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
-        check_problem_type(parent, data.new_labels)
-        check_scorers(args, len(data.new_labels or ()) or parent.config.num_labels or 0, compute_metrics is not None)
+        rows = (processing_class, train_dataset, eval_dataset, data_collator)
+        data = task.prepare(parent, args, *rows, missing_head, compute_metrics is not None)
+        train_dataset, data = fitting_rows(readable, train_dataset, data)
 
         # 2. Trainer's own set-up
         # Rows keep the columns that the collator needs, also those that no model takes.
@@ -161,8 +161,11 @@ class EvolutionTrainer(ForwardTrainer):
         # 3. The images, in batches that fit into memory, and a head for their labels
         self.processes = processes = Processes(args.spread, args.process_index, args.world_size)
         precision = (self.autocast_smart_context_manager, processes, self.accelerator.mixed_precision != "no")
-        make_evaluator = partial(build_evaluator, self.model, args, args.device, *precision)
-        make_batches = BatchMaker(args, self.model, self.data_collator, processing_class, args.device)
+        self.make_evaluator = make_evaluator = partial(
+            build_evaluator, self.model, args, args.device, *precision, reading=task
+        )
+        kept = (args.device, task.keeps_labels)
+        make_batches = BatchMaker(args, self.model, self.data_collator, processing_class, *kept)
         tried = train_dataset if train_dataset is not None else first_of(data.eval_dataset)
         found_batch_size = settle_batch_size(args, make_evaluator(plain=True), make_batches, tried)
         self.images = images = RunImages(args, make_batches, data, train_dataset, ood_dataset, readable.left_out)
@@ -177,11 +180,11 @@ class EvolutionTrainer(ForwardTrainer):
         if train_dataset is not None:
             sets = (images.fitness, images.selection, images.ood)
             self._evolution = build_evolution(
-                self.model, args, make_evaluator, fitness, *sets, objectives, compute_loss_func
+                self.model, args, make_evaluator, fitness, *sets, objectives, compute_loss_func, task
             )
         self.journal = Journal(args.folder, processes, args.should_save)
         first_parent = FirstParent(self.model, given_name, new_head)
-        self.result = RunResult(args, images, first_parent, processing_class, found_batch_size)
+        self.result = RunResult(args, images, first_parent, processing_class, found_batch_size, task)
         self.dataset_name: str | None = None
         self.trackers = TrackerCallback(lambda: self.callback_handler.callbacks, lambda: self.journal.run)
         self.add_callback(self.trackers)

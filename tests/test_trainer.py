@@ -396,7 +396,7 @@ def test_the_parts_of_a_run_are_its_own(checkpoint, data, tmp_path):
     trainer.train()
     [second] = trainer.run.generations
     assert second["parent"]["nll"] != first["parent"]["nll"]
-    assert np.array_equal(trainer.result.parent_logits, logits)
+    assert np.array_equal(trainer.result.parent_score.logits, logits)
     assert trainer.report["parent"]["nll"] == pytest.approx(Scores.from_logits(logits, trainer.images.test.labels).nll)
 
 

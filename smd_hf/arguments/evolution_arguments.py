@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from ..errors import SMDError
 from .checks import check_evolution_arguments, measured_names
-from .choices import Preset
+from .choices import Preset, TaskName
 from .label_map import read_label_map
 from .method_arguments import (
     FitnessArguments,
@@ -62,6 +62,8 @@ class EvolutionArguments(
     `per_device_eval_batch_size` is the batch size of all scoring; `auto_find_batch_size` halves it until it fits into memory.
 
     Args:
+        task (`str`, *optional*): what the model does, by its name on the Hub, such as `"image-segmentation"`. By default the
+            model's config.json says so.
         preset (`str`, *optional*): a recipe of the package, such as `"adapt"`: several arguments in one. An argument that is
             that is given too overrides the recipe's.
         model_init_kwargs (`dict` or JSON `str`, *optional*): how a model given by name is loaded: `revision`,
@@ -73,6 +75,10 @@ class EvolutionArguments(
 
     _argument_group_name = "Parameters that choose a recipe and load the model"
 
+    task: TaskName | None = field(
+        default=None,
+        metadata={"help": "What the model does, by its name on the Hub. By default the model's config.json says so."},
+    )
     preset: Preset | None = field(
         default=None,
         metadata={

@@ -30,6 +30,13 @@ class ImageArguments:
             "set's label to the model's label or class index. Other labels are matched by name, synonym and WordNet id."
         },
     )
+    do_reduce_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "For image-segmentation: 0 in a mask is the background and no class, and class k is the model's k - 1. By default "
+            "the image processor decides."
+        },
+    )
     head_init: HeadInit | None = field(
         default=None,
         metadata={

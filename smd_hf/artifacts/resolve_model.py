@@ -1,4 +1,4 @@
-"""Loads the parent of a run if it is given by name, and checks that it is an image classifier."""
+"""Loads the parent of a run if it is given by name, and checks that it is a model of the run's task."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,16 @@ from ..errors import SMDError
 from ..models.adapters import check_no_adapter_layers
 from ..models.head_classes import name_classes
 from ..models.load import load_image_processor, load_model_for_new_head
-from ..models.tasks import check_classifier
+from ..models.tasks import CLASSIFIER, Kind, check_kind
 from .ensemble import SMDEnsembleConfig
 from .loading import expanded, load_with_processor, stored_form
 
 
 def resolve_model(
-    model: PreTrainedModel | str | Path, args: EvolutionArguments, processing_class: Any | None
+    model: PreTrainedModel | str | Path,
+    args: EvolutionArguments,
+    processing_class: Any | None,
+    kind: Kind = CLASSIFIER,
 ) -> tuple[PreTrainedModel, Any | None, list[str]]:
     """
     Returns the model, its image processor, and the names of the classifier's parameters that the checkpoint lacks.
@@ -25,11 +28,13 @@ def resolve_model(
         model ([`~transformers.PreTrainedModel`], `str` or `Path`): a model, or the Hub id or folder of a model or a sparse
             delta, which is loaded.
         processing_class (*optional*): the image processor. By default it is loaded with the model, if that is given by name.
+        kind ([`~smd_hf.models.tasks.Kind`], *optional*): what is expected. A classifier by default.
     """
     if not isinstance(model, str | Path):
         check_no_adapter_layers(model)
-        check_classifier(model)
-        name_classes(model.config, type(model).__name__)
+        check_kind(model, kind)
+        if kind is CLASSIFIER:
+            name_classes(model.config, type(model).__name__)
         if getattr(getattr(model, "config", None), "model_type", None) == SMDEnsembleConfig.model_type:
             raise SMDError(
                 "The model is an ensemble, but only single models can be evolved. Expected an image classifier: pass "
@@ -48,7 +53,7 @@ def resolve_model(
     if form == "delta":
         child, processor = load_with_processor(name, **loading)
         return child, processing_class or processor, []
-    loaded, missing_head = load_model_for_new_head(name, **loading)
+    loaded, missing_head = load_model_for_new_head(name, kind=kind, **loading)
     if processing_class is None:
         loading.pop("dtype", None)
         processing_class = load_image_processor(name, model=loaded, **loading)

@@ -1,4 +1,4 @@
-"""`smd-hf evolve`: evolve an image classifier and save it."""
+"""`smd-hf evolve`: evolve a pretrained image model and save it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +22,8 @@ from ..reports.gain_report import format_table
 from ..reports.steps import steps_lines
 from ..run.ledger import HEADER_NAME, LEDGER_NAME
 from ..run.limits import stopped_sentence
+from ..run.run_task import task_of_run
+from ..tasks.registry import is_classification
 from ..trainer import EvolutionTrainer
 from .parsing import CommandParser, hub_token, required
 from .terminal import quiet_libraries
@@ -44,7 +46,7 @@ def make_parser() -> CommandParser:
     return CommandParser(
         "evolve",
         (ModelArguments, DataArguments, OODArguments, EvolutionArguments, ResumeArguments),
-        "Evolve a pretrained image classifier on your images by Sparse Mutation Decompositions, with forward passes only.",
+        "Evolve a pretrained image model on your images by Sparse Mutation Decompositions, with forward passes only.",
         hidden=HIDDEN,
     )
 
@@ -73,12 +75,14 @@ def run(argv: Sequence[str]) -> int:
     quiet_libraries()
 
     with hub_token(model_args.token):
+        task = task_of_run(args, name)
         train, validation = load_splits(
             **asdict(data_args),
             image_column_name=args.image_column_name,
             label_column_name=args.label_column_name,
             seed=args.seed,
             cache_dir=model_args.cache_dir,
+            classified=is_classification(task),
         )
         ood_images = load_ood_images(
             **asdict(ood_args),
@@ -105,7 +109,7 @@ def run(argv: Sequence[str]) -> int:
         print(line)
     if trainer.stopped is not None:
         print(stopped_sentence(trainer.stopped))
-    print(f"The evolved model is in {args.output_dir}: AutoModelForImageClassification.from_pretrained loads it.")
+    print(f"The evolved model is in {args.output_dir}: {trainer.task.kind.auto_class}.from_pretrained loads it.")
     print(f"Next to it: gain_report.json (all numbers), children.jsonl (every child), {_figures(args.output_dir)}.")
     for line in (*front_lines(trainer.front), *ood_lines(trainer.ood_report)):
         print(line)

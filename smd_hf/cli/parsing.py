@@ -151,9 +151,9 @@ class SimpleParser(ArgumentParser):
         return found  # pyright: ignore[reportReturnType]
 
     def _no_such(self, option: str) -> str:
-        names = [each for each in self._option_string_actions if each.startswith("--")]
-        near = did_you_mean(option.partition("=")[0], names) or f" `{self.prog} --help` lists those there are."
-        return f"there is no argument '{option}'.{near}"
+        names = [each for each in self._option_string_actions if each.startswith("--") and each != "--help"]
+        near = did_you_mean(option.partition("=")[0], names)
+        return f"there is no argument '{option}'.{near} `{self.prog} --help` lists the arguments."
 
 
 def add_loading_arguments(parser: ArgumentParser, whose: str) -> None:

@@ -77,6 +77,8 @@ class ImageBatches:
         device (`torch.device`, *optional*): where batches that are kept are put; in memory, pinned for a GPU, by default.
         input_names (collection of `str`, *optional*): which of the collator's columns go into the model
             ([`~models.inputs.input_names`]); all tensors but the labels by default.
+        keep_labels (`bool`, *optional*, defaults to `True`): labels are kept when their batch is not. Without it, `labels` is
+            zero for each image: masks would fill the memory, and a task that has them puts what it needs into its scores.
     """
 
     def __init__(
@@ -94,7 +96,9 @@ class ImageBatches:
         prefetch_factor: int | None = None,
         threads: int | None = None,
         spare: int | None = None,
+        keep_labels: bool = True,
     ):
+        self.keep_labels = keep_labels
         self.dataset = dataset
         self.collator = collator
         self.batch_size = batch_size
@@ -158,6 +162,7 @@ class ImageBatches:
             self.prefetch_factor,
             self.threads,
             self.spare,
+            self.keep_labels,
         )
         sample._repeatable, sample._draws = self._repeatable, self._draws
         same = range(len(self) if sample.num_images == self.num_images else sample.num_images // self.batch_size)
@@ -272,7 +277,7 @@ class ImageBatches:
         self._draws, self._repeatable = fresh.draws or self._draws, True
         # Worker processes return columns, not a Batch, to send less through the pipe.
         batch = read if isinstance(read, Batch) else self._encoded(number, read)
-        self._labels[number] = batch.labels.numpy()
+        self._labels[number] = batch.labels.numpy() if self.keep_labels else np.zeros(len(batch), dtype=np.int64)
         if self.pin_memory:
             batch.stored = {name: tensor.pin_memory() for name, tensor in batch.stored.items()}
         return batch

@@ -4,7 +4,7 @@ Every image is decoded once before anything expensive starts. Unreadable ones ar
 Each process checks a share of the rows, and all get the same result.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,19 @@ _CHUNK = 16
 
 _SHOWN = 5
 
+CheckRow = Callable[[Mapping[str, Any]], str | None]
+"""What is wrong with a row: a sentence, or `None`."""
+
 
 def check_images(dataset: Any, image_column: str, *, what: str = "train", **options: Any) -> None:
-    """Decode every image once, before anything expensive starts."""
+    """Decodes every image once, before anything expensive starts. Takes the arguments of [`bad_images`]."""
     problems = bad_images(dataset, image_column, what=what, **options)
     if problems:
         indices = ", ".join(map(str, list(problems)[:10])) + (", ..." if len(problems) > 10 else "")
         first, reason = next(iter(problems.items()))
+        wrong = "cannot be used" if options.get("check_row") else "are not readable images"
         raise SMDError(
-            f"{len(problems)} of {len(dataset)} entries of the {what} split are not readable images (index {indices}). At index "
+            f"{len(problems)} of {len(dataset)} entries of the {what} split {wrong} (index {indices}). At index "
             f"{first}: {reason} Repair or remove these entries, or leave them out of a run with on_bad_images='skip'."
         )
 
@@ -50,15 +54,17 @@ def bad_images(
     processes: Processes | None = None,
     num_workers: int | None = None,
     progress: bool = True,
+    check_row: CheckRow | None = None,
 ) -> dict[int, str]:
     """
-    The entries that cannot be read.
+    The entries that cannot be read, or whose labels do not fit.
 
     Args:
         processes ([`Processes`], *optional*): the processes that share the rows. All of them must
             call it. Defaults to this process alone.
         num_workers (`int`, *optional*): threads that read and decode; one for each core, at most 8, by default.
         progress (`bool`, *optional*, defaults to `True`): show a bar once it takes more than two seconds.
+        check_row (`Callable`, *optional*): also checks each row as a whole, once its image is known to be readable.
 
     Returns:
         `dict[int, str]`: by index, in increasing order, what is wrong; the same on every process.
@@ -73,8 +79,12 @@ def bad_images(
     def look() -> dict[int, str]:
         def problems_from(start: int) -> tuple[int, dict[int, str]]:
             values = read(start, min(start + _CHUNK, len(dataset)))
-            texts = enumerate(map(find_problem, values), start)
-            return len(values), {index: text for index, text in texts if text is not None}
+            texts = dict(enumerate(map(find_problem, values), start))
+            if check_row is not None:
+                texts |= {
+                    index: _row_problem(dataset, index, check_row) for index, text in texts.items() if text is None
+                }
+            return len(values), {index: text for index, text in texts.items() if text is not None}
 
         found: dict[int, str] = {}
         shown = progress and processes.process_index == 0
@@ -114,23 +124,24 @@ class ReadableRows:
         self.processes = processes or Processes(args.spread, args.process_index, args.world_size)
         self.left_out: dict[str, int] = {}
 
-    def __call__(self, dataset: Any, what: str) -> Any:
+    def __call__(self, dataset: Any, what: str, check_row: CheckRow | None = None) -> Any:
         """
         The data set, or each of several in a dict, without those rows. Warns with their count and names the first.
 
         Args:
             dataset: map-style, of `dict` rows; `None` stays `None`.
+            check_row (`Callable`, *optional*): as for [`bad_images`].
         """
         if self.args.on_bad_images == "raise" or dataset is None:
             return dataset
         if isinstance(dataset, dict):
-            return {name: self(each, name) for name, each in dataset.items()}
+            return {name: self(each, name, check_row) for name, each in dataset.items()}
         if len(dataset) == 0:
             return dataset
         column = _image_column(dataset, self.args.image_column_name, what)
         bar = not self.args.disable_tqdm
-        problems = bad_images(dataset, column, what=what, processes=self.processes, progress=bar)
-        self.left_out[what] = len(problems)
+        problems = bad_images(dataset, column, what=what, processes=self.processes, progress=bar, check_row=check_row)
+        self.left_out[what] = self.left_out.get(what, 0) + len(problems)
         if len(problems) == len(dataset):
             raise SMDError(
                 f"None of the {len(dataset)} entries of {what} is a readable image. At index 0: {problems[0]} Check the data set "
@@ -191,6 +202,13 @@ def _reader(dataset: Any, image_column: str) -> Callable[[int, int], list[Any]]:
             return error
 
     return lambda start, end: [read_row(index) for index in range(start, end)]
+
+
+def _row_problem(dataset: Any, index: int, check_row: CheckRow) -> str | None:
+    try:
+        return check_row(dataset[index])
+    except Exception as error:  # whatever a damaged row raises
+        return f"Reading it raises {type(error).__name__}: {one_line(str(error))}."
 
 
 def _problem(value: Any) -> str | None:

@@ -1,7 +1,7 @@
 """Prepares a trainer's data: finds the columns, matches labels to classes, makes the collator."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..errors import SMDError
 from ..models.inputs import input_names
 from ..models.load import num_channels
 from .alignment import LabelAlignment, align_labels, check_same_labels
+from .image_checks import CheckRow
 from .labels import encode_labels, label_names, label_values
 from .own_collator import cheap_labels, check_collated, sees_all_columns
 from .rows import ImageCollator, find_columns
@@ -33,6 +34,8 @@ class PreparedData:
         all_columns (`bool`, *optional*, defaults to `True`): whether the collator sees all columns of a row, in evaluation
             too, or only those that the model's `forward` takes.
         alignment ([`LabelAlignment`], *optional*): of labels and classes; `None` if a collator of the user does that.
+        check_row (`Callable`, *optional*): what is wrong with a row, as a sentence, or `None`; for tasks whose labels are checked
+            with their images.
     """
 
     collator: Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -42,6 +45,7 @@ class PreparedData:
     new_labels: list[str] | None
     all_columns: bool = True
     alignment: LabelAlignment | None = None
+    check_row: CheckRow | None = None
 
     @property
     def train_classes(self) -> np.ndarray | None:
@@ -146,6 +150,19 @@ def prepare_data(
     labels = observed if train_dataset is reference else None
     new_labels = alignment.names if alignment.how == "replace" else None
     return PreparedData(collator, image_column, labels, eval_dataset, new_labels, alignment=alignment)
+
+
+def fitting_rows(readable: Any, train_dataset: Any, data: PreparedData) -> tuple[Any, PreparedData]:
+    """
+    Leaves out rows whose labels do not fit, where the arguments say so; see [`~smd_hf.data.image_checks.ReadableRows`].
+
+    Returns:
+        `tuple`: the training data, and the prepared data with its test data.
+    """
+    if data.check_row is None:
+        return train_dataset, data
+    test = readable(data.eval_dataset, "eval_dataset", data.check_row)
+    return readable(train_dataset, "train_dataset", data.check_row), replace(data, eval_dataset=test)
 
 
 def check_problem_type(model: PreTrainedModel, new_labels: list[str] | None = None) -> None:

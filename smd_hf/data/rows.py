@@ -57,6 +57,29 @@ def find_image_column(dataset: Any, image_column_name: str | None = None) -> str
     return _find_column("image", image_column_name if image_column_name in kinds else None, kinds, IMAGE_COLUMNS)
 
 
+def find_column(dataset: Any, what: str, given: str | None, usual: Sequence[str]) -> str:
+    """
+    The column of something else than images and classes: by the user's name, else by a usual one.
+
+    Args:
+        what (`str`): what it holds, as in the argument `WHAT_column_name`: masks are labels.
+        usual (sequence of `str`): names to look for, in this order.
+
+    Raises:
+        `SMDError`: if there is none, naming the columns that there are.
+    """
+    kinds = _column_kinds(dataset)
+    there = f"The columns are: {', '.join(kinds)}."
+    if given is not None and given not in kinds:
+        raise SMDError(f"The data set has no {what} column {given!r}. {there}{did_you_mean(given, kinds)}")
+    found = given or next((name for name in usual if name in kinds), None)
+    if found is None:
+        raise SMDError(
+            f"The data set has no {what} column ({', '.join(usual)}). {there} Choose one with label_column_name."
+        )
+    return found
+
+
 def stored_images(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
     """The image column as it is stored: files are not decoded, and formats and transforms are dropped."""
     column = dataset.select_columns([image_column]).with_format(None)
@@ -97,12 +120,15 @@ class ImageCollator:
         self._index = {name: label for label, name in enumerate(self.names or ())}
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self._inputs(rows)
+        batch = self.inputs(rows)
         if self.label_column is not None:
             batch["labels"] = torch.tensor([self._label(row[self.label_column]) for row in rows], dtype=torch.int64)
         return batch
 
-    def _inputs(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def inputs(self, rows: list[Mapping[str, Any]], **further: Any) -> dict[str, Any]:
+        """
+        What the model takes. `further` arguments go to the image processor, of whose results `"labels"` is kept then.
+        """
         if is_processed(rows[0].get("pixel_values")):
             values = [as_tensor(row["pixel_values"]) for row in rows]
             if len({value.shape for value in values}) > 1:
@@ -119,17 +145,18 @@ class ImageCollator:
         else:
             images = [to_image(row[self.image_column], self.channels) for row in rows]
             try:
-                made = self.processor(images=images, return_tensors="pt")
+                made = self.processor(images=images, return_tensors="pt", **further)
             except (ValueError, RuntimeError, TypeError) as error:
                 raise SMDError(
                     f"The checkpoint's image processor ({type(self.processor).__name__}) fails on images of mode "
                     f"{images[0].mode} and sizes {sorted({image.size for image in images})[:3]}: {one_line(str(error))} "
                     "It must bring all images to one size and normalise as many channels as the model takes."
                 ) from error
-            inputs = self._taken(made)
+            labels = {"labels": made.pop("labels")} if further else {}
+            inputs = {**self._taken(made), **labels}
         pixel_values = inputs.get("pixel_values")
         # Further inputs say how other shapes are read: patches, for example.
-        if pixel_values is None or (len(inputs) > 1 and pixel_values.ndim != 4):
+        if pixel_values is None or (len(inputs.keys() - {"labels"}) > 1 and pixel_values.ndim != 4):
             return inputs
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.channels:
             raise SMDError(

@@ -46,6 +46,7 @@ def load_splits(
     token: str | bool | None = None,
     revision: str | None = None,
     need_train: bool = True,
+    classified: bool = True,
 ) -> tuple[datasets.Dataset | None, datasets.Dataset]:
     """
     Loads the training and the validation split that the command line's arguments name.
@@ -73,6 +74,8 @@ def load_splits(
             `load_dataset`. The token appears in no message.
         need_train (`bool`, *optional*, defaults to `True`): `False` if validation images are enough; the training split is
             then `None` if none is given.
+        classified (`bool`, *optional*, defaults to `True`): images have classes, of which each part gets its share. Otherwise
+            labels are not looked at.
 
     Returns:
         `tuple`: the training split (or `None`) and the validation split, as `datasets.Dataset`.
@@ -111,7 +114,7 @@ def load_splits(
             )  # fmt: skip
         train, validation = splits.get("train"), None
         for name in (*VALIDATION_SPLITS, "test"):
-            if name in splits and (name != "test" or _is_labelled(splits[name], label_column_name)):
+            if name in splits and (name != "test" or not classified or _is_labelled(splits[name], label_column_name)):
                 validation = splits[name]
                 break
         source = f"The data set {dataset_name!r} (splits: {', '.join(splits)})"
@@ -122,23 +125,25 @@ def load_splits(
     if train is None and (need_train or validation is None):
         raise SMDError(f"{source} has no training split. Give one named 'train', or train_dir or train_file.")
 
-    columns = {}
+    columns: dict[str, str | None] = {}
     for what, split in (("train", train), ("validation", validation)):
         if split is not None and len(split) == 0:
             raise SMDError(f"The {what} split is empty. Give one with images.")
         if split is not None:
-            columns[what] = find_columns(split, image_column_name, label_column_name)
+            if classified:
+                columns[what] = find_columns(split, image_column_name, label_column_name)[1]
+            else:
+                find_image_column(split, image_column_name)
     if validation is None:
         if not train_val_split:
             raise SMDError(f"{source} has no validation split. Give one, or set train_val_split to a share above 0.")
         assert train is not None
-        labels = label_values(train, columns["train"][1])
-        kept, set_aside = stratified_split(labels, train_val_split, seed)
+        kept, set_aside = stratified_split(_strata(train, columns.get("train")), train_val_split, seed)
         train, validation = train.select(kept), train.select(set_aside)
-        columns["validation"] = columns["train"]
+        columns["validation"] = columns.get("train")
     if train is not None:
-        train = _subset(train, columns["train"], max_train_samples, seed)
-    return train, _subset(validation, columns["validation"], max_eval_samples, seed)
+        train = _subset(train, columns.get("train"), max_train_samples, seed)
+    return train, _subset(validation, columns.get("validation"), max_eval_samples, seed)
 
 
 def load_ood_images(
@@ -348,7 +353,12 @@ def _is_labelled(dataset: datasets.Dataset, label_column_name: str | None) -> bo
     return labels.dtype.kind == "U" or bool((labels >= 0).all())
 
 
-def _subset(dataset: datasets.Dataset, columns: tuple[str, str], size: int | None, seed: int) -> datasets.Dataset:
+def _strata(dataset: datasets.Dataset, label_column: str | None) -> np.ndarray:
+    """The class of each image; one class for all, where images have none."""
+    return np.zeros(len(dataset), np.int64) if label_column is None else label_values(dataset, label_column)
+
+
+def _subset(dataset: datasets.Dataset, label_column: str | None, size: int | None, seed: int) -> datasets.Dataset:
     if size is None or size >= len(dataset):
         return dataset
-    return dataset.select(np.sort(stratified_order(label_values(dataset, columns[1]), seed)[:size]))
+    return dataset.select(np.sort(stratified_order(_strata(dataset, label_column), seed)[:size]))

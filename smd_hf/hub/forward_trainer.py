@@ -6,21 +6,27 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..arguments.inherited_arguments import check_not_sharded
 from ..errors import SMDError
 from ..files import write_json
+from ..metrics.resampling import values
 from ..models.checkpoints import load_weights, save_checkpoint
 from ..models.inputs import as_inputs, input_names, select_inputs
 from ..models.quantized import as_if_not_quantised
 from ..reports.run_result import RunResult
 from ..run.evaluation_metrics import evaluate_with_labels
 from ..run.progress import EvolutionProgressCallback
+from ..scoring.evaluator import Evaluator, Variant
+from ..tasks.protocol import Task
+from ..tasks.registry import is_classification
 from .publisher import Publisher, in_background
 
 ARGUMENTS_NAME = "evolution_args.json"
@@ -37,6 +43,8 @@ class ForwardTrainer(Trainer):
     Attributes:
         publisher ([`Publisher`]): makes the pushes.
         result ([`RunResult`]): says what the run has written.
+        task ([`~smd_hf.tasks.protocol.Task`]): what the model does.
+        make_evaluator (`Callable`): [`~smd_hf.search.build.build_evaluator`] of the run.
 
     Raises:
         `SMDError`: for FSDP and DeepSpeed.
@@ -45,6 +53,8 @@ class ForwardTrainer(Trainer):
     args: EvolutionArguments
     model: PreTrainedModel
     result: RunResult
+    task: Task
+    make_evaluator: Callable[..., Evaluator]
 
     def __init__(self, *, model: PreTrainedModel, args: EvolutionArguments, **kwargs: Any):
         # Trainer creates the repository in its __init__.
@@ -76,6 +86,30 @@ class ForwardTrainer(Trainer):
         """As in Trainer, with inputs in the model's dtype, which models with code of their own do not convert."""
         inputs = {**inputs, **as_inputs(select_inputs(inputs, input_names(self.model)), self.model)}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As in Trainer for image classification. For other tasks, the metrics of the task, without keeping all outputs."""
+        if is_classification(self.task):
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        task: Any = self.task
+        batches = self.result.images.make_batches(dataloader.dataset)
+        [score] = self.make_evaluator(plain=True).score([Variant("model")], batches, task.keeps_predictions)
+        found = values(task.measured(score), score.num_images)
+        return EvalLoopOutput(
+            predictions=score.logits if task.keeps_predictions else np.zeros(0),
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in found.items()},
+            num_samples=score.num_images,
+        )
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> None:
         """Not available: it would replace the model that is evolved. Raises `SMDError`."""

@@ -15,10 +15,8 @@ import torch
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
-    AutoModelForImageClassification,
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
@@ -41,7 +39,7 @@ from ..messages import one_line
 from .adapters import check_no_adapter_file
 from .head_classes import name_classes
 from .loading_errors import explain_loading_error
-from .tasks import PRETRAINING, REMEDY, check_task, checkpoint_tasks, foreign_weights
+from .tasks import CLASSIFIER, PRETRAINING, Kind, check_task, checkpoint_tasks, foreign_weights, remedy
 
 logger = logging.get_logger(__name__)
 
@@ -120,9 +118,11 @@ def load_model_for_new_head(
     trust_remote_code: bool = False,
     dtype: str | torch.dtype = "auto",
     cache_dir: str | os.PathLike | None = None,
+    kind: Kind = CLASSIFIER,
 ) -> tuple[PreTrainedModel, list[str]]:
     """
-    As [`load_model`], but accepts a checkpoint without a classifier head, for a caller who replaces the head.
+    As [`load_model`], but accepts a checkpoint without a classifier head, for a caller who replaces the head. A model of
+    another `kind` needs its head.
 
     Returns:
         `tuple[PreTrainedModel, list[str]]`: the model, in eval mode, and the names of the head's weights that the checkpoint
@@ -132,16 +132,17 @@ def load_model_for_new_head(
         raise SMDError(f"dtype is '{dtype}'; expected one of {', '.join(DTYPES)}.")
     name = _expand(name_or_path)
     source = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    config_dict = _read_config(name, source)
-    check_task(name, config_dict)
-    _check_kind(name, config_dict, trust_remote_code)
+    config_dict = read_config(name, source)
+    check_task(name, config_dict, kind)
+    _check_kind(name, config_dict, trust_remote_code, kind)
     with _plain_errors(name, source), _quiet():
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
-        _check_is_classifier(name, config, config_dict)
+        _check_has_class(name, config, config_dict, kind)
         _mend_timm_config(config)
-        name_classes(config, f"'{name}'", config_dict)
+        if kind is CLASSIFIER:
+            name_classes(config, f"'{name}'", config_dict)
         _check_safetensors(name, source)
-        model, info = AutoModelForImageClassification.from_pretrained(
+        model, info = kind.auto.from_pretrained(
             name,
             config=config,
             trust_remote_code=trust_remote_code,
@@ -154,7 +155,7 @@ def load_model_for_new_head(
         )
     # transformers 5 no longer keeps it, and a delta is pinned by it.
     model.config._commit_hash = extract_commit_hash(cached_file(name, CONFIG_NAME, **source), None)
-    return model.eval(), _check_weights(name, model, info, config_dict)
+    return model.eval(), _check_weights(name, model, info, config_dict, kind)
 
 
 def load_image_processor(
@@ -196,7 +197,7 @@ def _expand(name_or_path: str | os.PathLike) -> str:
     return expanded if os.path.exists(expanded) else os.fspath(name_or_path)
 
 
-def _read_config(name: str, source: dict[str, Any]) -> dict[str, Any]:
+def read_config(name: str, source: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint's `config.json`, read before any code can run."""
     if os.path.isfile(name):
         raise SMDError(
@@ -219,7 +220,7 @@ def _read_config(name: str, source: dict[str, Any]) -> dict[str, Any]:
     return config_dict
 
 
-def _check_kind(name: str, config_dict: dict[str, Any], trust_remote_code: bool) -> None:
+def _check_kind(name: str, config_dict: dict[str, Any], trust_remote_code: bool, kind: Kind) -> None:
     """Refuses code that is not trusted, and unknown architectures."""
     model_type = config_dict.get("model_type")
     if model_type in CONFIG_MAPPING or is_timm_config_dict(config_dict):
@@ -228,7 +229,7 @@ def _check_kind(name: str, config_dict: dict[str, Any], trust_remote_code: bool)
         raise SMDError(
             f"'{name}' is not a checkpoint that can be loaded: its config.json names the model type "
             f"{one_line(repr(model_type))} and the architectures {one_line(repr(config_dict.get('architectures')))}, which "
-            "the installed transformers does not know. Expected an image classifier of transformers, of timm, or with custom "
+            f"the installed transformers does not know. Expected {kind.a_model} of transformers, of timm, or with custom "
             "code (an auto_map): check the name, or upgrade transformers."
         )
     if not trust_remote_code:
@@ -239,14 +240,14 @@ def _check_kind(name: str, config_dict: dict[str, Any], trust_remote_code: bool)
         )
 
 
-def _check_is_classifier(name: str, config: PreTrainedConfig, config_dict: dict[str, Any]) -> None:
+def _check_has_class(name: str, config: PreTrainedConfig, config_dict: dict[str, Any], kind: Kind) -> None:
     auto_map = config_dict.get("auto_map") or {}
-    if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "AutoModelForImageClassification" in auto_map:
+    if type(config) in kind.configs or kind.auto_class in auto_map:
         return
     found = one_line(", ".join(config_dict.get("architectures") or auto_map)) or "no architecture"
     raise SMDError(
-        f"'{name}' is not an image classifier: it holds {found} of model type '{config.model_type}'. Expected a checkpoint "
-        "that AutoModelForImageClassification loads: choose a model whose task on the Hub is image classification."
+        f"'{name}' is not {kind.a_model}: it holds {found} of model type '{config.model_type}'. Expected a checkpoint "
+        f"that {kind.auto_class} loads: choose a model whose task on the Hub is {kind.pipeline_tag.replace('-', ' ')}."
     )
 
 
@@ -283,7 +284,9 @@ def _check_safetensors(name: str, source: dict[str, Any]) -> None:
     )
 
 
-def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], config_dict: dict[str, Any]) -> list[str]:
+def _check_weights(
+    name: str, model: PreTrainedModel, info: dict[str, Any], config_dict: dict[str, Any], kind: Kind
+) -> list[str]:
     """Refuses weights that do not fit, belong to another task or lack a part of the body; returns those missing in the head."""
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
     if mismatched:
@@ -294,8 +297,13 @@ def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], conf
         )
     # Counters of batches seen in training: older checkpoints lack them, and no prediction depends on them.
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("num_batches_tracked"))
-    _check_foreign_weights(name, model, missing, info["unexpected_keys"], config_dict)
+    _check_foreign_weights(name, model, missing, info["unexpected_keys"], config_dict, kind)
     head = [key for key in missing if _belongs_to_head(key, model)]
+    if kind is not CLASSIFIER and missing:
+        raise SMDError(
+            f"The checkpoint '{name}' lacks weights of {type(model).__name__}: {_enumerate(missing)}. Expected {kind.a_model} that "
+            f"was trained: choose one that was fine-tuned for {kind.words}."
+        )
     body = [key for key in missing if key not in head]
     pretrained = [each for each, task in checkpoint_tasks(config_dict).items() if task in PRETRAINING]
     if body and pretrained:
@@ -313,17 +321,22 @@ def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any], conf
 
 
 def _check_foreign_weights(
-    name: str, model: PreTrainedModel, missing: list[str], unexpected: Iterable[str], config_dict: dict[str, Any]
+    name: str,
+    model: PreTrainedModel,
+    missing: list[str],
+    unexpected: Iterable[str],
+    config_dict: dict[str, Any],
+    wanted: Kind,
 ) -> None:
-    """Refuses another task's weights; warns if a complete classifier has further weights."""
+    """Refuses another task's weights; warns if a complete model has further weights."""
     foreign = foreign_weights(model, list(unexpected), config_dict)
     if not foreign:
         return
     kind = type(model).__name__
     if missing:
         raise SMDError(
-            f"The weights of '{name}' are not those of an image classifier: they lack {_enumerate(missing)} of {kind}, and "
-            f"hold {_enumerate(foreign)}, which it does not have. They were trained for another task. {REMEDY}"
+            f"The weights of '{name}' are not those of {wanted.a_model}: they lack {_enumerate(missing)} of {kind}, and "
+            f"hold {_enumerate(foreign)}, which it does not have. They were trained for another task. {remedy(wanted)}"
         )
     logger.warning(
         f"'{name}' holds weights that {kind} does not have and that are left out: {_enumerate(foreign)}. The evolved model "

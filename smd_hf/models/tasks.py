@@ -1,16 +1,19 @@
 """
-The task of a checkpoint. Image classifiers are accepted, and backbones, which get a new head.
+The task of a checkpoint. Models of the run's task are accepted; for image classification also backbones, which get a new head.
 
-`AutoModelForImageClassification` does not ask: of a checkpoint for segmentation it loads the backbone, drops the rest and
-makes up a classifier. The task shows in two places, and both are checked: the architecture that its
-config.json names, and the weights that it holds.
+The Auto classes of transformers do not ask: `AutoModelForImageClassification` loads the backbone of a checkpoint for
+segmentation, drops the rest and makes up a classifier. The task shows in two places, and both are checked: the architecture
+that its config.json names, and the weights that it holds.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ..errors import SMDError
@@ -18,13 +21,78 @@ from ..messages import one_line
 
 IMAGE_CLASSIFICATION = "image classification"
 ZERO_SHOT = "zero-shot image classification"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    A kind of model that can be loaded.
+
+    Args:
+        pipeline_tag (`str`): the task's name on the Hub.
+        words (`str`): the task in words, as in the names of transformers' classes.
+        auto_class (`str`): the class of transformers that loads such models.
+        mapping (`str`): what that class maps configurations by, in transformers.
+        article (`str`): "a" or "an", before `model`.
+        model (`str`): what such a model is called in messages.
+    """
+
+    pipeline_tag: str
+    words: str
+    auto_class: str
+    mapping: str
+    article: str
+    model: str
+
+    @property
+    def auto(self) -> Any:
+        return getattr(transformers, self.auto_class)
+
+    @property
+    def configs(self) -> Any:
+        """The configurations whose models the Auto class loads."""
+        return getattr(modeling_auto, self.mapping)
+
+    @property
+    def a_model(self) -> str:
+        return f"{self.article} {self.model}"
+
+
+CLASSIFIER = Kind(
+    "image-classification",
+    IMAGE_CLASSIFICATION,
+    "AutoModelForImageClassification",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+    "an",
+    "image classifier",
+)
+KINDS = {
+    kind.pipeline_tag: kind
+    for kind in (
+        CLASSIFIER,
+        Kind(
+            "image-segmentation",
+            "semantic segmentation",
+            "AutoModelForSemanticSegmentation",
+            "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
+            "a",
+            "model for semantic segmentation",
+        ),
+    )
+}
+"""By the task's name on the Hub."""
 PRETRAINING = ("masked image modeling", "causal image modeling", "pre-training")
 """Tasks that train backbones without labels: their heads may be dropped."""
 
-REMEDY = (
-    "Only image classification is supported yet: choose a checkpoint that was fine-tuned for image classification, or a "
-    "backbone without a head, which gets a new classifier."
-)
+
+def remedy(kind: Kind) -> str:
+    """What to do about a checkpoint of another task."""
+    others = ", ".join(f"{each.words} (--task {each.pipeline_tag})" for each in KINDS.values() if each is not kind)
+    choose = f"Choose a checkpoint that was fine-tuned for {kind.words}"
+    if kind is CLASSIFIER:
+        choose += ", or a backbone without a head, which gets a new classifier"
+    return f"{choose}. Other tasks: {others}."
+
 
 _TASK = re.compile(r"For(?=[A-Z])(\w+)$")
 _COMPARE_WITH_TEXTS = set(MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.values())
@@ -56,17 +124,26 @@ def checkpoint_tasks(config_dict: dict[str, Any]) -> dict[str, str | None]:
     return {each: IMAGE_CLASSIFICATION if each == own else task_of(each) for each in names}
 
 
-def check_task(name: str, config_dict: dict[str, Any]) -> None:
+def kind_of(config_dict: dict[str, Any]) -> Kind:
+    """The kind of model that a config.json names; a classifier if it names none that is known."""
+    words = checkpoint_tasks(config_dict).values()
+    return next((kind for kind in KINDS.values() if kind.words in words), CLASSIFIER)
+
+
+def check_task(name: str, config_dict: dict[str, Any], kind: Kind = CLASSIFIER) -> None:
     """
     Refuses a checkpoint whose config.json names another task.
 
     Args:
         config_dict (`dict`): its config.json, which may hold anything.
+        kind ([`Kind`], *optional*): what is wanted. A classifier by default.
     """
     tasks = checkpoint_tasks(config_dict)
-    others = [each for each, task in tasks.items() if task not in (None, IMAGE_CLASSIFICATION, *PRETRAINING)]
-    if others and IMAGE_CLASSIFICATION not in tasks.values():
-        raise SMDError(f"'{name}' is a checkpoint for {_described(one_line(others[0]), tasks[others[0]])}. {REMEDY}")
+    accepted = (None, kind.words, *(PRETRAINING if kind is CLASSIFIER else ()))
+    others = [each for each, task in tasks.items() if task not in accepted]
+    if others and kind.words not in tasks.values():
+        described = _described(one_line(others[0]), tasks[others[0]], kind)
+        raise SMDError(f"'{name}' is a checkpoint for {described}. {remedy(kind)}")
 
 
 def foreign_weights(model: PreTrainedModel, unexpected: list[str], config_dict: dict[str, Any]) -> list[str]:
@@ -88,22 +165,27 @@ def foreign_weights(model: PreTrainedModel, unexpected: list[str], config_dict: 
     return sorted(key for key in unexpected if key.split(".", 1)[0] not in parts)
 
 
-def check_classifier(model: nn.Module) -> None:
-    """Refuses a model in memory whose class is not an image classifier."""
-    kind = type(model)
-    if not isinstance(model, PreTrainedModel) or not kind.__module__.startswith("transformers."):
+def check_kind(model: nn.Module, kind: Kind = CLASSIFIER) -> None:
+    """Refuses a model in memory whose class is for another task."""
+    cls = type(model)
+    if not isinstance(model, PreTrainedModel) or not cls.__module__.startswith("transformers."):
         return
-    task = task_of(kind.__name__)
-    if task not in (None, IMAGE_CLASSIFICATION):
-        raise SMDError(f"The model is for {_described(kind.__name__, task)}. {REMEDY}")
-    if task is None and type(model.config) in MODEL_MAPPING and MODEL_MAPPING[type(model.config)] is kind:
+    task = task_of(cls.__name__)
+    if task not in (None, kind.words):
+        raise SMDError(f"The model is for {_described(cls.__name__, task, kind)}. {remedy(kind)}")
+    if task is None and type(model.config) in MODEL_MAPPING and MODEL_MAPPING[type(model.config)] is cls:
+        if kind is not CLASSIFIER:
+            raise SMDError(
+                f"The model is a {cls.__name__}, a backbone without a head for {kind.words}. Expected {kind.a_model}: train a "
+                "head first."
+            )
         raise SMDError(
-            f"The model is a {kind.__name__}, a backbone without a classifier. Expected an image classifier: save the model "
+            f"The model is a {cls.__name__}, a backbone without a classifier. Expected an image classifier: save the model "
             "with `save_pretrained` and pass the folder's name instead, and it gets a new classifier."
         )
 
 
-def _described(architecture: str, task: str | None) -> str:
-    if task == ZERO_SHOT:
+def _described(architecture: str, task: str | None, kind: Kind) -> str:
+    if task == ZERO_SHOT and kind is CLASSIFIER:
         return f"{task} ({architecture}): it compares images with texts, and has no classifier of images"
-    return f"{one_line(str(task))} ({architecture}), not an image classifier"
+    return f"{one_line(str(task))} ({architecture}), not {kind.a_model}"

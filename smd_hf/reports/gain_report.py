@@ -21,7 +21,9 @@ from ..files import write_json
 from ..metrics.absent_classes import absent_entry, classes_at_hand
 from ..metrics.comparison import difference_entry, measured, scores_entry
 from ..metrics.optimism import expected_optimism
+from ..metrics.resampling import Metric
 from ..metrics.statistics import Comparison, compare, format_p
+from ..tasks.classification import ImageClassification
 from ..version import __version__
 
 REPORT_NAME = "gain_report.json"
@@ -98,10 +100,6 @@ def gain_report(
         "significant": comparison.significant,
         "verdict": comparison.verdict,
         "confidence": comparison.confidence,
-        "cost": cost,
-        "arguments": {key: "<hidden>" if key.endswith("token") else value for key, value in arguments.items()},
-        "data": data,
-        "versions": package_versions() if versions is None else versions,
     }
     if candidates is not None:
         report["selection"] = _selection_entry(candidates, comparison.baseline.accuracy)
@@ -117,6 +115,26 @@ def gain_report(
                 parent_logits, ensemble_logits, labels, at_hand, "ensemble", seed
             )
         report |= {name: entry for name, entry in absent.items() if entry is not None}
+    return whole_report(report, arguments=arguments, method=method, cost=cost, data=data, versions=versions)
+
+
+def whole_report(
+    comparison: Mapping[str, Any],
+    *,
+    arguments: Mapping[str, Any],
+    method: Mapping[str, Any],
+    cost: Mapping[str, Any],
+    data: Mapping[str, Any],
+    versions: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What was found on the test images, with what every report says of its run. Takes arguments of [`gain_report`]."""
+    report = {
+        **comparison,
+        "cost": cost,
+        "arguments": {key: "<hidden>" if key.endswith("token") else value for key, value in arguments.items()},
+        "data": data,
+        "versions": package_versions() if versions is None else versions,
+    }
     taken = sorted(report.keys() & method.keys())
     if taken:
         raise SMDError(f"`method` must not hold {taken}: the gain report has entries with these names. Rename them.")
@@ -137,11 +155,12 @@ def write_report(report: Mapping[str, Any], folder: str | os.PathLike) -> Path:
 
 def format_table(report: Mapping[str, Any]) -> str:
     """The before/after table of a gain report for the terminal: the evolved model, then the ensemble, if any."""
-    parent, level = report["parent"], report["confidence"]
-    blocks = [_block("parent", parent, "evolved", report["evolved"], report["difference"], level), report["verdict"]]
+    parent, level, rows = report["parent"], report["confidence"], metrics_of_report(report)
+    evolved = _block("parent", parent, "evolved", report["evolved"], report["difference"], level, rows)
+    blocks = [evolved, report["verdict"]]
     if "ensemble" in report:
         difference = report["ensemble_difference"]
-        blocks.append(_block("parent", parent, "ensemble", report["ensemble"], difference, level))
+        blocks.append(_block("parent", parent, "ensemble", report["ensemble"], difference, level, rows))
         blocks.append(difference["verdict"])
     return "\n\n".join(blocks)
 
@@ -150,7 +169,15 @@ def format_comparison(comparison: Comparison) -> str:
     """The table of [`format_table`] for any two models that `statistics.compare` has compared."""
     first, second = scores_entry(comparison.baseline), scores_entry(comparison.candidate)
     name, other_name = comparison.names
-    table = _block(name, first, other_name, second, difference_entry(comparison), comparison.confidence)
+    table = _block(
+        name,
+        first,
+        other_name,
+        second,
+        difference_entry(comparison),
+        comparison.confidence,
+        ImageClassification.metrics,
+    )
     return f"{table}\n\n{comparison.verdict}"
 
 
@@ -165,28 +192,39 @@ def _selection_entry(candidates: Mapping[str, Any], accuracy: float) -> dict[str
     return {**candidates, "expected_optimism": optimism}
 
 
-_ROWS = (  # key, label, factor, decimals
-    ("accuracy", "accuracy (%)", 100, 2),
-    ("nll", "NLL (nats)", 1, 4),
-    ("calibration_error", "calibration error (%)", 100, 2),
-)
+def metrics_of_report(report: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """The metrics of a report, in order, with what shows them. A report of image classification does not name them."""
+    if "metrics" not in report:
+        return ImageClassification.metrics
+    return tuple(Metric(**entry) for entry in report["metrics"])
 
 
-def _block(name: str, scores: Mapping, other_name: str, other: Mapping, difference: Mapping, confidence: float) -> str:
+def _block(
+    name: str,
+    scores: Mapping,
+    other_name: str,
+    other: Mapping,
+    difference: Mapping,
+    confidence: float,
+    metrics: Sequence[Metric],
+) -> str:
     cells = [["", name, other_name, "difference", f"{100 * confidence:g} % interval"]]
-    for key, label, factor, decimals in _ROWS:
+    for metric in metrics:
+        key = metric.key
 
-        def number(value: float | None, sign: str = "", factor=factor, decimals=decimals) -> str:
+        def number(value: float | None, sign: str = "", factor=metric.factor, decimals=metric.decimals) -> str:
             return "-" if value is None or not math.isfinite(value) else f"{factor * value:{sign}.{decimals}f}"
 
         low, high = (number(end, "+") for end in difference[key]["interval"])
         change = number(difference[key]["estimate"], "+")
-        cells.append([label, number(scores[key]), number(other[key]), change, f"{low} to {high}"])
+        cells.append([metric.label, number(scores[key]), number(other[key]), change, f"{low} to {high}"])
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]) for row in cells
     ]
     lines.insert(1, "-" * len(lines[0]))
+    if "mcnemar" not in difference:
+        return "\n".join([*lines, f"{scores['n_test']:,} test images"])
     mcnemar = difference["mcnemar"]
     lines.append(
         f"{scores['n_test']:,} test images; only {name} right: {mcnemar[f'only_{name}_correct']}, only {other_name} right: "

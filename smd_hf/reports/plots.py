@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ..metrics.statistics import Reliability
+from .gain_report import metrics_of_report
 
 GREY, BLUE, ORANGE, GREEN = "#5f5f5f", "#0072B2", "#D55E00", "#009E73"
 _STYLES = {"parent": (GREY, "s"), "evolved": (BLUE, "o"), "ensemble": (ORANGE, "D")}
@@ -71,7 +72,8 @@ def plot_fitness(
 
 def plot_gain(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """
-    Plots accuracy and NLL of parent, evolved model and ensemble (if any) from a gain report.
+    Plots two metrics of parent, evolved model and ensemble (if any) from a gain report: accuracy and NLL for classification,
+    else the most important metric and the loss.
 
     A bar is the interval of the paired difference to the parent, drawn around the model's value. If it does not touch the
     parent's line, the interval excludes zero.
@@ -80,9 +82,11 @@ def plot_gain(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     differences = {"evolved": report["difference"], "ensemble": report.get("ensemble_difference")}
     figure = Figure(figsize=(7, 0.9 + 0.75 * len(names)), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, key, factor, title, digits in zip(
-        panels, ("accuracy", "nll"), (100, 1), ("accuracy (%), higher is better", "NLL, lower is better"), (2, 4)
-    ):
+    metrics = metrics_of_report(report)
+    for axes, metric in zip(panels, (metrics[0], next(each for each in metrics if each.key in ("nll", "loss")))):
+        key, factor, digits = metric.key, metric.factor, metric.decimals
+        label = "NLL" if key == "nll" else metric.label
+        title = f"{label}, {'higher' if metric.greater_is_better else 'lower'} is better"
         parent = report["parent"][key]
         if parent is not None:
             axes.axvline(factor * parent, color=GREY, linewidth=1, linestyle="--", zorder=1)

@@ -16,13 +16,15 @@ from ..models.load import num_channels
 from ..run.state import RunState
 from ..search.evolution import Evolution
 from ..search.mutation import zero_share
+from ..tasks.registry import is_classification
 from .cards.metadata import is_hub_id
 from .cards.model_card import card_entries, classify_example, save_example, write_card
 from .front import write_front
-from .gain_report import REPORT_NAME, gain_report, write_report
+from .gain_report import REPORT_NAME, gain_report, whole_report, write_report
 from .plots import plot_calibration_curve, plot_ensemble_size, plot_fitness, plot_gain, plot_reliability
-from .run_result import RunResult, TestLogits
+from .run_result import RunResult, TestScores
 from .steps import describe_steps
+from .task_report import task_comparison
 
 logger = logging.get_logger(__name__)
 
@@ -55,14 +57,26 @@ def write_results(
 
 def run_report(
     result: RunResult,
-    test: TestLogits,
+    test: TestScores,
     evolution: Evolution,
     run: RunState,
     cost: dict[str, float],
     dataset_name: str | None = None,
 ) -> dict[str, Any]:
-    """The contents of `gain_report.json`. Takes the arguments of [`write_results`], and the logits on the test images."""
+    """The contents of `gain_report.json`. Takes the arguments of [`write_results`], and the scores on the test images."""
     args, images, artifacts = result.args, result.images, result.artifacts
+    cards = card_entries(args, run, evolution.fitness, result.parent.name, token=args.hub_token)
+    about: dict[str, Any] = dict(
+        # Paths of this machine stay private.
+        arguments={name: value for name, value in args.non_default().items() if name != "output_dir"},
+        method=describe_method(result, evolution, run),
+        cost=cost,
+        data=describe_data(result, test, dataset_name),
+    )
+    if not is_classification(result.task):
+        found = task_comparison(result.task, test, evolution.fitness.name, args.seed)  # pyright: ignore[reportArgumentType]
+        found |= {"stopped": result.stopped, "selection": run.candidates(images.per_candidate)}
+        return whole_report({key: entry for key, entry in found.items() if entry is not None}, **about) | cards
     ensemble_logits, extra = None, {} if result.stopped is None else {"stopped": result.stopped}
     if artifacts.ensemble is not None:
         ensemble_logits, extra["ensemble_members"] = describe_ensemble(artifacts, test.batches, args)
@@ -78,17 +92,13 @@ def run_report(
         test.parent,
         test.evolved,
         test.labels,
-        # Paths of this machine stay private.
-        arguments={name: value for name, value in args.non_default().items() if name != "output_dir"},
-        method=describe_method(result, evolution, run),
-        cost=cost,
-        data=describe_data(result, test, dataset_name),
+        **about,
         candidates=run.candidates(images.per_candidate),
         ensemble_logits=ensemble_logits,
         present=images.classes_present(),
         seed=args.seed,
     )
-    return report | extra | card_entries(args, run, evolution.fitness, result.parent.name, token=args.hub_token)
+    return report | extra | cards
 
 
 def describe_method(result: RunResult, evolution: Evolution, run: RunState) -> dict[str, Any]:
@@ -124,7 +134,7 @@ def shown_name(name: str) -> str:
     return name if is_hub_id(name) else Path(name).name or name
 
 
-def describe_data(result: RunResult, test: TestLogits, dataset_name: str | None) -> dict[str, Any]:
+def describe_data(result: RunResult, test: TestScores, dataset_name: str | None) -> dict[str, Any]:
     """The data set's name, and the sizes of the three disjoint splits."""
     images = result.images
     info = getattr(images.train_dataset, "info", None)
@@ -142,7 +152,7 @@ def describe_data(result: RunResult, test: TestLogits, dataset_name: str | None)
 
 
 def write_run_files(
-    result: RunResult, test: TestLogits, report: dict[str, Any], evolution: Evolution, run: RunState
+    result: RunResult, test: TestScores, report: dict[str, Any], evolution: Evolution, run: RunState
 ) -> None:
     """
     Writes the report, the plots, the example and the model cards.
@@ -163,7 +173,8 @@ def write_run_files(
         )
     if artifacts.deltas:
         kinds["delta"] = folder / "children"
-    report["examples"] = _examples(result, test, evolution.model) if result.processing_class is not None else {}
+    has_example = result.processing_class is not None and is_classification(result.task)
+    report["examples"] = _examples(result, test, evolution.model) if has_example else {}
     write_report(report, folder)
     for kind, place in kinds.items():
         if place != folder:
@@ -173,20 +184,19 @@ def write_run_files(
         write_card(kind, place, report)
 
 
-def _plot(folder: Path, report: dict[str, Any], test: TestLogits, run: RunState, fitness_label: str) -> None:
+def _plot(folder: Path, report: dict[str, Any], test: TestScores, run: RunState, fitness_label: str) -> None:
     plot_gain(report, folder / "gain.png")
     plot_fitness(run.fitness_history(), folder / "fitness.png", label=fitness_label)
-    plot_reliability(
-        reliability(test.parent, test.labels),
-        reliability(test.evolved, test.labels),
-        folder / "reliability.png",
-    )
+    if "task" not in report:
+        plot_reliability(
+            reliability(test.parent, test.labels), reliability(test.evolved, test.labels), folder / "reliability.png"
+        )
     if run.calibration is not None:
         found = run.calibration
         plot_calibration_curve(found.curve, found.sigma, found.target, folder / "calibration.png")
 
 
-def _examples(result: RunResult, test: TestLogits, model: PreTrainedModel) -> dict[str, Any]:
+def _examples(result: RunResult, test: TestScores, model: PreTrainedModel) -> dict[str, Any]:
     """Saves the first test image as `example.png` and returns each artifact's predictions for it."""
     images, processor, artifacts = result.images, result.processing_class, result.artifacts
     if images.image_column is None or num_channels(model) != 3:

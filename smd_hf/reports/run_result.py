@@ -1,6 +1,7 @@
 """What a run comes to: parent and evolved model on the test images, ensemble, deltas, front, and the report of it all."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,42 @@ from ..data.batches import ImageBatches
 from ..metrics.ood import compare_auroc
 from ..run.run_images import RunImages
 from ..run.warm_start import WarmStart
+from ..scoring.evaluator import Variant
+from ..scoring.scores import Score
 from ..search.evolution import Evolution
 from ..search.mutation import zero_share
 from ..search.pareto.pareto_evolution import ParetoEvolution
 from ..search.pareto.run_front import RunFront, run_front
+from ..tasks.classification import ImageClassification
+from ..tasks.protocol import Task
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class TestLogits:
+class TestScores:
     """
     Parent and evolved model on the test images.
 
     Args:
         batches ([`ImageBatches`]): the test images.
-        parent, evolved (`numpy.ndarray`): logits, float32, of shape `(n, num_labels)`.
+        parent_score, evolved_score ([`Score`]): of the two models.
+
+    Attributes:
+        parent, evolved (`numpy.ndarray`): for image classification, their logits, float32, of shape `(n, num_labels)`.
     """
 
     batches: ImageBatches
-    parent: np.ndarray
-    evolved: np.ndarray
+    parent_score: Score
+    evolved_score: Score
+
+    @cached_property
+    def parent(self) -> np.ndarray:
+        return self.parent_score.logits
+
+    @cached_property
+    def evolved(self) -> np.ndarray:
+        return self.evolved_score.logits
 
     @property
     def labels(self) -> np.ndarray:
@@ -56,10 +72,11 @@ class RunResult:
         parent ([`FirstParent`]): the parent that it begins with.
         processing_class (*optional*): the image processor, saved with each artifact.
         batch_size_search (`dict`, *optional*): from [`~smd_hf.run.batch_size.settle_batch_size`].
+        task ([`~smd_hf.tasks.protocol.Task`], *optional*): what is measured. Defaults to image classification.
 
     Attributes:
-        parent_logits (`numpy.ndarray`, *optional*): on the test images, of shape `(n, num_labels)`, float32.
-        test ([`TestLogits`], *optional*): the same of parent and evolved model.
+        parent_score ([`Score`], *optional*): on the test images.
+        test ([`TestScores`], *optional*): the same of parent and evolved model.
         ood (`dict`, *optional*): AUROC of parent and evolved model on the test parts of both data sets.
         parent_zero_share (`float`): share of the mutable weights that are zero in the first parent.
         first_parent ([`~transformers.PreTrainedModel`], *optional*): a copy, if deltas are wanted.
@@ -75,8 +92,9 @@ class RunResult:
     parent: FirstParent
     processing_class: Any | None = None
     batch_size_search: dict[str, int] | None = None
-    parent_logits: np.ndarray | None = field(default=None, init=False)
-    test: TestLogits | None = field(default=None, init=False)
+    task: Task = field(default_factory=ImageClassification)
+    parent_score: Score | None = field(default=None, init=False)
+    test: TestScores | None = field(default=None, init=False)
     ood: dict[str, Any] | None = field(default=None, init=False)
     parent_zero_share: float = field(default=0.0, init=False)
     first_parent: PreTrainedModel | None = field(default=None, init=False)
@@ -96,7 +114,7 @@ class RunResult:
         images, evaluator = self.images, evolution.evaluator
         self.parent_zero_share = zero_share(evolution.mutation.parameters)
         if images.test is not None:
-            self.parent_logits = evaluator.logits(images.test)
+            self.parent_score = self._scored(evolution, images.test)
             if images.ood is not None:
                 self._parent_ood_logits = evaluator.logits(images.ood.test)
         if self.args.save_children:
@@ -118,11 +136,16 @@ class RunResult:
     def measure_evolved(self, evolution: Evolution) -> None:
         """Scores the evolved model on the test images."""
         images, evaluator = self.images, evolution.evaluator
-        if images.test is None or self.parent_logits is None:
+        if images.test is None or self.parent_score is None:
             return
-        evolved = evaluator.logits(images.test)
-        self.test = TestLogits(images.test, self.parent_logits, evolved)
+        self.test = test = TestScores(images.test, self.parent_score, self._scored(evolution, images.test))
         if images.ood is not None and self._parent_ood_logits is not None:
             self.ood = {"images": images.ood.sizes} | compare_auroc(
-                (self.parent_logits, self._parent_ood_logits), (evolved, evaluator.logits(images.ood.test))
+                (test.parent, self._parent_ood_logits), (test.evolved, evaluator.logits(images.ood.test))
             )
+
+    def _scored(self, evolution: Evolution, batches: ImageBatches) -> Score:
+        """The score of the model as it is."""
+        keeps = getattr(self.task, "keeps_predictions", True)
+        [score] = evolution.evaluator.score([Variant("model")], batches, keep_logits=keeps)
+        return score

@@ -8,10 +8,10 @@ from ..metrics.statistics import compare
 from ..run.warm_start import WarmStart
 from ..search.fitness import Fitness
 from ..search.head.baselines import PARENT
-from .run_result import TestLogits
+from .run_result import TestScores
 
 
-def describe_steps(found: WarmStart, test: TestLogits, fitness: Fitness, seed: int) -> dict[str, Any]:
+def describe_steps(found: WarmStart, test: TestScores, fitness: Fitness, seed: int) -> dict[str, Any]:
     """
     The entry `steps` of a gain report.
 

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..messages import one_line
 from ..run.state import RunState
 from .cards.model_card import EXAMPLE_NAME
+from .gain_report import metrics_of_report
 
 logger = logging.get_logger(__name__)
 
@@ -150,7 +151,7 @@ class TrackerCallback(TrainerCallback):
         scores = {
             f"report/{model}_{key}": float(report[model][key])
             for model in ("parent", "evolved")
-            for key in ("accuracy", "nll", "calibration_error")
+            for key in (metric.key for metric in metrics_of_report(report or {}))
             if report is not None and report[model][key] is not None
         }
         figures = [path for path in sorted(folder.glob("*.png")) if path.name != EXAMPLE_NAME]

@@ -16,18 +16,18 @@ from .lines import check_keys, damaged, from_text, integer, number, read_lines, 
 
 MAX_COUNT = 2**31
 
-CELL_KEYS = {"images", "correct", "nll", "finite"}
-LOGITS_KEYS = {"logits", "classes"}
+CELL_KEYS = {"images", "nll", "finite"}
+OPTIONAL_KEYS = {"correct", "logits", "classes", "sums", "columns"}
 
 
 def cell_entry(cell: Cell) -> dict[str, Any]:
     """A cell as JSON values. Floats survive exactly."""
-    entry = {
-        "images": len(cell.correct),
-        "correct": to_text(np.packbits(cell.correct)),
-        "nll": cell.nll_sum,
-        "finite": cell.finite,
-    }
+    entry: dict[str, Any] = {"images": len(cell)}
+    if cell.correct is not None:
+        entry["correct"] = to_text(np.packbits(cell.correct))
+    entry |= {"nll": cell.nll_sum, "finite": cell.finite}
+    if cell.sums is not None:
+        entry |= {"columns": cell.sums.shape[1], "sums": to_text(cell.sums)}
     if cell.logits is not None:
         entry |= {"classes": cell.logits.shape[1], "logits": to_text(cell.logits)}
     return entry
@@ -38,19 +38,29 @@ def read_cell(entry: Mapping[str, Any]) -> Cell:
     images = integer(entry, "images", MAX_COUNT)
     if type(entry["finite"]) is not bool:
         raise ValueError("its finite is neither true nor false")
-    logits = None
-    if ("logits" in entry) != ("classes" in entry):
-        raise ValueError("it has logits without classes, or the other way round")
-    if "logits" in entry:
-        classes = integer(entry, "classes", MAX_COUNT)
-        logits = from_text(entry["logits"], "float32", images * classes).reshape(images, classes)
-    bits = from_text(entry["correct"], "uint8", -(-images // 8))
+    if "correct" not in entry and "sums" not in entry:
+        raise ValueError("it has neither correct nor sums")
+    correct = None
+    if "correct" in entry:
+        bits = from_text(entry["correct"], "uint8", -(-images // 8))
+        correct = np.unpackbits(bits, count=images).astype(bool)
     return Cell(
-        correct=np.unpackbits(bits, count=images).astype(bool),
+        correct=correct,
         nll_sum=number(entry, "nll"),
         finite=entry["finite"],
-        logits=logits,
+        logits=_table(entry, "logits", "classes", "float32", images),
+        sums=_table(entry, "sums", "columns", "float64", images),
     )
+
+
+def _table(entry: Mapping[str, Any], name: str, width: str, dtype: str, images: int) -> np.ndarray | None:
+    """An array of shape `(images, width)`, if the entry has it."""
+    if (name in entry) != (width in entry):
+        raise ValueError(f"it has {name} without {width}, or the other way round")
+    if name not in entry:
+        return None
+    columns = integer(entry, width, MAX_COUNT)
+    return from_text(entry[name], dtype, images * columns).reshape(images, columns)
 
 
 def scored_cell_entry(scored: ScoredCell) -> dict[str, Any]:
@@ -61,9 +71,9 @@ def scored_cell_entry(scored: ScoredCell) -> dict[str, Any]:
 
 def read_scored_cell(entry: Any) -> ScoredCell:
     """The cell again. Raises `ValueError` for anything else."""
-    check_keys(entry, {"variant", "batch"} | CELL_KEYS, LOGITS_KEYS | {"labels"})
+    check_keys(entry, {"variant", "batch"} | CELL_KEYS, OPTIONAL_KEYS | {"labels"})
     cell = read_cell(entry)
-    labels = from_text(entry["labels"], "int64", len(cell.correct)) if "labels" in entry else None
+    labels = from_text(entry["labels"], "int64", len(cell)) if "labels" in entry else None
     return ScoredCell(integer(entry, "variant", MAX_COUNT), integer(entry, "batch", MAX_COUNT), cell, labels)
 
 
@@ -144,7 +154,7 @@ def misfit(
     num_variants: int,
     batches: ImageBatches,
     numbers: range,
-    num_labels: int | None,
+    width: int | None,
     shape: tuple[int, ...] | None,
 ) -> str | None:
     """Why a line cannot belong to a scoring call; `None` if it can."""
@@ -152,10 +162,10 @@ def misfit(
         if scored.variant >= num_variants or scored.batch not in numbers:
             return f"there is no variant {scored.variant} on batch {scored.batch} in that call"
         images = min(batches.batch_size, batches.num_images - scored.batch * batches.batch_size)
-        if len(scored.cell.correct) != images:
-            return f"batch {scored.batch} holds {images} images, not {len(scored.cell.correct)}"
+        if len(scored.cell) != images:
+            return f"batch {scored.batch} holds {images} images, not {len(scored.cell)}"
         classes = None if scored.cell.logits is None else scored.cell.logits.shape[1]
-        if classes != num_labels:
+        if classes != width:
             return f"it has {'no logits' if classes is None else f'logits of {classes} classes'}"
     if shape is None:
         return None if done.segment is None and len(done.cells) == 1 else "it is no single cell"

@@ -34,6 +34,9 @@ RENAMED = {"objective": "loss"}
 NO_EFFECT = (
     *(
         "preset",
+        # The parent decides on the task, and the labels of the data tell how masks are read.
+        "task",
+        "do_reduce_labels",
         "spread",
         "prefix_replay",
         # The runtime that was chosen has its own entry.
@@ -74,7 +77,10 @@ def run_identity(args: EvolutionArguments, model: PreTrainedModel, images: RunIm
     """What a run is, as JSON values. The model is its first parent, `runtime` is that of the evaluator with its version."""
     data, names, collator = {}, input_names(model), images.make_batches.collator
     for name, dataset in (("train_dataset", images.train_dataset), ("eval_dataset", images.test_dataset)):
-        if dataset is not None:
+        if dataset is not None and images.check_row is not None:
+            # Only the collator knows what the labels are.
+            data[name] = data_fingerprint(dataset, collator, None, None, names)
+        elif dataset is not None:
             column = label_column_of(dataset, args, collator)
             data[name] = data_fingerprint(dataset, collator, images.image_column, column, names)
     if images.ood is not None:

@@ -82,7 +82,7 @@ class Ledger:
         num_variants: int,
         batches: ImageBatches,
         numbers: range,
-        num_labels: int | None,
+        width: int | None,
         shape: tuple[int, ...] | None,
     ) -> Call:
         """
@@ -90,7 +90,7 @@ class Ledger:
 
         Args:
             num_variants (`int`), batches ([`ImageBatches`]), numbers (`range`): what is to be scored on what.
-            num_labels (`int`, *optional*): of the logits, if they are kept.
+            width (`int`, *optional*): of the predictions, if they are kept.
             shape (`tuple`, *optional*): of the sums of a segment, if there are any.
 
         Raises:
@@ -103,7 +103,7 @@ class Ledger:
         self._calls += 1
         call = Call(lambda *done: self._open(scope).write(Finished(number, *done).entry()))
         for path, line, done in self._known.pop(number, ()):
-            problem = misfit(done, num_variants, batches, numbers, num_labels, shape)
+            problem = misfit(done, num_variants, batches, numbers, width, shape)
             if problem is not None:
                 raise damaged(path, line, problem)
             done.add_to(call)

@@ -32,6 +32,7 @@ class BatchMaker:
         collator (`Callable`): rows to the model's inputs and `labels`.
         processing_class (*optional*): the image processor.
         device (`torch.device`): where the model is.
+        keep_labels (`bool`, *optional*, defaults to `True`): as for [`ImageBatches`].
     """
 
     args: EvolutionArguments
@@ -39,6 +40,7 @@ class BatchMaker:
     collator: Callable[[list[Any]], dict[str, torch.Tensor]]
     processing_class: Any | None
     device: torch.device
+    keep_labels: bool = True
 
     def __call__(
         self,
@@ -71,6 +73,7 @@ class BatchMaker:
             prefetch_factor=args.dataloader_prefetch_factor,
             threads=args.reading_threads,
             spare=spare_threads(self.device),
+            keep_labels=self.keep_labels,
         )
 
 
@@ -115,6 +118,7 @@ class RunImages:
         self.image_column = data.image_column
         self.ood_image_column: str | None = None
         self.train_classes = data.train_classes
+        self.check_row = data.check_row
         self.selection: ImageBatches | None = None
         self.ood: OODImages | None = None
         self.fresh: FreshSamples | None = None
@@ -203,7 +207,14 @@ class RunImages:
             ("ood_dataset", self.ood_dataset, self.ood_image_column),
         ):
             if dataset is not None and column is not None:
-                check_images(dataset, column, what=what, processes=processes, progress=not self.args.disable_tqdm)
+                check_images(
+                    dataset,
+                    column,
+                    what=what,
+                    processes=processes,
+                    progress=not self.args.disable_tqdm,
+                    check_row=None if what == "ood_dataset" else self.check_row,
+                )
 
     def classes_present(self) -> np.ndarray:
         """The model's classes of the training images, sorted; of some of them, if only a collator knows the labels."""

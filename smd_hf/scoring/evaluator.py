@@ -16,6 +16,7 @@ from ..models.blocks import find_blocks
 from ..parallel.processes import Processes, segment
 from .changes import Change, MakeChanges
 from .job import Job
+from .reading import Reading, ReadsClasses
 from .record import Call, Recorder
 from .runtimes.choose import RuntimeChoice, identity, in_precision
 from .runtimes.eager import Eager
@@ -51,7 +52,7 @@ class Evaluator:
     Scores variants of a model by forward passes; the model is the parent again whenever a call returns or raises.
 
     Args:
-        model (`torch.nn.Module`): takes the inputs of a batch by name and returns an output with `logits`; put into eval mode.
+        model (`torch.nn.Module`): takes the inputs of a batch by name; put into eval mode.
         device (`torch.device`): where the model is.
         autocast (`Callable`, *optional*): makes the context of each forward pass, for mixed precision.
         processes ([`Processes`], *optional*): the processes that share the work. Defaults to this process
@@ -63,6 +64,7 @@ class Evaluator:
         memory_format (`torch.memory_format`, *optional*): of inputs of shape `(batch, channels, height, width)`.
         choice ([`RuntimeChoice`], *optional*): finds out on the first batch what runs the passes. Until then, and by default, it
             is [`Eager`], with `prefix_replay` and `forward`.
+        reading ([`Reading`], *optional*): what is scored in the model's output. Defaults to the logits of classification.
 
     Attributes:
         ledger ([`Ledger`], *optional*): what has been scored already, and where the rest is written.
@@ -82,6 +84,7 @@ class Evaluator:
         forward: Callable | None = None,
         memory_format: torch.memory_format = torch.preserve_format,
         choice: RuntimeChoice | None = None,
+        reading: Reading | None = None,
     ):
         self.model: Any = model
         self.device = device
@@ -91,7 +94,8 @@ class Evaluator:
         self.change_cache_bytes = change_cache_bytes
         self.memory_format = memory_format
         self.prefix_replay = prefix_replay and forward is None
-        self.runtime: Runtime = Eager(model, prefix_replay, forward)
+        self.reading = reading or ReadsClasses()
+        self.runtime: Runtime = Eager(model, prefix_replay, forward, self.reading.prediction)
         self._choice = choice
         self._coarse: Runtime | None = None
         self._used, self._precision = self.runtime, autocast
@@ -167,19 +171,19 @@ class Evaluator:
         numbers = range(len(batches)) if numbers is None else numbers
         call = Call()
         if self.ledger is not None:
-            num_labels = self.model.config.num_labels if keep_logits else None  # pyright: ignore
-            call = self.ledger.call(len(variants), batches, numbers, num_labels, None if sums is None else sums.shape)
+            width = self.reading.width(self.model) if keep_logits else None
+            call = self.ledger.call(len(variants), batches, numbers, width, None if sums is None else sums.shape)
         batches.add_labels(call.labels)
         known = call.cells.keys() if sums is None else call.totals.keys()
         wanted = self.processes.share(len(variants), numbers, known, by_segments=sums is not None)
 
         def work() -> tuple[dict[int, Score], dict[int, np.ndarray], float, dict[int, np.ndarray]]:
-            tap = None if sums is None else Tap(sums, numbers)
+            tap = None if sums is None else Tap(sums, numbers, self.reading)
             shown = None
             if self.work is not None:
                 done = [cell for cell in call.cells if sums is None or segment(cell[1], numbers) in call.totals]
                 shown = CallWork(self.work, *self.weights(variants), batches, numbers, wanted, done)
-            job = Job(variants, batches, wanted, keep_logits, call, tap, on_scored, shown)
+            job = Job(variants, batches, wanted, keep_logits, call, tap, on_scored, shown, self.reading)
             try:
                 self._run(job)
             finally:
@@ -267,7 +271,7 @@ class Evaluator:
             return ([batch] for batch in group)
         if job.tap is None:
             return [group]
-        logits_bytes = 4 * len(job.variants) * len(group[0]) * self.model.config.num_labels
+        logits_bytes = 4 * len(job.variants) * len(group[0]) * self.reading.width(self.model)
         return job.tap.parts(group, max(1, TAPPED_BYTES // logits_bytes))
 
     def replays(self, variants: Sequence[Variant]) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from ..data.batches import Batch, ImageBatches
 from ..parallel.processes import segment
+from .reading import Reading, ReadsClasses
 from .record import Call, ScoredCell
 from .scores import Cell, Score
 from .sums import Tap
@@ -28,6 +29,7 @@ class Job:
         tap ([`Tap`], *optional*): makes sums of the logits.
         on_scored (`Callable`, *optional*): told of each variant that is done, with its score as far as this process knows it.
         work ([`CallWork`], *optional*): told of each variant that is scored on a batch, for progress bars.
+        reading ([`Reading`], *optional*): makes cells of predictions. Defaults to that of classification.
 
     Attributes:
         scores (dict of `int` to [`Score`]): what this process has scored.
@@ -44,7 +46,9 @@ class Job:
         tap: Tap | None = None,
         on_scored: Callable[[int, Score], None] | None = None,
         work: CallWork | None = None,
+        reading: Reading | None = None,
     ):
+        self.reading = reading or ReadsClasses()
         self.variants = variants
         self.batches = batches
         self.wanted = wanted
@@ -80,7 +84,7 @@ class Job:
     def found(self, number: int, batch: Batch, logits: torch.Tensor, passes: float) -> None:
         """A variant's logits on a batch, and what they cost."""
         self._spend(passes)
-        cell = Cell.from_logits(logits, batch.labels, self.keep_logits)
+        cell = self.reading.cell(logits, batch.labels, self.keep_logits)
         self.scores[number].cells[batch.number] = cell
         if self.tap is None:
             self._write([self._scored(number, batch.number)])

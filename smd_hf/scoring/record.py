@@ -72,7 +72,7 @@ class Recorder(Protocol):
         num_variants: int,
         batches: ImageBatches,
         numbers: range,
-        num_labels: int | None,
+        width: int | None,
         shape: tuple[int, ...] | None,
     ) -> Call:
         """The next scoring call, with what is known of it; see [`Ledger.call`]."""

@@ -15,16 +15,27 @@ class Cell:
     One variant on one batch.
 
     Args:
-        correct (`numpy.ndarray`): which images it classified rightly, bool, of shape `(batch,)`.
-        nll_sum (`float`): summed negative log-likelihood in nats, in float64.
-        finite (`bool`): whether all logits were finite.
-        logits (`numpy.ndarray`, *optional*): float32, of shape `(batch, num_labels)`, where they were asked for.
+        correct (`numpy.ndarray`, *optional*): which images it classified rightly, bool, of shape `(batch,)`; `None` for a task
+            that does not classify images.
+        nll_sum (`float`): summed loss, in float64: negative log-likelihood in nats for classification.
+        finite (`bool`): whether all predictions were finite.
+        logits (`numpy.ndarray`, *optional*): predictions, float32, of shape `(batch, width)`, where they were asked for: logits
+            for classification, with a width of `num_labels`.
+        sums (`numpy.ndarray`, *optional*): float64, of shape `(batch, columns)`: what the metrics of other tasks are computed
+            from. Sums over images mean something: numbers of pixels, for example.
     """
 
-    correct: np.ndarray
+    correct: np.ndarray | None
     nll_sum: float
     finite: bool
     logits: np.ndarray | None = None
+    sums: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """The number of images."""
+        counted = self.sums if self.correct is None else self.correct
+        assert counted is not None
+        return len(counted)
 
     @classmethod
     def from_logits(cls, logits: torch.Tensor, labels: torch.Tensor, keep_logits: bool = False) -> "Cell":
@@ -56,12 +67,17 @@ class Score:
 
     @property
     def num_images(self) -> int:
-        return sum(len(cell.correct) for cell in self.cells.values())
+        return sum(map(len, self.cells.values()))
+
+    @property
+    def is_classified(self) -> bool:
+        """Whether an image is right or wrong as a whole."""
+        return all(cell.correct is not None for cell in self.cells.values())
 
     @property
     def correct(self) -> np.ndarray:
         """Which images it classified rightly, bool, of shape `(num_images,)`."""
-        return np.concatenate([cell.correct for cell in self._in_order()])
+        return np.concatenate([cell.correct for cell in self._in_order()])  # pyright: ignore
 
     @property
     def accuracy(self) -> float:
@@ -69,16 +85,21 @@ class Score:
 
     @property
     def nll(self) -> float:
-        """Mean negative log-likelihood, in nats; NaN where a logit was not finite."""
+        """Mean loss of an image: negative log-likelihood in nats for classification; NaN where a prediction was not finite."""
         return fsum(cell.nll_sum for cell in self._in_order()) / self.num_images if self.finite else float("nan")
 
     @property
     def finite(self) -> bool:
-        """Whether every logit, and the loss of each batch, was finite, also on out-of-distribution images."""
+        """Whether every prediction, and the loss of each batch, was finite, also on out-of-distribution images."""
         finite = all(cell.finite and np.isfinite(cell.nll_sum) for cell in self.cells.values())
         return finite and (self.ood is None or self.ood.finite)
 
     @property
     def logits(self) -> np.ndarray:
-        """All logits, float32, of shape `(num_images, num_labels)`."""
+        """All predictions that were kept, float32, of shape `(num_images, width)`: logits for classification."""
         return np.concatenate([cell.logits for cell in self._in_order()])  # pyright: ignore
+
+    @property
+    def sums(self) -> np.ndarray:
+        """What the metrics of other tasks are computed from, float64, of shape `(num_images, columns)`."""
+        return np.concatenate([cell.sums for cell in self._in_order()])  # pyright: ignore

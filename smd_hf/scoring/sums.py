@@ -9,6 +9,7 @@ import torch
 
 from ..data.batches import Batch
 from ..parallel.processes import segment
+from .reading import Reading, ReadsClasses
 
 TAPPED_BYTES = 2**27
 """Memory for the logits of all variants from which sums over batches are made."""
@@ -44,24 +45,27 @@ class Tap:
     Args:
         sums ([`BatchSums`]): makes an array of them.
         numbers (`range`): of all batches.
+        reading ([`Reading`], *optional*): says which predictions are summed. Defaults to the logits of classification.
     """
 
-    def __init__(self, sums: BatchSums, numbers: range):
+    def __init__(self, sums: BatchSums, numbers: range, reading: Reading | None = None):
         self.sums = sums
         self.numbers = numbers
+        self.reading = reading or ReadsClasses()
         self.logits: dict[int, dict[int, torch.Tensor]] = {}
         self.totals: dict[int, np.ndarray] = {}
         self._at_a_time = 1
 
     def add(self, number: int, batch: Batch, logits: torch.Tensor) -> None:
         """One variant has been through the batch."""
-        self.logits.setdefault(batch.number, {})[number] = logits
+        self.logits.setdefault(batch.number, {})[number] = self.reading.sampled(logits, batch)
 
     def close(self, batch: Batch) -> int | None:
         """Every variant has been through the batch; returns its segment if that has been closed with it."""
         by_variant = self.logits.pop(batch.number)
         logits = [by_variant[number] for number in sorted(by_variant)]
-        part, place = self.sums(logits, batch.labels.to(logits[0].device)), segment(batch.number, self.numbers)
+        labels = self.reading.sampled_labels(batch).to(logits[0].device)
+        part, place = self.sums(logits, labels), segment(batch.number, self.numbers)
         self.totals[place] = self.totals[place] + part if place in self.totals else part
         return place if self._ends_segment(batch) else None
 

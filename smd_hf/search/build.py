@@ -16,7 +16,10 @@ from ..metrics.classification import parse_cost_matrix
 from ..parallel.processes import Processes
 from ..scoring.costs import suffix_costs
 from ..scoring.evaluator import Evaluator
+from ..scoring.reading import Reading, ReadsClasses
 from ..scoring.runtimes.choose import RuntimeChoice
+from ..tasks.protocol import Task
+from ..tasks.registry import is_classification
 from .evolution import Evolution
 from .fitness import Fitness
 from .gauss_newton import GaussNewton
@@ -44,6 +47,7 @@ def build_evolution(
     ood: OODImages | None = None,
     objectives: Objectives | None = None,
     compute_loss_func: Callable | None = None,
+    task: Task | None = None,
 ) -> Evolution:
     """
     Builds the evolution that the arguments describe.
@@ -57,6 +61,7 @@ def build_evolution(
         fitness_batches, selection_batches ([`ImageBatches`]), ood ([`OODImages`], *optional*): as for [`Evolution`].
         objectives ([`Objectives`], *optional*): compare the candidates in place of the fitness, if there are several.
         compute_loss_func (`Callable`, *optional*): as in Trainer. Replaces `args.loss` as the loss of a Gauss-Newton step.
+        task ([`~smd_hf.tasks.protocol.Task`], *optional*): of the run. Defaults to image classification.
 
     Raises:
         `SMDError`: if a pattern matches no parameter, the decomposition does not fit the population, or the loss does not fit
@@ -67,7 +72,7 @@ def build_evolution(
         [batch] = fitness_batches.head(1)
         return suffix_costs(model, batch.inputs(model.device, model.dtype))
 
-    recombination = make_recombination(args, model.config.num_labels or 0, compute_loss_func)
+    recombination = make_recombination(args, model.config.num_labels or 0, compute_loss_func, task)
     mutation = make_mutation(model, args, block_costs)
     per_generation = min(args.fitness_samples_per_generation or math.inf, fitness_batches.num_images)
     images = int(args.population_size * args.num_generations * per_generation)
@@ -94,6 +99,7 @@ def build_evaluator(
     plain: bool = False,
     mutable: Collection[str] | None = None,
     images: int = 0,
+    reading: Reading | None = None,
 ) -> Evaluator:
     """
     Builds the evaluator that the arguments describe. Runs make it here and nowhere else.
@@ -106,6 +112,7 @@ def build_evaluator(
         mixed_precision (`bool`, *optional*, defaults to `False`): whether that context changes the precision.
         plain (`bool`, *optional*, defaults to `False`): calls the model as it is, whatever the runtime and memory format of the
             arguments are.
+        reading ([`Reading`], *optional*): the task, which says what is scored. Defaults to image classification.
         mutable (collection of `str`, *optional*), images (`int`, *optional*): as for [`RuntimeChoice`].
     """
     choice, forward, layout = None, None, torch.preserve_format
@@ -128,15 +135,28 @@ def build_evaluator(
                 args.prefix_replay,
                 images,
                 mixed_precision,
+                (reading or ReadsClasses()).prediction,
             )
     cache = int(args.child_cache_gb * 1e9)
     return Evaluator(
-        model, device, autocast, processes, args.prefix_replay, cache, forward, memory_format=layout, choice=choice
+        model,
+        device,
+        autocast,
+        processes,
+        args.prefix_replay,
+        cache,
+        forward,
+        memory_format=layout,
+        choice=choice,
+        reading=reading,
     )
 
 
 def make_recombination(
-    args: EvolutionArguments, num_labels: int, compute_loss_func: Callable | None = None
+    args: EvolutionArguments,
+    num_labels: int,
+    compute_loss_func: Callable | None = None,
+    task: Task | None = None,
 ) -> Recombination:
     """
     Builds the recombination that the arguments name.
@@ -145,17 +165,22 @@ def make_recombination(
         args ([`EvolutionArguments`]): the run's arguments.
         num_labels (`int`): number of labels of the model.
         compute_loss_func (`Callable`, *optional*): as in Trainer. Replaces `args.loss` as the loss of a Gauss-Newton step.
+        task ([`~smd_hf.tasks.protocol.Task`], *optional*): of the run. Defaults to image classification.
 
     Raises:
         `SMDError`: if the loss does not fit the number of labels.
     """
     if args.recombination != GaussNewton.name:
         return RECOMBINATIONS[args.recombination](args.recombination_top_k)
-    return GaussNewton(args.recombination_top_k, loss_of(args, num_labels, compute_loss_func))
+    return GaussNewton(args.recombination_top_k, loss_of(args, num_labels, compute_loss_func, task))
 
 
-def loss_of(args: EvolutionArguments, num_labels: int, compute_loss_func: Callable | None = None) -> Loss:
+def loss_of(
+    args: EvolutionArguments, num_labels: int, compute_loss_func: Callable | None = None, task: Any = None
+) -> Loss:
     """The loss that Gauss-Newton steps and fits of the head lower. Takes the arguments of [`make_recombination`]."""
+    if task is not None and not is_classification(task):
+        return task.loss(args)
     if compute_loss_func is not None:
         return from_compute_loss_func(compute_loss_func)
     cost_matrix = None if args.cost_matrix is None else parse_cost_matrix(args.cost_matrix)

@@ -11,8 +11,10 @@ from ..errors import SMDError
 from ..messages import did_you_mean
 from ..metrics.classification import METRICS
 from ..metrics.ood import OOD_METRICS, auroc
+from ..metrics.resampling import values
 from ..metrics.sklearn_metrics import sklearn_scorers
 from ..scoring.scores import Score
+from ..tasks.protocol import MeasuredTask, metric_named
 from .mutation import Child
 
 LOWER_IS_BETTER_ENDINGS = ("nll", "loss", "error", "perplexity", "distance", "cost", "mse", "mae", "brier_score")
@@ -66,7 +68,7 @@ class Fitness:
     @property
     def computes_metrics(self) -> bool:
         """Whether `compute_metrics` returns it."""
-        return self.needs_logits and not self.needs_ood
+        return self.compute_metrics is not None and self.needs_logits and not self.needs_ood
 
     def value(self, score: Score, labels: np.ndarray, metrics: Mapping[str, float] | None = None) -> float:
         """
@@ -113,6 +115,39 @@ class Fitness:
     def raw(self, fitness: float) -> float:
         """Converts a fitness to the metric in its own direction."""
         return fitness if self.greater_is_better else -fitness
+
+
+class MeasuredFitness(Fitness):
+    """
+    The fitness of a task other than image classification: one of its metrics.
+
+    Args:
+        name (`str`): a metric of the task, with or without the prefix `eval_`; `"nll"` is its loss.
+        task ([`~smd_hf.tasks.protocol.MeasuredTask`]): computes the metric.
+
+    Raises:
+        `SMDError`: if the task has no such metric.
+    """
+
+    def __init__(self, name: str, task: MeasuredTask):
+        metric = metric_named(task.metrics, name)
+        if metric is None:
+            there = [each.key for each in task.metrics]
+            raise SMDError(
+                f"fitness='{name}' is no metric of {task.kind.pipeline_tag}. Choose one of {', '.join(there)}.{did_you_mean(name, there)}"
+            )
+        self.task = task
+        self.name = metric.key
+        self.greater_is_better = metric.greater_is_better
+        self.compute_metrics = None
+        self.needs_ood = False
+        self.needs_logits = task.keeps_predictions and self.name != "loss"
+
+    def value(self, score: Score, labels: np.ndarray, metrics: Mapping[str, float] | None = None) -> float:
+        """The metric, in its own direction and units. `labels` have no effect: the score holds what the metric needs."""
+        if self.name == "loss":
+            return score.nll
+        return values(self.task.measured(score), score.num_images)[self.name]
 
 
 def as_number(key: str, value: Any) -> float:

@@ -55,8 +55,9 @@ class GaussNewtonSums:
         Computes one batch's part of the sums.
 
         Args:
-            logits (sequence of `torch.Tensor`): the parent's, then each child's, of shape `(batch, num_labels)`.
-            labels (`torch.Tensor`): of shape `(batch,)`.
+            logits (sequence of `torch.Tensor`): the parent's, then each child's, of shape `(batch, num_labels)`, or of any
+                shape `(batch, ...)` that the loss takes.
+            labels (`torch.Tensor`): of shape `(batch, ...)`.
 
         Returns:
             `numpy.ndarray`: H with g as the last column, float64, of shape `(directions, directions + 1)`.
@@ -65,13 +66,14 @@ class GaussNewtonSums:
         size = len(self.plus)
         device = device_of_sums(parent.device)
         total = torch.zeros((size, size + 1), dtype=torch.float64, device=device)
-        chunk = max(1, CHUNK_NUMBERS // (size * parent.shape[-1]))
+        chunk = max(1, CHUNK_NUMBERS // (size * parent[0].numel()))
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
             base = parent[rows].to(device).double()
             changes = torch.stack([self._change(children, place, rows, base) for place in range(size)])
             # A child with logits that are not finite cannot be selected: leave it out of the step.
-            changes = torch.where(torch.isfinite(changes).all(-1, keepdim=True), changes, 0.0)
+            finite = torch.isfinite(changes).flatten(2).all(-1)
+            changes = torch.where(finite.reshape(*finite.shape, *[1] * (base.ndim - 1)), changes, 0.0)
             slope, curved = _derivatives(self.loss, base, labels[rows].to(device), changes)
             flat = changes.flatten(1)
             total[:, :size] += flat @ curved.flatten(1).T

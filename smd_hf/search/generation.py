@@ -113,9 +113,10 @@ class Generation:
 
 
 def _record_score(score: Score, fitness: float) -> dict[str, Any]:
+    accuracy = {"accuracy": score.accuracy} if score.is_classified else {}
     return {
         "fitness": _finite_or_none(fitness),
-        "accuracy": score.accuracy,
+        **accuracy,
         "nll": _finite_or_none(score.nll),
         "num_images": score.num_images,
     }

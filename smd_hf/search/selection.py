@@ -67,9 +67,11 @@ def fittest(candidates: Sequence[ScoredCandidate], prefers_children: bool = Fals
 def discordance(candidates: Sequence[ScoredCandidate]) -> float | None:
     """
     The share of selection images on which exactly one of parent and candidate is right, mean over the candidates. `None` if
-    the parent is no candidate, or the only one.
+    the parent is no candidate, or the only one, or images are not classified.
     """
     [first, *others] = candidates
     if first.candidate is not KEEP_PARENT or not others:
+        return None
+    if not first.score.is_classified:
         return None
     return float(np.mean([np.mean(first.score.correct != other.score.correct) for other in others]))

@@ -1,12 +1,14 @@
 """Calibrates sigma by bisection until children flip a target share of predictions, and schedules it over generations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..data.batches import ImageBatches
 from ..errors import SMDError
+from ..scoring.reading import Reading
 from .evolution import Evolution
 from .fitness_scorer import PARENT, check_parent
 
@@ -98,10 +100,24 @@ def flipped(evolution: Evolution, sigma: float, sample: ImageBatches, num_probes
     children = evolution.mutation.children(-1, sigma)
     places = np.linspace(0, len(children) - 1, min(num_probes, len(children)))
     variants = [PARENT, *(evolution.variant(children[round(place)]) for place in places)]
-    parent, *scores = evolution.evaluator.score(variants, sample, keep_logits=True)
+    flips = _Flips(evolution.evaluator.reading, len(places))
+    parent, *_ = evolution.evaluator.score(variants, sample, sums=flips)
     check_parent(parent)
-    predictions = parent.logits.argmax(-1)
-    return float(np.mean([np.mean(score.logits.argmax(-1) != predictions) for score in scores]))
+    assert flips.total is not None
+    return float(np.mean(flips.total / sample.num_images))
+
+
+class _Flips:
+    """For each child, the number of images whose prediction it flips; of images with many predictions, the share of these."""
+
+    def __init__(self, reading: Reading, num_children: int):
+        self.reading = reading
+        self.shape = (num_children,)
+        self.total: np.ndarray | None = None
+
+    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
+        parent, *children = logits
+        return np.array([self.reading.flipped(parent, child).cpu().double().sum().item() for child in children])
 
 
 def calibrated(evolution: Evolution, batches: ImageBatches, samples: int, target: float) -> Calibration:

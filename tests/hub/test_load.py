@@ -72,5 +72,5 @@ def test_what_stays_is_one_paragraph_that_says_what_to_do(what, name, reason, lo
     code, out, err = loaded[f"{what} {name}"]
     assert code == 2 and out == ""
     assert err.startswith("smd-hf evaluate: error: ") and len(err.splitlines()) == 1
-    assert reason in err and "do the same again" in err and "Traceback" not in err
+    assert reason in err and "try again" in err and "Traceback" not in err
     assert f"tester/{'data-' if what == 'data' else ''}{name}" in err and TOKEN not in err

@@ -547,7 +547,8 @@ def test_branches_proposals_changed_cards_and_mistakes(troubled):
     assert troubled.files("tester/resumed")["README.md"].decode() == "---\nlicense: mit\n---\n# My card\n"
     assert result["nothing"][0] == 2 and "holds nothing to push" in result["nothing"][2]
     assert result["no name"][0] == 2 and "is not a valid repository name" in result["no name"][2]
-    assert result["usage"][0] == 2 and "smd-hf push --help" in result["usage"][2]
+    assert result["usage"][0] == 2
+    assert "Did you mean '--repo_id'" in result["usage"][2] and "`smd-hf push --help` lists" in result["usage"][2]
 
 
 def test_of_several_processes_one_pushes(hub_server, tmp_path):

@@ -7,7 +7,7 @@ metadata only if it can be a Hub id: a local folder is neither a base model nor 
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from transformers.utils import logging
 
 from ...artifacts.delta.config import is_repo_id
 from ...messages import one_line
+from ...models.tasks import CLASSIFIER, KINDS, Kind
+from ..gain_report import metrics_of_report
 
 logger = logging.get_logger(__name__)
 
@@ -101,7 +103,12 @@ def card_metadata(
     base_model = parent if is_hub_id(parent) else None
     library = {"delta": "smd_hf", "ensemble": "transformers", "child": "timm" if is_timm else "transformers"}[kind]
     tags = TAGS + ([] if kind == "child" else [kind]) + (["timm", "transformers"] if is_timm else [])
-    results = None if scores is None else _results(scores, data, used)
+    task = KINDS[report.get("task", CLASSIFIER.pipeline_tag)]
+    shown = [
+        (each.key, each.hub_name or each.key, each.label.removesuffix(" (%)")) for each in metrics_of_report(report)
+    ]
+    shown = _METRICS if task is CLASSIFIER else [each for each in shown if each[0] in (scores or {})]
+    results = None if scores is None else _results(scores, data, used, task, shown)
     return ModelCardData(
         license=inherited.get("license"),
         license_name=inherited.get("license_name"),
@@ -109,16 +116,22 @@ def card_metadata(
         base_model=base_model,
         base_model_relation=None if base_model is None else RELATIONS[kind],
         library_name=library,
-        pipeline_tag="image-classification",
+        pipeline_tag=task.pipeline_tag,
         tags=tags,
         datasets=datasets or None,
-        metrics=["accuracy"] if results else None,
+        metrics=[shown[0][1]] if results else None,
         model_name=name if results else None,
         eval_results=results or None,
     )
 
 
-def _results(scores: Mapping[str, Any], data: Mapping[str, Any], used: list[str]) -> list[EvalResult]:
+def _results(
+    scores: Mapping[str, Any],
+    data: Mapping[str, Any],
+    used: list[str],
+    task: Kind,
+    metrics: Sequence[tuple[str, str, str]],
+) -> list[EvalResult]:
     dataset = {
         "dataset_type": used[0] if used else "unknown",
         "dataset_name": used[0] if used else "test images of the run",
@@ -127,13 +140,13 @@ def _results(scores: Mapping[str, Any], data: Mapping[str, Any], used: list[str]
     }
     return [
         EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
+            task_type=task.pipeline_tag,
+            task_name=task.words.capitalize(),
             metric_type=metric,
             metric_name=label,
             metric_value=scores[key],
             **dataset,
         )
-        for key, metric, label in _METRICS
+        for key, metric, label in metrics
         if scores[key] is not None
     ]

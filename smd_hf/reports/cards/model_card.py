@@ -22,8 +22,11 @@ from ...arguments.evolution_arguments import DERIVED, EvolutionArguments
 from ...artifacts.delta.config import DELTA_CONFIG_NAME
 from ...errors import SMDError
 from ...files import write_text
+from ...models.tasks import CLASSIFIER
+from ...models.tasks import KINDS as TASK_KINDS
 from ...run.state import RunState
 from ...search.fitness import Fitness
+from ..gain_report import metrics_of_report
 from .metadata import card_metadata, inherited_entries, is_hub_id
 from .text import format_number, plain_line, python_string, render
 
@@ -55,6 +58,7 @@ _OPTIONAL: dict[str, Any] = {
     "selection": None,
     "steps": None,
     "stopped": None,
+    "task": CLASSIFIER.pipeline_tag,
 }
 # Arguments about files and access do not describe the model.
 _NOT_SHOWN = ("output_dir", "logging_dir", "run_name", *DERIVED)
@@ -177,7 +181,8 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
         parent_is_on_hub=is_hub_id(parent),
         dataset_is_on_hub=is_hub_id(report["data"].get("name")),
         subject=subject,
-        rows=[] if subject is None else _rows(report["parent"], subject),
+        rows=[] if subject is None else _rows(report, subject),
+        task=TASK_KINDS[report["task"]],
         member_rows=(members := _member_rows(report)),
         best=_best(members),
         source=repo_id or folder.name,
@@ -218,7 +223,7 @@ def _subject(kind: str, report: Mapping[str, Any], deltas: list[str]) -> dict[st
             verdict = difference["verdict"]
         case _:
             return None
-    mcnemar = difference["mcnemar"]
+    mcnemar = difference.get("mcnemar")
     absent = {
         "evolved": report["absent_classes"],
         "ensemble": report["ensemble_absent_classes"],
@@ -230,16 +235,27 @@ def _subject(kind: str, report: Mapping[str, Any], deltas: list[str]) -> dict[st
         "scores": scores,
         "difference": difference,
         "verdict": verdict,
-        "only_parent": mcnemar["only_parent_correct"],
-        "only_subject": mcnemar[f"only_{name}_correct"],
-        "p_value": mcnemar["p_value"],
+        "only_parent": mcnemar and mcnemar["only_parent_correct"],
+        "only_subject": mcnemar and mcnemar[f"only_{name}_correct"],
+        "p_value": mcnemar and mcnemar["p_value"],
     }
 
 
-def _rows(parent: Mapping[str, Any], subject: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _shown(report: Mapping[str, Any]) -> list[tuple[str, str, str, str, bool]]:
+    """The rows of tables with a report's metrics, as in `_ROWS`."""
+    if report["task"] == CLASSIFIER.pipeline_tag:
+        return list(_ROWS)
+    styles = {True: ("percent", "points"), False: ("nats", "nats_change")}
+    return [
+        (metric.key, metric.label, *styles[metric.factor == 100], metric.greater_is_better)
+        for metric in metrics_of_report(report)
+    ]
+
+
+def _rows(report: Mapping[str, Any], subject: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of the gain's table: one for each metric, with the better of the two models."""
-    rows = []
-    for key, label, style, change, greater_is_better in _ROWS:
+    rows, parent = [], report["parent"]
+    for key, label, style, change, greater_is_better in _shown(report):
         before, after = parent[key], subject["scores"][key]
         gain = 0 if before is None or after is None else (after - before) * (1 if greater_is_better else -1)
         rows.append(

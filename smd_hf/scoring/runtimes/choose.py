@@ -12,10 +12,11 @@ from torch import nn
 
 from ...errors import SMDError
 from ...messages import one_line
+from ...remote_code.members_smd_ensemble import logits_of
 from ..costs import operations
 from .compiled import compiled
 from .eager import Eager
-from .graph import CannotExport
+from .graph import CannotExport, Read
 from .openvino import OpenVINO, has_bf16
 from .protocol import Inputs, Runtime
 from .segmented import SEGMENTS, SegmentedRuntime
@@ -47,6 +48,7 @@ class RuntimeChoice:
         prefix_replay (`bool`, *optional*, defaults to `True`): children may start in the middle.
         images (`int`, *optional*, defaults to 0): how many images the run will forward, for `"auto"`.
         mixed_precision (`bool`, *optional*, defaults to `False`): passes run under autocast.
+        read (`Callable`, *optional*): the predictions in the model's output; its logits by default.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class RuntimeChoice:
         prefix_replay: bool = True,
         images: int = 0,
         mixed_precision: bool = False,
+        read: Read = logits_of,
     ):
         self.model = model
         self.name = name
@@ -68,6 +71,7 @@ class RuntimeChoice:
         self.prefix_replay = prefix_replay
         self.images = images
         self.mixed_precision = mixed_precision
+        self.read = read
         self._runtimes: dict[tuple[str, str], Runtime] = {}
 
     def settle(self, inputs: Inputs) -> Settled:
@@ -99,13 +103,13 @@ class RuntimeChoice:
     def runtime(self, name: str, precision: str = "fp32") -> Runtime:
         """The runtime of this name, with what it has compiled so far."""
         if name == "eager":
-            return Eager(self.model, self.prefix_replay)
+            return Eager(self.model, self.prefix_replay, read=self.read)
         if (name, precision) not in self._runtimes:
             hint = "bf16" if precision == "bf16" else "f32"
             compile = partial(OpenVINO, precision=hint) if name == "openvino" else compiled
             segments = SEGMENTS if self.prefix_replay else 1
             self._runtimes[name, precision] = SegmentedRuntime(
-                self.model, name, compile, self.mutable, self.batch_size, segments
+                self.model, name, compile, self.mutable, self.batch_size, segments, self.read
             )
         return self._runtimes[name, precision]
 
@@ -147,7 +151,7 @@ class RuntimeChoice:
     def _disagreement(self, name: str, inputs: Inputs) -> str | None:
         """How the logits of a batch differ from those of eager PyTorch, if they differ too much."""
         with torch.inference_mode():
-            expected = Eager(self.model, prefix_replay=False).forward(inputs).double()
+            expected = Eager(self.model, prefix_replay=False, read=self.read).forward(inputs).double()
             if not torch.isfinite(expected).all():
                 return None  # the parent's own fault, which scoring reports
             largest = expected.abs().max().clamp_min(1e-12)

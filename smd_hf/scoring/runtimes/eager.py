@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,13 +22,21 @@ class Eager:
         model (`torch.nn.Module`): in eval mode.
         prefix_replay (`bool`, *optional*, defaults to `True`): passes over recorded inputs begin at the first changed block.
         call (`Callable`, *optional*): what is called in place of the model: the same, compiled.
+        read (`Callable`, *optional*): the predictions in the model's output; its logits by default.
     """
 
     name = "eager"
 
-    def __init__(self, model: nn.Module, prefix_replay: bool = True, call: Callable | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        prefix_replay: bool = True,
+        call: Callable | None = None,
+        read: Callable[[Any], torch.Tensor] = logits_of,
+    ):
         self.parameters = dict(model.named_parameters())
         self._call = model if call is None else call
+        self._read = read
         self._replay = PrefixReplay(model) if prefix_replay and call is None else None
         self._caching = keepers(model)
 
@@ -35,7 +44,7 @@ class Eager:
         forget_derived(self._caching)
         output = self._call(**inputs)
         try:
-            return logits_of(output)
+            return self._read(output)
         except ValueError as error:
             raise SMDError(str(error)) from error
 

@@ -6,7 +6,7 @@ positional embedding that is resized, a weight that is standardised) is told fro
 for each child, not once for each batch.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
 from ...remote_code.members_smd_ensemble import logits_of
+
+Read = Callable[[Any], torch.Tensor]
+"""From a model's output to the predictions in it."""
 
 
 class CannotExport(Exception):
@@ -28,10 +31,11 @@ class Exported:
     Args:
         model (`torch.nn.Module`): in eval mode.
         inputs (mapping of `str` to `torch.Tensor`): a batch, as keyword arguments of its forward.
+        read (`Callable`, *optional*): the predictions in the model's output; its logits by default.
 
     Attributes:
         nodes (list of `torch.fx.Node`): all operations, in the order in which they run.
-        logits (`torch.fx.Node`): the result, of shape `(batch, num_labels)`.
+        logits (`torch.fx.Node`): the predictions.
         tensors (dict of `str` to `torch.Tensor`): the model's parameters, buffers and constants by the names of their
             placeholders. They are the model's own, so that a lasting change of the model is seen here.
         names (dict of `str` to `str`): names in the model of the parameters and buffers, by the names of their placeholders.
@@ -41,8 +45,8 @@ class Exported:
         [`CannotExport`]: if the model does not export, changes its own state in a pass, or draws random numbers.
     """
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]):
-        program = _exported(model, inputs)
+    def __init__(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], read: Read = logits_of):
+        program = _exported(_Read(model, read), inputs)
         signature = program.graph_signature
         if signature.buffers_to_mutate:
             raise CannotExport(f"a pass changes its buffer {next(iter(signature.buffers_to_mutate.values()))}")
@@ -122,15 +126,16 @@ class Exported:
         return values
 
 
-class _Logits(nn.Module):
-    """The model with nothing but its logits as output."""
+class _Read(nn.Module):
+    """The model with nothing but its predictions as output."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, read: Read):
         super().__init__()
         self.model = model
+        self.read = read
 
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return logits_of(self.model(**inputs))
+        return self.read(self.model(**inputs))
 
 
 def _exported(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
@@ -138,7 +143,7 @@ def _exported(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.exp
         # Outside of inference mode, as tensors that are made there do not count their changes.
         with torch.inference_mode(False), torch.no_grad():
             inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-            program = torch.export.export(_Logits(model), (), inputs, strict=False)
+            program = torch.export.export(model, (), inputs, strict=False)
             # No operation is decomposed; those in place become functional.
             return program.run_decompositions({})
     except torch.OutOfMemoryError:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
+from ...remote_code.members_smd_ensemble import logits_of
 from ..changes import Change
-from .graph import Exported
+from .graph import Exported, Read
 from .plan import Compiled, Plan
 from .protocol import Forward, Inputs
 from .segments import Cut
@@ -49,6 +50,7 @@ class SegmentedRuntime:
         batch_size (`int`, *optional*): smaller batches are filled up to this size, so that one graph serves all. By default
             each size of a batch has a graph of its own.
         segments (`int`, *optional*, defaults to 16): into how many the model is cut at most.
+        read (`Callable`, *optional*): the predictions in the model's output; its logits by default.
 
     Raises:
         [`CannotExport`]: by the first pass, if the model cannot be exported or compiled.
@@ -62,12 +64,14 @@ class SegmentedRuntime:
         mutable: Collection[str] | None = None,
         batch_size: int | None = None,
         segments: int = SEGMENTS,
+        read: Read = logits_of,
     ):
         self.model = model
         self.name = name
         self.batch_size = batch_size
         self.segments = segments
         self._compile = compile
+        self._read = read
         self._parameters = dict(model.named_parameters())
         self._mutable = frozenset(self._parameters if mutable is None else mutable)
         self._plans: dict[tuple, Plan] = {}
@@ -151,7 +155,9 @@ class SegmentedRuntime:
         filled = {name: self._filled(tensor) for name, tensor in inputs.items()}
         key = tuple((name, *tensor.shape, tensor.dtype) for name, tensor in sorted(filled.items()))
         if key not in self._plans:
-            self._plans[key] = Plan(Exported(self.model, filled), self._mutable, self._compile, self.segments)
+            self._plans[key] = Plan(
+                Exported(self.model, filled, self._read), self._mutable, self._compile, self.segments
+            )
         return self._plans[key], filled
 
     def _filled(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,38 @@
+"""The gain report of a task other than image classification: metrics of the task, and their intervals by resampling images."""
+
+from typing import Any
+
+from ..metrics.resampling import CONFIDENCE, differences, values, verdict
+from ..tasks.protocol import MeasuredTask, metric_named
+from .run_result import TestScores
+
+
+def task_comparison(task: MeasuredTask, test: TestScores, fitness: str, seed: int) -> dict[str, Any]:
+    """
+    Compares parent and evolved model on the test images.
+
+    Args:
+        fitness (`str`): the metric that children were chosen by. The verdict is about it, or about the most important metric of
+            the task if children were chosen by the loss.
+        seed (`int`): of the resampling.
+
+    Returns:
+        `dict`: the entries `task`, `metrics` (how each is shown), `parent`, `evolved`, `difference`, `significant`, `verdict` and
+        `confidence` of a gain report.
+    """
+    count = test.parent_score.num_images
+    parent, evolved = task.measured(test.parent_score), task.measured(test.evolved_score)
+    chosen = metric_named(task.metrics, fitness)
+    headline = task.metrics[0] if chosen is None or chosen.key == "loss" else chosen
+    difference = differences(parent, evolved, count, seed)
+    significant, sentence = verdict(headline, difference[headline.key], count)
+    return {
+        "task": task.kind.pipeline_tag,
+        "metrics": [vars(metric) for metric in task.metrics],
+        "parent": {"n_test": count, **values(parent, count)},
+        "evolved": {"n_test": count, **values(evolved, count)},
+        "difference": difference,
+        "significant": significant,
+        "verdict": sentence,
+        "confidence": CONFIDENCE,
+    }

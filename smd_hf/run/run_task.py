@@ -1,0 +1,69 @@
+"""What a run's task means for its arguments: which fitness there is, and what does not apply."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..errors import SMDError
+from ..metrics.classification import ComputeMetrics
+from ..search.fitness import Fitness, MeasuredFitness
+from ..search.pareto.objectives import Objectives
+from ..tasks.protocol import Task
+from ..tasks.registry import find_task, is_classification
+from .evaluation_metrics import metrics_of, objectives_of
+
+logger = logging.get_logger(__name__)
+
+
+def task_of_run(args: EvolutionArguments, model: PreTrainedModel | Any) -> Task:
+    """The task that the arguments name, or that of the model or checkpoint."""
+    loading: Any = args.model_init_kwargs or {}
+    return find_task(args.task, model, loading)
+
+
+def scoring_of(
+    task: Task,
+    args: EvolutionArguments,
+    compute_metrics: ComputeMetrics | None = None,
+    preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], Any] | None = None,
+    has_ood: bool = False,
+) -> tuple[Fitness, Objectives | None, ComputeMetrics | None]:
+    """
+    How children are scored: the fitness, the objectives if there are several, and the metrics of `evaluate`, if these come
+    from logits.
+
+    Raises:
+        `SMDError`: for arguments that the task does not know.
+    """
+    if is_classification(task):
+        metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
+        fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
+        return fitness, objectives_of(args, metrics, has_ood), evaluation_metrics
+    given = {
+        "compute_metrics": compute_metrics is not None,
+        "preprocess_logits_for_metrics": preprocess_logits_for_metrics is not None,
+        "metric_name_or_path": args.metric_name_or_path is not None,
+        "objectives": args.objectives is not None,
+        "ood_dataset": has_ood,
+        "label_map": args.label_map is not None,
+        "head_init": args.head_init is not None,
+        "class_weights": args.class_weights is not None,
+        "cost_matrix": args.cost_matrix is not None,
+        "loss": args.was_chosen("loss"),
+        "ensemble_size": bool(args.ensemble_size),
+        "save_children": bool(args.save_children),
+    }
+    senseless = [name for name, there in given.items() if there]
+    if senseless:
+        raise SMDError(
+            f"{' and '.join(senseless)} {'is' if len(senseless) == 1 else 'are'} for image classification, and the task is "
+            f"{task.kind.pipeline_tag}. Leave {'it' if len(senseless) == 1 else 'them'} out."
+        )
+    if args.warm_start:
+        logger.warning(f"warm_start is for image classification: there is none for {task.kind.pipeline_tag}.")
+        args.warm_start = False
+    return MeasuredFitness(args.fitness, task), None, None  # pyright: ignore[reportArgumentType]

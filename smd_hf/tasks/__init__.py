@@ -1,0 +1,1 @@
+"""The tasks of the Hub that a run can serve, one file each."""

@@ -1,0 +1,44 @@
+"""Image classification: one class an image."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..data.preparation import PreparedData, check_problem_type, prepare_data
+from ..metrics.classification import check_scorers
+from ..metrics.resampling import Metric
+from ..models.tasks import CLASSIFIER
+from ..scoring.reading import ReadsClasses
+
+
+class ImageClassification(ReadsClasses):
+    """
+    Scores are negative log-likelihood, accuracy, and any metric of logits and labels. Labels are matched to the model's by
+    name, and a head for other labels is fitted.
+    """
+
+    kind = CLASSIFIER
+    metrics = (
+        Metric("accuracy", "accuracy (%)", 100, 2),
+        Metric("nll", "NLL (nats)", 1, 4, greater_is_better=False),
+        Metric("calibration_error", "calibration error (%)", 100, 2, greater_is_better=False),
+    )
+
+    def configure(self, model: Any, args: EvolutionArguments) -> None:
+        pass
+
+    def prepare(
+        self,
+        model: Any,
+        args: EvolutionArguments,
+        processing_class: Any,
+        train_dataset: Any,
+        eval_dataset: Any,
+        data_collator: Callable | None,
+        missing_head: Sequence[str] = (),
+        has_own_metrics: bool = False,
+    ) -> PreparedData:
+        data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
+        check_problem_type(model, data.new_labels)
+        check_scorers(args, len(data.new_labels or ()) or model.config.num_labels or 0, has_own_metrics)
+        return data

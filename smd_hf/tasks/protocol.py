@@ -1,0 +1,80 @@
+"""What a task is: how rows become inputs, and how a model's outputs become scores, reports and cards."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..data.preparation import PreparedData
+from ..metrics.resampling import Measured, Metric
+from ..models.tasks import Kind
+from ..scoring.reading import Reading
+from ..scoring.scores import Score
+
+Loss = Callable[..., Any]
+"""From predictions and labels, as [`Reading.sampled`] and [`Reading.sampled_labels`] give them, to a sum over images."""
+
+
+class Task(Reading, Protocol):
+    """
+    A task of the Hub.
+
+    Attributes:
+        kind ([`~smd_hf.models.tasks.Kind`]): what its models are, and how they are loaded.
+    """
+
+    kind: Kind
+
+    def configure(self, model: Any, args: EvolutionArguments) -> None:
+        """Takes what it needs to know of the model and the arguments. Raises `SMDError` for arguments that do not fit."""
+        ...
+
+    def prepare(
+        self,
+        model: Any,
+        args: EvolutionArguments,
+        processing_class: Any,
+        train_dataset: Any,
+        eval_dataset: Any,
+        data_collator: Callable | None,
+        missing_head: Sequence[str] = (),
+        has_own_metrics: bool = False,
+    ) -> PreparedData:
+        """
+        Finds the columns and makes the collator.
+
+        Args:
+            missing_head (sequence of `str`, *optional*): weights of the head that the checkpoint lacks.
+            has_own_metrics (`bool`, *optional*): whether the user passes a `compute_metrics`.
+
+        Raises:
+            `SMDError`: for rows that do not fit the model.
+        """
+        ...
+
+
+class MeasuredTask(Task, Protocol):
+    """
+    A task other than image classification: its metrics come from the sums of cells.
+
+    Attributes:
+        metrics (tuple of [`~smd_hf.metrics.resampling.Metric`]): what is reported, the most important first.
+        keeps_predictions (`bool`): whether metrics need the predictions beside the sums.
+    """
+
+    metrics: tuple[Metric, ...]
+    keeps_predictions: bool
+
+    def loss(self, args: EvolutionArguments) -> Loss:
+        """The loss that a Gauss-Newton step lowers. Raises `SMDError` with the reason if there is none."""
+        ...
+
+    def measured(self, score: Score) -> Measured:
+        """The metrics of one model on the images that it was scored on."""
+        ...
+
+
+def metric_named(metrics: Sequence[Metric], name: str) -> Metric | None:
+    """The metric with this name; `nll` is the loss of any task."""
+    name = name.removeprefix("eval_")
+    name = "loss" if name == "nll" else name
+    return next((metric for metric in metrics if metric.key == name), None)

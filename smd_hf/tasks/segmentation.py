@@ -1,0 +1,134 @@
+"""Semantic segmentation: a class for each pixel."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..data.batches import Batch
+from ..data.masks import MASK_COLUMNS, MaskCollator
+from ..data.preparation import PreparedData
+from ..data.rows import find_column, find_image_column
+from ..errors import SMDError
+from ..keyed_random import keyed_generator
+from ..metrics.segmentation import METRICS, SegmentationMeasure, pixel_sums
+from ..models.inputs import input_names
+from ..models.load import num_channels
+from ..models.tasks import KINDS
+from ..scoring.scores import Cell, Score
+from .common import check_rows
+from .protocol import Loss
+
+PIXELS = 1024
+"""Pixels of an image that a Gauss-Newton step and the calibration of sigma look at. All pixels count for scores."""
+
+
+class SemanticSegmentation:
+    """
+    Scores are pixel cross-entropy and mIoU, at the size to which the image processor brings the masks.
+
+    Predictions are logits of shape `(batch, classes, height, width)`, labels are classes of shape `(batch, height, width)`.
+    """
+
+    kind = KINDS["image-segmentation"]
+    metrics = METRICS
+    keeps_labels = keeps_predictions = False
+    ignore_index = 255
+    classes = 0
+
+    def configure(self, model: Any, args: EvolutionArguments) -> None:
+        self.classes = model.config.num_labels
+        self.ignore_index = getattr(model.config, "semantic_loss_ignore_index", 255)
+
+    def prepare(
+        self,
+        model: Any,
+        args: EvolutionArguments,
+        processing_class: Any,
+        train_dataset: Any,
+        eval_dataset: Any,
+        data_collator: Callable | None,
+        missing_head: Sequence[str] = (),
+        has_own_metrics: bool = False,
+    ) -> PreparedData:
+        splits = check_rows(train_dataset, eval_dataset, processing_class, self.kind)
+        if data_collator is not None:
+            return PreparedData(data_collator, None, None, eval_dataset, None)
+        reference = next(iter(splits.values()))
+        mask = find_column(reference, "mask", args.label_column_name, MASK_COLUMNS)
+        image = find_image_column(reference, args.image_column_name)
+        if args.do_reduce_labels is not None:
+            if not hasattr(processing_class, "do_reduce_labels"):
+                raise SMDError(
+                    f"do_reduce_labels is given, but {type(processing_class).__name__} has no such setting. Leave it out, and give "
+                    f"masks whose values are the model's classes, or {self.ignore_index} for pixels without a label."
+                )
+            processing_class.do_reduce_labels = args.do_reduce_labels
+        collator = MaskCollator(
+            processing_class,
+            image,
+            mask,
+            classes=self.classes,
+            ignore_index=self.ignore_index,
+            channels=num_channels(model),
+            input_names=input_names(model),
+        )
+        return PreparedData(collator, image, None, eval_dataset, None, check_row=collator.problem)
+
+    # ---- Reading of outputs ------------------------------------------------------------------------------------------
+
+    def prediction(self, output: Any) -> torch.Tensor:
+        return output.logits
+
+    def width(self, model: Any) -> int:
+        return PIXELS * self.classes
+
+    def cell(self, prediction: torch.Tensor, labels: torch.Tensor, keep: bool) -> Cell:
+        sums = pixel_sums(prediction, labels, self.ignore_index)
+        return Cell(None, float(sums[:, 0].sum()), bool(torch.isfinite(prediction).all()), sums=sums)
+
+    def flipped(self, parent: torch.Tensor, child: torch.Tensor) -> torch.Tensor:
+        return (parent.argmax(-1) != child.argmax(-1)).double().mean(-1)
+
+    def sampled(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
+        # As an image that is resized to the masks has them, at a few pixels.
+        height, width = batch.labels.shape[-2:]
+        rows, columns = self._pixels(batch)
+        places = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1).float()
+        grid = places.to(prediction.device).expand(len(prediction), 1, -1, -1)
+        found = F.grid_sample(prediction.float(), grid, padding_mode="border", align_corners=False)
+        return found[:, :, 0].transpose(1, 2).contiguous()
+
+    def sampled_labels(self, batch: Batch) -> torch.Tensor:
+        rows, columns = self._pixels(batch)
+        return batch.labels[:, rows, columns]
+
+    def _pixels(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and columns of the pixels that are looked at: the same for all variants and on any process."""
+        height, width = batch.labels.shape[-2:]
+        places = torch.from_numpy(keyed_generator("pixels", batch.number).integers(height * width, size=PIXELS))
+        return places // width, places % width
+
+    # ---- Loss and metrics --------------------------------------------------------------------------------------------
+
+    def loss(self, args: EvolutionArguments) -> Loss:
+        ignored = self.ignore_index
+
+        def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            """The mean over the labelled pixels of each image, summed over images."""
+            losses = F.cross_entropy(
+                logits.transpose(1, 2),
+                labels,
+                ignore_index=ignored,
+                reduction="none",
+                label_smoothing=args.label_smoothing_factor,
+            )
+            return (losses.sum(-1) / (labels != ignored).sum(-1).clamp_min(1)).sum()
+
+        return cross_entropy
+
+    def measured(self, score: Score) -> SegmentationMeasure:
+        return SegmentationMeasure(np.asarray(score.sums))
