@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..arguments.choices import TaskName
 from ..arguments.label_map import LabelMap, read_label_map
 from ..arguments.script_arguments import DataArguments, ModelArguments
 from ..artifacts.ensemble import SMDEnsembleForImageClassification
@@ -30,6 +31,8 @@ from ..models.load import num_channels
 from ..reports.gain_report import format_comparison
 from ..scoring.bars import ScoringBar
 from ..scoring.evaluator import Evaluator
+from ..tasks.registry import find_task, is_classification
+from .evaluate_task import evaluate_task
 from .parsing import CommandParser, hub_token, required
 from .terminal import quiet_libraries
 
@@ -42,6 +45,16 @@ class EvaluationArguments:
         default=None,
         metadata={
             "help": "Another model, delta or ensemble (id or folder), to compare the first one with on the same images."
+        },
+    )
+    task: TaskName | None = field(
+        default=None,
+        metadata={"help": "What the model does, by its name on the Hub. By default the model's config.json says so."},
+    )
+    do_reduce_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "For image-segmentation: 0 in a mask is the background and no class. By default the image processor decides."
         },
     )
     image_column_name: str | None = field(
@@ -81,12 +94,12 @@ def make_parser() -> CommandParser:
     return CommandParser(
         "evaluate",
         (ModelArguments, DataArguments, EvaluationArguments),
-        "Score an image classifier on labelled images, or compare it with another one on the same images.",
+        "Score an image model on labelled images, or compare it with another one on the same images.",
     )
 
 
 def run(argv: Sequence[str]) -> int:
-    """Prints accuracy, NLL and calibration error; with `--against`, the paired comparison."""
+    """Prints accuracy, NLL and calibration error, or the metrics of another task; with `--against`, the paired comparison."""
     parser = make_parser()
     model_args, data_args, args = parser.parse(argv)
     models = [required(model_args, "model_name_or_path")] + ([args.against] if args.against is not None else [])
@@ -95,6 +108,7 @@ def run(argv: Sequence[str]) -> int:
     quiet_libraries()
 
     with hub_token(model_args.token):
+        task = find_task(args.task, models[0], model_args.loading())
         _, images = load_splits(
             **asdict(data_args),
             image_column_name=args.image_column_name,
@@ -102,7 +116,14 @@ def run(argv: Sequence[str]) -> int:
             seed=args.seed,
             cache_dir=model_args.cache_dir,
             need_train=False,
+            classified=is_classification(task),
         )
+        if not is_classification(task):
+            text, result = evaluate_task(task, models, images, args, model_args.loading())  # pyright: ignore
+            print(text)
+            if args.output_file is not None:
+                write_json(Path(args.output_file), result)
+            return 0
         image_column, label_column = find_columns(images, args.image_column_name, args.label_column_name)
         check_images(images, image_column, what="validation", progress=not args.disable_tqdm)
         # The revision belongs to the first model, not to another repository.

@@ -104,7 +104,7 @@ def as_mask(value: Any) -> np.ndarray:
     if isinstance(value, Mapping):
         value = datasets.Image().decode_example({"path": value.get("path"), "bytes": value.get("bytes")})
     kind = value.mode if isinstance(value, Image.Image) else None
-    mask = np.asarray(value)
+    mask = np.array(value)
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
         found = f"an image of mode {kind}" if kind else f"an array of shape {mask.shape} and type {mask.dtype}"
         raise SMDError(f"Its mask is {found}; expected one channel of integers, a class for each pixel.")

@@ -39,7 +39,7 @@ from ..messages import one_line
 from .adapters import check_no_adapter_file
 from .head_classes import name_classes
 from .loading_errors import explain_loading_error
-from .tasks import CLASSIFIER, PRETRAINING, Kind, check_task, checkpoint_tasks, foreign_weights, remedy
+from .tasks import CLASSIFIER, PRETRAINING, Kind, check_task, checkpoint_tasks, foreign_weights, kind_of, remedy
 
 logger = logging.get_logger(__name__)
 
@@ -73,7 +73,7 @@ def load_model(
     cache_dir: str | os.PathLike | None = None,
 ) -> PreTrainedModel:
     """
-    Loads a trained image classifier, in eval mode.
+    Loads a trained image model, in eval mode: a classifier, or a model of another task that its config.json names.
 
     Args:
         name_or_path (`str` or `os.PathLike`): a model id on the Hub (`google/vit-base-patch16-224`,
@@ -90,7 +90,7 @@ def load_model(
         `PreTrainedModel`: the model, on the CPU. `requires_grad` of its parameters is as the library left it.
 
     Raises:
-        `SMDError`: if the model does not exist, cannot be reached, is not an image classifier, needs code that is not trusted,
+        `SMDError`: if the model does not exist, cannot be reached, is for no known task, needs code that is not trusted,
             has no safetensors weights, or has weights that do not fit its configuration or lack some, the head included.
     """
     model, missing_head = load_model_for_new_head(
@@ -100,6 +100,7 @@ def load_model(
         trust_remote_code=trust_remote_code,
         dtype=dtype,
         cache_dir=cache_dir,
+        kind=None,
     )
     if missing_head:
         raise SMDError(
@@ -118,11 +119,11 @@ def load_model_for_new_head(
     trust_remote_code: bool = False,
     dtype: str | torch.dtype = "auto",
     cache_dir: str | os.PathLike | None = None,
-    kind: Kind = CLASSIFIER,
+    kind: Kind | None = CLASSIFIER,
 ) -> tuple[PreTrainedModel, list[str]]:
     """
     As [`load_model`], but accepts a checkpoint without a classifier head, for a caller who replaces the head. A model of
-    another `kind` needs its head.
+    another `kind` needs its head; for `None`, the checkpoint's config.json says what it is.
 
     Returns:
         `tuple[PreTrainedModel, list[str]]`: the model, in eval mode, and the names of the head's weights that the checkpoint
@@ -133,6 +134,7 @@ def load_model_for_new_head(
     name = _expand(name_or_path)
     source = {"revision": revision, "token": token, "cache_dir": cache_dir}
     config_dict = read_config(name, source)
+    kind = kind or kind_of(config_dict)
     check_task(name, config_dict, kind)
     _check_kind(name, config_dict, trust_remote_code, kind)
     with _plain_errors(name, source), _quiet():

@@ -21,7 +21,7 @@ from ..files import write_json
 from ..metrics.absent_classes import absent_entry, classes_at_hand
 from ..metrics.comparison import difference_entry, measured, scores_entry
 from ..metrics.optimism import expected_optimism
-from ..metrics.resampling import Metric
+from ..metrics.resampling import CONFIDENCE, Metric
 from ..metrics.statistics import Comparison, compare, format_p
 from ..tasks.classification import ImageClassification
 from ..version import __version__
@@ -179,6 +179,13 @@ def format_comparison(comparison: Comparison) -> str:
         ImageClassification.metrics,
     )
     return f"{table}\n\n{comparison.verdict}"
+
+
+def format_metrics(
+    names: tuple[str, str], first: Mapping, second: Mapping, difference: Mapping, metrics: Sequence[Metric]
+) -> str:
+    """The table of [`format_table`] for any two models and the metrics of a task."""
+    return _block(names[0], first, names[1], second, difference, CONFIDENCE, metrics)
 
 
 def _selection_entry(candidates: Mapping[str, Any], accuracy: float) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""`smd-hf evaluate` for tasks other than image classification."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..artifacts.loading import load_with_processor
+from ..data.batches import ImageBatches
+from ..data.image_checks import check_images
+from ..data.pixels import codec_for
+from ..data.reading import spare_threads
+from ..errors import SMDError
+from ..metrics.resampling import differences, values, verdict
+from ..models.inputs import input_names
+from ..models.tasks import check_kind
+from ..reports.gain_report import format_metrics
+from ..scoring.bars import ScoringBar
+from ..scoring.evaluator import Evaluator, Variant
+from ..scoring.scores import Score
+from ..tasks.protocol import MeasuredTask
+
+
+def evaluate_task(
+    task: MeasuredTask, models: Sequence[str], images: Any, args: Any, loading: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """
+    Scores one model, or compares it with a second one.
+
+    Args:
+        task ([`~smd_hf.tasks.protocol.MeasuredTask`]): of both models.
+        models (sequence of `str`): the model, and the one to compare it with, if any.
+        images: the data set.
+        args ([`~smd_hf.cli.evaluate.EvaluationArguments`]): columns, batch size, device and seed.
+        loading (mapping): how models are loaded; the revision is the first one's.
+
+    Returns:
+        `tuple[str, dict]`: a table for the terminal, and the numbers.
+    """
+    options = [loading, {**loading, "revision": None}]
+    scores = [_scored(task, name, images, args, each) for name, each in zip(models, options)]
+    count = scores[0].num_images
+    measured = [task.measured(score) for score in scores]
+    found = [{"n_test": count, **values(each, count)} for each in measured]
+    if len(models) == 1:
+        lines = [f"{models[0]} on {count:,} images"]
+        width = max(len(metric.label) for metric in task.metrics)
+        lines += [
+            f"{metric.label:{width}}  {metric.factor * found[0][metric.key]:10.{metric.decimals}f}"
+            for metric in task.metrics
+        ]
+        return "\n".join(lines), {"model": models[0], "task": task.kind.pipeline_tag, **found[0]}
+    difference = differences(measured[1], measured[0], count, args.seed)
+    names = Path(models[1]).name, Path(models[0]).name
+    names = names if names[0] != names[1] else (models[1], models[0])
+    _, sentence = verdict(task.metrics[0], difference[task.metrics[0].key], count, names)
+    table = format_metrics(names, found[1], found[0], difference, task.metrics)
+    result = {"model": models[0], "against": models[1], "task": task.kind.pipeline_tag}
+    return f"{table}\n\n{sentence}", {
+        **result, "scores": found[0], "scores_against": found[1], "difference": difference, "verdict": sentence,
+    }  # fmt: skip
+
+
+def _scored(task: MeasuredTask, name: str, images: Any, args: Any, loading: Mapping[str, Any]) -> Score:
+    model, processor = load_with_processor(name, **loading)
+    check_kind(model, task.kind)
+    task.configure(model, args)
+    data = task.prepare(model, args, processor, None, images, None)
+    if data.image_column is not None:
+        shown = not args.disable_tqdm
+        check_images(images, data.image_column, what="validation", progress=shown, check_row=data.check_row)
+    use_cpu = args.use_cpu or not torch.accelerator.is_available()
+    device = (None if use_cpu else torch.accelerator.current_accelerator()) or torch.device("cpu")
+    batches = ImageBatches(
+        images,
+        data.collator,
+        args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        codec=codec_for(processor),
+        input_names=input_names(model),
+        spare=spare_threads(device),
+        keep_labels=task.keeps_labels,
+    )
+    evaluator = Evaluator(model.to(device), device, reading=task)  # pyright: ignore[reportArgumentType]
+    evaluator.work = bar = ScoringBar(f"Scoring {name}", shown=not args.disable_tqdm)
+    with bar:
+        [score] = evaluator.score([Variant("model")], batches, keep_logits=task.keeps_predictions)
+    if not score.finite:
+        raise SMDError(
+            f"'{name}' gives predictions that are not finite (NaN or infinity) on this data. Check that the checkpoint fits its "
+            "image processor, and load it with --dtype float32 if it is in float16."
+        )
+    return score

@@ -1,0 +1,251 @@
+"""Semantic segmentation: metrics, masks, and runs from the command line to a pipeline."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+from sklearn.metrics import confusion_matrix
+from torch.nn import functional as F
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
+
+from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf.cli.main import main
+from smd_hf.data.batches import Batch
+from smd_hf.data.masks import MaskCollator
+from smd_hf.metrics.resampling import differences, values
+from smd_hf.metrics.segmentation import SegmentationMeasure, class_ious, pixel_sums
+from smd_hf.models.load import load_image_processor, load_model
+from smd_hf.tasks.segmentation import PIXELS, SemanticSegmentation
+
+CLASSES = 3
+
+
+def save_tiny(folder):
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=16,
+        id2label={0: "sky", 1: "road", 2: "tree"},
+        label2id={"sky": 0, "road": 1, "tree": 2},
+    )
+    model = SegformerForSemanticSegmentation(config)
+    # Large enough that children differ in what they predict.
+    torch.nn.init.normal_(model.decode_head.classifier.weight, std=1.0)
+    model.save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 32, "width": 48}, do_reduce_labels=False).save_pretrained(folder)
+    return folder
+
+
+def make_rows(count, seed=0, size=(24, 36)):
+    """Images whose color says what is where, and their masks, with some pixels unlabelled."""
+    rng = np.random.default_rng(seed)
+    rows = {"image": [], "annotation": []}
+    for _ in range(count):
+        mask = np.repeat(np.repeat(rng.integers(0, CLASSES, (4, 6)), 6, 0), 6, 1).astype(np.uint8)[
+            : size[0], : size[1]
+        ]
+        image = np.stack([60 + 80 * (mask == each) for each in range(3)], -1) + rng.integers(0, 30, (*mask.shape, 3))
+        mask[0] = 255
+        rows["image"].append(PILImage.fromarray(image.astype(np.uint8)))
+        rows["annotation"].append(PILImage.fromarray(mask))
+    return Dataset.from_dict(rows, features=Features({"image": Image(), "annotation": Image()}))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("segmenter"))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_rows(16), make_rows(10, seed=1)
+
+
+def evolve(checkpoint, folder, data, **kwargs):
+    options = {"population_size": 4, "num_generations": 1, "recombination": "best", "fitness": "mean_iou"} | kwargs
+    args = EvolutionArguments(
+        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=4, **options
+    )
+    trainer = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
+    trainer.train()
+    return trainer
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_metrics_are_those_of_the_confusion_matrix(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, CLASSES, 5, 7, generator=generator)
+    labels = torch.randint(0, CLASSES + 1, (3, 10, 14), generator=generator)
+    labels[labels == CLASSES] = 255
+    sums = pixel_sums(logits, labels, 255)
+    found = values(SegmentationMeasure(sums), 3)
+    large = F.interpolate(logits, (10, 14), mode="bilinear", align_corners=False)
+    known = labels != 255
+    confusion = confusion_matrix(labels[known], large.argmax(1)[known], labels=range(CLASSES)).astype(float)
+    hits = confusion.diagonal()
+    ious = hits / (confusion.sum(0) + confusion.sum(1) - hits)
+    assert found["mean_iou"] == pytest.approx(np.nanmean(ious)) and class_ious(sums) == pytest.approx(
+        ious, nan_ok=True
+    )
+    assert found["mean_accuracy"] == pytest.approx(np.nanmean(hits / confusion.sum(1)))
+    assert found["overall_accuracy"] == pytest.approx(hits.sum() / confusion.sum())
+    single = [float(F.cross_entropy(large[i : i + 1], labels[i : i + 1], ignore_index=255)) for i in range(3)]
+    assert found["loss"] == pytest.approx(np.mean(single), rel=1e-5)
+
+
+def test_intervals_count_images_as_often_as_they_are_drawn():
+    rng = np.random.default_rng(0)
+    first = np.concatenate([rng.random((40, 1)), rng.integers(0, 50, (40, 9))], 1)
+    better = first.copy()
+    better[:, 1:4] += 5
+    measure = SegmentationMeasure(first)
+    weights = rng.multinomial(40, np.full(40, 1 / 40), size=3).astype(float)
+    repeated = [values(SegmentationMeasure(np.repeat(first, row.astype(int), 0)), 40)["mean_iou"] for row in weights]
+    assert measure(weights)["mean_iou"] == pytest.approx(repeated)
+    found = differences(measure, SegmentationMeasure(better), 40)["mean_iou"]
+    assert 0 < found["interval"][0] < found["estimate"] < found["interval"][1]
+    assert differences(measure, measure, 40)["mean_iou"] == {"estimate": 0.0, "interval": [0.0, 0.0]}
+
+
+def test_pixels_of_a_step_are_those_of_the_resized_prediction(checkpoint):
+    task = SemanticSegmentation()
+    task.configure(load_model(checkpoint), None)
+    logits, labels = torch.randn(2, CLASSES, 8, 12), torch.randint(0, CLASSES, (2, 32, 48))
+    batch = Batch(5, {}, labels)
+    found = task.sampled(logits, batch)
+    assert found.shape == (2, PIXELS, CLASSES)
+    rows, columns = task._pixels(batch)
+    large = F.interpolate(logits, (32, 48), mode="bilinear", align_corners=False)
+    assert torch.allclose(found, large[:, :, rows, columns].transpose(1, 2), atol=1e-5)
+    assert torch.equal(task.sampled_labels(batch), labels[:, rows, columns])
+
+
+@pytest.mark.parametrize("options", [{}, {"recombination": "gauss_newton", "fitness": "nll"}], ids=["best", "newton"])
+def test_a_run_goes_from_the_trainer_to_a_pipeline(options, checkpoint, data, tmp_path):
+    trainer = evolve(checkpoint, tmp_path, data, **options)
+    report = json.loads((tmp_path / "gain_report.json").read_text())
+    assert report["task"] == "image-segmentation" and report["evolved"]["n_test"] == 10
+    assert {"mean_iou", "loss"} <= report["difference"].keys() and "mean IoU" in report["verdict"]
+    evaluated = trainer.evaluate()
+    assert evaluated["eval_mean_iou"] == pytest.approx(report["evolved"]["mean_iou"])
+    card = (tmp_path / "README.md").read_text()
+    assert "pipeline_tag: image-segmentation" in card and "mean IoU (%)" in card and "McNemar" not in card
+    image = data[1][0]["image"]
+    found = {
+        each["label"]: np.array(each["mask"]) > 0 for each in pipeline("image-segmentation", str(tmp_path))(image)
+    }
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(**load_image_processor(tmp_path)(image, return_tensors="pt")).logits
+    classes = F.interpolate(logits, image.size[::-1], mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+    names = trainer.model.config.id2label
+    assert found.keys() == {names[each] for each in np.unique(classes)}
+    assert all(np.array_equal(mask, classes == trainer.model.config.label2id[name]) for name, mask in found.items())
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoint, data, tmp_path):
+    options = {"num_generations": 2, "recombination": "gauss_newton"}
+    evolve(checkpoint, tmp_path / "whole", data, **options)
+
+    class Stop(Exception):
+        """Ends a run in its midst."""
+
+    folder = tmp_path / "stopped"
+    args = EvolutionArguments(
+        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=4,
+        population_size=4, fitness="mean_iou", **options,
+    )  # fmt: skip
+    trainer = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
+    write, lines = trainer.processes.stop.check, iter(range(40))
+
+    def check():
+        if next(lines, None) is None:
+            raise Stop
+        write()
+
+    trainer.processes.stop.check = check
+    with pytest.raises(Stop):
+        trainer.train()
+    again = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
+    again.train(resume_from_checkpoint=True)
+    first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, capsys):
+    data[0].to_parquet(tmp_path / "train.parquet")
+    data[1].to_parquet(tmp_path / "test.parquet")
+    given = ["--validation_file", str(tmp_path / "test.parquet"), "--disable_tqdm", "True"]
+    out = str(tmp_path / "out")
+    code = main(
+        ["evolve", "--model_name_or_path", str(checkpoint), "--train_file", str(tmp_path / "train.parquet"), *given]
+        + ["--output_dir", out, "--population_size", "4", "--num_generations", "1", "--fitness", "mean_iou"]
+        + ["--recombination", "best", "--report_to", "none", "--max_train_samples", "12"]
+    )
+    printed = capsys.readouterr().out
+    assert code == 0 and "mean IoU (%)" in printed and "AutoModelForSemanticSegmentation.from_pretrained" in printed
+    assert main(["evaluate", "--model_name_or_path", out, "--against", str(checkpoint), *given]) == 0
+    printed = capsys.readouterr().out
+    assert "mean IoU (%)" in printed and "10 test images" in printed
+
+
+@pytest.mark.parametrize(
+    "mask, says",
+    [
+        (np.zeros((10, 36), np.uint8), "Its mask has 36 x 10 pixels, and its image 36 x 24"),
+        (np.full((24, 36), 7, np.uint8), "Its mask holds the value 7; the model has 3 classes, 0 to 2"),
+        (np.zeros((24, 36, 3), np.uint8), "expected one channel of integers"),
+        (None, "Its mask is missing"),
+    ],
+)
+def test_a_bad_mask_is_refused_before_scoring_or_skipped(mask, says, checkpoint, data, tmp_path):
+    rows = [dict(row) for row in data[0]]
+    rows[5]["annotation"] = None if mask is None else PILImage.fromarray(mask)
+    bad = Dataset.from_list(rows, features=data[0].features)
+    with pytest.raises(SMDError, match="At index 5") as error:
+        evolve(checkpoint, tmp_path / "refused", (bad, data[1]))
+    assert says in str(error.value)
+    if mask is None:
+        trainer = evolve(checkpoint, tmp_path / "skipped", (bad, data[1]), on_bad_images="skip")
+        assert trainer.report["data"]["left_out"]["train_dataset"] == 1
+
+
+def test_reduced_labels_leave_out_the_background(checkpoint):
+    processor = load_image_processor(checkpoint)
+    processor.do_reduce_labels = True
+    collator = MaskCollator(processor, "image", "annotation", CLASSES)
+    mask = PILImage.fromarray(np.repeat(np.arange(4, dtype=np.uint8)[:, None], 4, 1))
+    row = {"image": PILImage.new("RGB", (4, 4)), "annotation": mask}
+    assert collator.problem(row) is None
+    assert collator([row])["labels"].unique().tolist() == [0, 1, 2, 255]
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "objectives", "ensemble_size", "cost_matrix"])
+def test_what_is_for_classification_is_refused(name, checkpoint, data, tmp_path):
+    own = {"compute_metrics": lambda prediction: {"a": 1.0}} if name == "compute_metrics" else {}
+    options = {"objectives": {"objectives": ["nll", "accuracy"]}, "ensemble_size": {"ensemble_size": 2}}
+    options["cost_matrix"] = {"cost_matrix": "[[0, 1], [1, 0]]"}
+    args = EvolutionArguments(str(tmp_path), use_cpu=True, report_to="none", **options.get(name, {}))
+    with pytest.raises(SMDError, match=f"{name} is for image classification, and the task is image-segmentation"):
+        EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1], **own)
+
+
+def test_a_wrong_fitness_names_those_there_are(checkpoint, data, tmp_path):
+    with pytest.raises(
+        SMDError, match="no metric of image-segmentation. Choose one of mean_iou, .*Did you mean 'mean_iou'"
+    ):
+        evolve(checkpoint, tmp_path, data, fitness="mean_iuo")
+
+
+def test_a_checkpoint_of_another_task_is_refused(checkpoint, data, tmp_path):
+    args = EvolutionArguments(str(tmp_path), use_cpu=True, report_to="none", task="image-classification")
+    with pytest.raises(SMDError, match=r"for semantic segmentation .* \(--task image-segmentation\)"):
+        EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
