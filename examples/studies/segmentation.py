@@ -14,7 +14,6 @@ DATA is a folder with train.parquet and test.parquet, with the columns image and
 import argparse
 import io
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,13 @@ from PIL import Image, ImageEnhance
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
-    AutoModelForSemanticSegmentation,
     SegformerImageProcessor,
     TimmBackboneConfig,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
-
-CLASSES = "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()
+CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
 SIZE = {"height": 192, "width": 256}
 TRAINING_SHARE = 250
 """The first so many training images train the parent; the others are adapted to."""

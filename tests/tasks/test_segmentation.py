@@ -186,9 +186,28 @@ def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, caps
     given = ["--validation_file", str(tmp_path / "test.parquet"), "--disable_tqdm", "True"]
     out = str(tmp_path / "out")
     code = main(
-        ["evolve", "--model_name_or_path", str(checkpoint), "--train_file", str(tmp_path / "train.parquet"), *given]
-        + ["--output_dir", out, "--population_size", "4", "--num_generations", "1", "--fitness", "mean_iou"]
-        + ["--recombination", "best", "--report_to", "none", "--max_train_samples", "12"]
+        [
+            "evolve",
+            "--model_name_or_path",
+            str(checkpoint),
+            "--train_file",
+            str(tmp_path / "train.parquet"),
+            *given,
+            "--output_dir",
+            out,
+            "--population_size",
+            "4",
+            "--num_generations",
+            "1",
+            "--fitness",
+            "mean_iou",
+            "--recombination",
+            "best",
+            "--report_to",
+            "none",
+            "--max_train_samples",
+            "12",
+        ]
     )
     printed = capsys.readouterr().out
     assert code == 0 and "mean IoU (%)" in printed and "AutoModelForSemanticSegmentation.from_pretrained" in printed
@@ -240,7 +259,7 @@ def test_what_is_for_classification_is_refused(name, checkpoint, data, tmp_path)
 
 def test_a_wrong_fitness_names_those_there_are(checkpoint, data, tmp_path):
     with pytest.raises(
-        SMDError, match="no metric of image-segmentation. Choose one of mean_iou, .*Did you mean 'mean_iou'"
+        SMDError, match=r"no metric of image-segmentation\. Choose one of mean_iou, .*Did you mean 'mean_iou'"
     ):
         evolve(checkpoint, tmp_path, data, fitness="mean_iuo")
 
