@@ -17,18 +17,20 @@ from .arguments.evolution_arguments import EvolutionArguments
 from .arguments.inherited_arguments import warn_of_ignored_arguments
 from .data.image_checks import ReadableRows, check_images
 from .data.map_style import check_map_style
-from .data.preparation import check_problem_type, prepare_data
+from .data.preparation import check_problem_type, fitting_rows, prepare_data
 from .errors import SMDError
 from .metrics.classification import check_scorers, merged, named_metrics
 from .metrics.ood import OOD_METRICS
 from .parallel.processes import Processes
 from .run.batch_size import explain_oom
 from .run.run_images import BatchMaker, RunImages
+from .run.run_task import scoring_of, task_of_run
 from .scoring.bars import ScoringBar
 from .search.build import build_evaluator, build_evolution
 from .search.evolution import Evolution, Generation
 from .search.fitness import Fitness
 from .search.sigma import calibrated, scheduled_sigma
+from .tasks.registry import is_classification
 
 logger = logging.get_logger(__name__)
 
@@ -115,27 +117,35 @@ class EvolutionCallback(TrainerCallback):
         self.generations: list[dict[str, Any]] = []
         model: Any = trainer.model
         device = trainer.args.device
-        metrics = merged(named_metrics(args, has_own=compute_metrics is not None), compute_metrics)
-        self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
+        self.task = task = task_of_run(args, model)
+        if is_classification(task):
+            metrics = merged(named_metrics(args, has_own=compute_metrics is not None), compute_metrics)
+            self.fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
+        else:
+            self.fitness, _, _ = scoring_of(task, args, compute_metrics)
+        task.configure(model, args)
         self.processes = Processes(args.spread, trainer.args.process_index, trainer.args.world_size)
         readable = ReadableRows(args, self.processes)
         fitness_dataset = readable(fitness_dataset, "fitness_dataset")
         self.left_out = readable.left_out
-        data = prepare_data(
-            model,
-            args,
-            trainer.processing_class,
-            fitness_dataset,
-            None,
-            data_collator,
-            otherwise="Or give the model that is being trained the labels of its data (config.id2label), in the order in which it is "
-            "trained on them.",
-        )
+        rows = (trainer.processing_class, fitness_dataset, None, data_collator)
+        if is_classification(task):
+            data = prepare_data(
+                model,
+                args,
+                *rows,
+                otherwise="Or give the model that is being trained the labels of its data (config.id2label), in the order in which it "
+                "is trained on them.",
+            )
+            check_problem_type(model)
+            check_scorers(args, model.config.num_labels, compute_metrics is not None)
+        else:
+            data = task.prepare(model, args, *rows)
+            fitness_dataset, data = fitting_rows(readable, fitness_dataset, data)
         if data.image_column is not None and args.on_bad_images == "raise":
-            check_images(fitness_dataset, data.image_column, what="fitness_dataset", processes=self.processes)
-        check_problem_type(model)
-        check_scorers(args, model.config.num_labels, compute_metrics is not None)
-        make_batches = BatchMaker(args, model, data.collator, trainer.processing_class, device)
+            checked = {"processes": self.processes, "check_row": data.check_row}
+            check_images(fitness_dataset, data.image_column, what="fitness_dataset", **checked)
+        make_batches = BatchMaker(args, model, data.collator, trainer.processing_class, device, task.keeps_labels)
         self.images = RunImages(args, make_batches, data, fitness_dataset)
         # What cannot work is refused now, not after an epoch.
         self._build_evolution()
@@ -188,10 +198,12 @@ class EvolutionCallback(TrainerCallback):
             self.processes,
             # Trainer decides how the model is compiled and laid out in memory.
             plain=True,
+            reading=self.task,
         )
         model = images.make_batches.model
         with modes_kept(model):
-            return build_evolution(model, self.args, make_evaluator, self.fitness, images.fitness, images.selection)
+            sets = (images.fitness, images.selection)
+            return build_evolution(model, self.args, make_evaluator, self.fitness, *sets, task=self.task)
 
     def _sigma(self, evolution: Evolution) -> float:
         args = self.args
@@ -203,7 +215,7 @@ class EvolutionCallback(TrainerCallback):
         # A log within an event would reset Trainer's flag to log the epoch.
         should_log = control is not None and control.should_log
         values = generation.logs(self.fitness)
-        values["selected_nll"] = values.pop("loss")
+        values["selected_nll" if is_classification(self.task) else "selected_loss"] = values.pop("loss")
         self.trainer.log({f"evolution_{key}": value for key, value in values.items()})
         if control is not None:
             control.should_log = should_log

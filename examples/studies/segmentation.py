@@ -12,6 +12,7 @@ DATA is a folder with train.parquet and test.parquet, with the columns image and
 """
 
 import argparse
+import copy
 import io
 import json
 from pathlib import Path
@@ -24,11 +25,20 @@ from PIL import Image, ImageEnhance
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    AutoModelForSemanticSegmentation,
     SegformerImageProcessor,
     TimmBackboneConfig,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
+
+from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf.data.batches import ImageBatches
+from smd_hf.data.masks import MaskCollator
+from smd_hf.metrics.resampling import differences, values
+from smd_hf.metrics.segmentation import SegmentationMeasure
+from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.tasks.segmentation import SemanticSegmentation
 
 CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
 SIZE = {"height": 192, "width": 256}
@@ -36,6 +46,8 @@ TRAINING_SHARE = 250
 """The first so many training images train the parent; the others are adapted to."""
 
 BRIGHTNESS, QUALITY = 0.4, 30
+GRADIENT_EPOCHS = 4
+"""Passes of gradient descent over the images to adapt to: about 12 forward passes each of time."""
 
 
 def main() -> None:
@@ -135,13 +147,90 @@ def gradient_steps(model: Any, data: Dataset, epochs: int, rate: float, choose: 
     return model.eval()
 
 
-def adapt_all(data: Path, out: Path, seeds: list[int], generations: int, population: int) -> list[dict[str, Any]]:
-    """The rows of the table: parent, statistics re-estimated, gradients, and evolution by mIoU and by the loss."""
-    raise NotImplementedError
+def adapt_all(data: Path, out: Path, seeds: list[int], generations: int, population: int) -> dict[str, Any]:
+    """Scores of all methods on the shifted test images: one of each for the parent and its statistics, and one a seed."""
+    _, train, test = splits(data)
+    parent, task = AutoModelForSemanticSegmentation.from_pretrained(out / "parent"), SemanticSegmentation()
+    task.configure(parent, None)
+    found: dict[str, list[SegmentationMeasure]] = {"parent": [measure(task, parent, test)]}
+    found["statistics re-estimated"] = [measure(task, restated(copy.deepcopy(parent), train), test)]
+    norms = ("norm", "bn", "classifier")
+    for seed in seeds:
+        for name, chosen, rate in (
+            (
+                "SGD, norms and head",
+                lambda named: [pair for pair in named if any(part in pair[0] for part in norms)],
+                2e-3,
+            ),
+            ("SGD, all weights", list, 3e-4),
+        ):
+            model = gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, chosen, seed)
+            found.setdefault(name, []).append(measure(task, model, test))
+        for name, fitness in (("evolution by mIoU", "mean_iou"), ("evolution by the loss", "loss")):
+            args = EvolutionArguments(
+                str(out / f"{fitness}-{seed}"), seed=seed, fitness=fitness, recombination="gauss_newton",
+                mutable_parameters=["*bn*", "*batch_norm*", "*classifier*"], population_size=population,
+                num_generations=generations, per_device_eval_batch_size=8, use_cpu=True, report_to="none",
+            )  # fmt: skip
+            trainer = EvolutionTrainer(str(out / "parent"), args, train_dataset=train, eval_dataset=test)
+            trainer.train()
+            found.setdefault(name, []).append(task.measured(trainer.result.test.evolved_score))
+            print(f"{name}, seed {seed}: {trainer.report['verdict']}", flush=True)
+    rows = [row(name, models, found["parent"][0], len(test)) for name, models in found.items()]
+    (out / "segmentation.json").write_text(json.dumps(rows, indent=1))
+    return {"rows": rows, "images": len(test)}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    raise NotImplementedError
+def measure(task: SemanticSegmentation, model: Any, images: Dataset) -> SegmentationMeasure:
+    collator = MaskCollator(processor(), "image", "annotation", len(CLASSES))
+    evaluator = Evaluator(model, torch.device("cpu"), reading=task)
+    [score] = evaluator.score([Variant("model")], ImageBatches(images, collator, 8, keep_labels=False))
+    return task.measured(score)
+
+
+def restated(model: Any, images: Dataset) -> Any:
+    """The model with the statistics of its BatchNorm layers taken from these images."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+    model.train()
+    with torch.no_grad():
+        for batch in ImageBatches(
+            images, MaskCollator(processor(), "image", "annotation", len(CLASSES)), 8, keep_labels=False
+        ):
+            model(**batch.inputs(model.device, model.dtype))
+    return model.eval()
+
+
+def row(name: str, models: list[SegmentationMeasure], parent: SegmentationMeasure, count: int) -> dict[str, Any]:
+    """The mean over seeds, with the interval of the first seed's difference to the parent."""
+    metrics = [values(model, count) for model in models]
+    difference = differences(parent, models[0], count)
+    return {
+        "name": name,
+        "seeds": len(models),
+        "mean_iou": [each["mean_iou"] for each in metrics],
+        "loss": [each["loss"] for each in metrics],
+        "interval": difference["mean_iou"]["interval"],
+        "loss_interval": difference["loss"]["interval"],
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        "| | mIoU (%) | difference to the parent, first seed | pixel cross-entropy |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for each in found["rows"]:
+        low, high = (100 * end for end in each["interval"])
+        spread = (
+            f" (seeds {', '.join(f'{100 * value:.2f}' for value in each['mean_iou'])})" if each["seeds"] > 1 else ""
+        )
+        lines.append(
+            f"| {each['name']} | {100 * np.mean(each['mean_iou']):.2f}{spread} | {low:+.2f} to {high:+.2f} | {np.mean(each['loss']):.4f} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

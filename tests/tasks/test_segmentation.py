@@ -11,15 +11,24 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
 from smd_hf.cli.main import main
-from smd_hf.data.batches import Batch
+from smd_hf.data.batches import Batch, ImageBatches
 from smd_hf.data.masks import MaskCollator
 from smd_hf.metrics.resampling import differences, values
 from smd_hf.metrics.segmentation import SegmentationMeasure, class_ious, pixel_sums
 from smd_hf.models.load import load_image_processor, load_model
+from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.tasks.segmentation import PIXELS, SemanticSegmentation
 
 CLASSES = 3
@@ -268,3 +277,41 @@ def test_a_checkpoint_of_another_task_is_refused(checkpoint, data, tmp_path):
     args = EvolutionArguments(str(tmp_path), use_cpu=True, report_to="none", task="image-classification")
     with pytest.raises(SMDError, match=r"for semantic segmentation .* \(--task image-segmentation\)"):
         EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
+
+
+def test_a_trainer_of_segmentation_evolves_after_its_epoch(checkpoint, data, tmp_path):
+    model, processor = load_model(checkpoint), load_image_processor(checkpoint)
+    collator = MaskCollator(processor, "image", "annotation", CLASSES)
+    evolution = EvolutionArguments(
+        str(tmp_path), population_size=4, fitness="mean_iou", recombination="best", use_cpu=True, report_to="none"
+    )
+    arguments = TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=1,
+        use_cpu=True,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model, arguments, data_collator=collator, train_dataset=data[0], processing_class=processor)
+    callback = EvolutionCallback(trainer, evolution, data[1])
+    trainer.add_callback(callback)
+    trainer.train()
+    [generation] = callback.generations
+    assert 0 < generation["parent"]["fitness"] <= max(child["fitness"] for child in generation["children"]) + 1
+    assert any("evolution_parent_mean_iou" in entry for entry in trainer.state.log_history)
+
+
+def test_openvino_scores_as_eager_does(checkpoint, data):
+    model, task = load_model(checkpoint), SemanticSegmentation()
+    task.configure(model, None)
+    collator = MaskCollator(load_image_processor(checkpoint), "image", "annotation", CLASSES)
+    scores = []
+    for runtime in ("eager", "openvino"):
+        choice = RuntimeChoice(model, runtime, batch_size=5, read=task.prediction)
+        evaluator = Evaluator(model, torch.device("cpu"), choice=choice, reading=task)
+        [score] = evaluator.score([Variant("model")], ImageBatches(data[1], collator, 5, keep_labels=False))
+        scores.append(values(task.measured(score), 10))
+        assert evaluator.runtime.name == runtime
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-4)
+    assert scores[0]["mean_iou"] == pytest.approx(scores[1]["mean_iou"], abs=0.01)
