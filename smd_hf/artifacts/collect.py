@@ -22,9 +22,11 @@ from ..search.evolution import Evolution
 from ..search.fitness import ScoredChild, ranked
 from ..search.pareto.pareto_evolution import ParetoEvolution
 from ..search.pareto.run_front import RunFront, named
+from ..tasks.classification import ImageClassification
+from ..tasks.protocol import Task
 from .choose_members import choose_members
 from .delta.sparse_delta import SparseDelta
-from .ensemble import SMDEnsembleForImageClassification, save_ensemble
+from .ensemble import ENSEMBLES, SMDEnsembleForImageClassification, save_ensemble
 
 
 @dataclass
@@ -50,8 +52,15 @@ def collect_artifacts(
     test_batches: ImageBatches | None,
     first_parent: PreTrainedModel | None,
     front: RunFront | None = None,
+    task: Task | None = None,
 ) -> Artifacts:
-    """Builds the ensemble and the deltas of the last generation's children that the arguments ask for."""
+    """
+    Builds the ensemble and the deltas of the last generation's children that the arguments ask for.
+
+    Args:
+        task ([`~smd_hf.tasks.protocol.Task`], *optional*): of the run. Defaults to image classification.
+    """
+    task = task or ImageClassification()
     assert evolution.last is not None  # a generation has run
     survivors = ranked(evolution.last.children)
     best = survivors[: args.save_children]
@@ -61,9 +70,9 @@ def collect_artifacts(
         result.ensemble, result.members = front_ensemble(evolution, front, args.ensemble_combination)
     with evolution.last_parent():
         if args.ensemble_size and survivors and result.ensemble is None:
-            chosen = _choose(evolution, args, survivors)
+            chosen = _choose(evolution, args, survivors, task)
             result.members = [{"child": scored.child.index, "votes": votes} for scored, votes in chosen]
-            result.ensemble = SMDEnsembleForImageClassification.from_children(
+            result.ensemble = ENSEMBLES[task.kind.pipeline_tag].from_children(
                 _model(evolution),
                 [dict(evolution.mutation.changes(scored.child)) for scored, _ in chosen],
                 [float(votes) for _, votes in chosen],
@@ -78,8 +87,12 @@ def collect_artifacts(
 
 
 def _choose(
-    evolution: Evolution, args: EvolutionArguments, survivors: list[ScoredChild]
+    evolution: Evolution, args: EvolutionArguments, survivors: list[ScoredChild], task: Task
 ) -> list[tuple[ScoredChild, int]]:
+    if not task.keeps_labels:
+        # Predictions of all children are not kept, so that nothing but their order chooses.
+        count = len(survivors) if args.ensemble_selection == "all" else args.ensemble_size
+        return [(scored, 1) for scored in survivors[:count]]
     variants = [evolution.variant(scored.child) for scored in survivors]
     batches = evolution.selection_batches
     scores = evolution.evaluator.score(variants, batches, keep_logits=True)

@@ -16,7 +16,7 @@ from ..models.loading_errors import explain_loading_error
 from .delta.config import DELTA_CONFIG_NAME, shown
 from .delta.sparse_delta import SparseDelta
 from .delta.storage import find_file
-from .ensemble import SMDEnsembleConfig, SMDEnsembleForImageClassification
+from .ensemble import ENSEMBLES, SMDEnsembleConfig
 
 _MAX_CONFIG_BYTES = 64 * 2**20
 
@@ -122,7 +122,8 @@ def _load(
     if form == "ensemble":
         check_entries(name)
         try:
-            ensemble: Any = SMDEnsembleForImageClassification.from_pretrained(
+            config = SMDEnsembleConfig.from_pretrained(name, **source)
+            ensemble: Any = ENSEMBLES[config.task].from_pretrained(
                 name, **source, trust_remote_code=trust_remote_code, dtype=dtype
             )
         except Exception as error:  # a bad configuration may make transformers fail anywhere

@@ -16,6 +16,11 @@ COMBINATIONS = ("mean_probabilities", "mean_logits", "majority_vote")
 # "module.Class" in the checkpoint's own folder: neither a path nor another repository ("user/name--module.Class").
 _CODE_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 _ABSOLUTE_PATH = re.compile(r"[/\\~]|[A-Za-z]:[/\\]|file:")
+# The class of transformers that loads an ensemble and its models, by task.
+AUTO_MODELS = {
+    "image-classification": "AutoModelForImageClassification",
+    "image-segmentation": "AutoModelForSemanticSegmentation",
+}
 # timm takes a model from a folder or a repository by such a prefix, and by these arguments a file or a download.
 _TIMM_SOURCES = ("local-dir:", "hf-hub:", "hf_hub:")
 _TIMM_FILE_ARGUMENTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
@@ -23,13 +28,13 @@ _TIMM_FILE_ARGUMENTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pret
 
 class SMDEnsembleConfig(PreTrainedConfig):
     """
-    Configuration of an [`SMDEnsembleForImageClassification`]: of children of one parent (`parent_config` and `changes`),
-    or of models of their own (`member_configs`). One that contradicts itself, is of an unknown format or names files
-    elsewhere is a `ValueError`.
+    Configuration of an ensemble: of children of one parent (`parent_config` and `changes`), or of models of their own
+    (`member_configs`). One that contradicts itself, is of an unknown format or names files elsewhere is a `ValueError`.
 
     Args:
         member_weights (`list[float]`, *optional*, defaults to `[]`): one for each member, at least 0 and not all 0.
         combination (`str`, *optional*, defaults to `"mean_probabilities"`): or `"mean_logits"` or `"majority_vote"`.
+        task (`str`, *optional*, defaults to `"image-classification"`): or `"image-segmentation"`.
         parent_config (`dict`, *optional*): of the parent, with its `auto_map` where it has code of its own.
         changes (`dict[str, list[int | None]]`, *optional*, defaults to `{}`): for each of the parent's tensors that
             some member changes, by its name in a checkpoint of the parent, the number of coordinates that each member
@@ -50,10 +55,12 @@ class SMDEnsembleConfig(PreTrainedConfig):
         member_configs: list[dict[str, Any]] | None = None,
         format_version: int = FORMAT_VERSION,
         names_in_memory: dict[str, str] | None = None,
+        task: str = "image-classification",
         **kwargs,
     ):
         self.member_weights = [] if member_weights is None else member_weights
         self.combination = combination
+        self.task = task
         self.parent_config = parent_config
         self.changes = {} if changes is None else changes
         self.names_in_memory = {} if names_in_memory is None else names_in_memory
@@ -77,6 +84,8 @@ class SMDEnsembleConfig(PreTrainedConfig):
             )
         if self.combination not in COMBINATIONS:
             raise ValueError(f"combination is {self.combination!r}; expected one of {', '.join(COMBINATIONS)}.")
+        if self.task not in AUTO_MODELS:
+            raise ValueError(f"task is {self.task!r}; expected one of {', '.join(AUTO_MODELS)}.")
         check_weights(self.member_weights)
         check_code_references("config.json", getattr(self, "auto_map", None))
         if getattr(self, "transformers_weights", None) is not None:

@@ -3,8 +3,6 @@ Members of an ensemble as sparse changes of their parent, and how the members' l
 
 A change is a pair of flat indices into a tensor, in row-major order, and *new values*, not differences. Putting values in
 and putting back what stood there are copies: nothing is ever rounded.
-
-This file travels with an ensemble's checkpoint.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,10 +22,7 @@ Change = tuple[torch.Tensor | None, torch.Tensor]
 
 @torch.no_grad()
 def exchange(tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
-    """
-    Put `values` in place, at flat `indices` (int32 or int64; `None` for the whole tensor) of a tensor of any memory layout,
-    and return those that stood there before, ready for the call that brings them back.
-    """
+    """Put `values` in place, at flat `indices` (int32 or int64; `None`: everywhere), and return those that stood there."""
     if indices is None:
         before = tensor.detach().clone()
         tensor.copy_(values)
@@ -73,9 +68,8 @@ class Segment(NamedTuple):
 
 class SparseMember(nn.Module):
     """
-    The changes that make a member out of the parent: a store without a forward. Those of all `segments` follow one another
-    in the buffers, ordered by the tensors' names in a checkpoint. `indices` (of [`index_dtype`]) or `values` are `None`
-    where there are none: an empty tensor cannot be saved.
+    The changes that make a member out of the parent. Those of all `segments` follow one another, by the tensors' names in a
+    checkpoint. `indices` (of [`index_dtype`]) or `values` are `None` if there are none: an empty tensor cannot be saved.
     """
 
     def __init__(self, segments: list[Segment], indices: torch.Tensor | None, values: torch.Tensor | None):
@@ -147,10 +141,7 @@ def changeable_tensors(parent: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def checkpoint_names(model: Any) -> dict[str, str]:
-    """
-    The names of parameters in a checkpoint, no two equal, by those in memory. One that is not stored one to one keeps its
-    name, and so do all where this version of transformers does not tell.
-    """
+    """Names in a checkpoint, no two equal, by those in memory; the same where transformers does not tell, or not one to one."""
     names = unchanged = {name: name for name, _ in model.named_parameters()}
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -232,8 +223,7 @@ def combine(member_logits: torch.Tensor, member_weights: torch.Tensor, combinati
     if combination == "mean_probabilities":
         return mean
     votes = torch.nn.functional.one_hot(log_probabilities.argmax(dim=-1), member_logits.shape[-1])
-    # Rounded, so that 0.1 + 0.2 and 0.3 are the same number of votes.
-    shares = torch.einsum("bmc,m->bc", votes.to(weights.dtype), weights).round(decimals=5)
+    shares = torch.einsum("bmc,m->bc", votes.to(weights.dtype), weights).round(decimals=5)  # so that 0.1 + 0.2 = 0.3
     ranked = shares.sort(dim=-1, descending=True).values
     gaps = ranked[:, :-1] - ranked[:, 1:]
     gap = gaps.masked_fill(gaps <= 0, 1).amin(dim=-1, keepdim=True)

@@ -1,9 +1,8 @@
 """
-An ensemble of image classifiers as one model: one parent with its children as sparse changes, or models stored whole.
+An ensemble of image models as one model: one parent with its children as sparse changes, or models stored whole.
 
-A child predicts by putting its changes into the parent, in place, and then what stood there before, byte for byte: memory
-is that of the parent and the changes, however many members there are. This file travels with the checkpoint. smd_hf loads
-it by a class of its own, which also makes ensembles, checks more and predicts faster.
+A child predicts by putting its changes into the parent, in place, and then what stood there before, byte for byte. This file
+travels with the checkpoint. smd_hf loads it by a class of its own, which also makes ensembles and predicts faster.
 """
 
 import copy
@@ -15,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from .configuration_smd_ensemble import SMDEnsembleConfig
+from .configuration_smd_ensemble import AUTO_MODELS, SMDEnsembleConfig
 from .members_smd_ensemble import SparseMember, check_members, combine, logits_of, segments_from_counts
 
-AUTO_CONFIG, AUTO_MODEL = "AutoConfig", "AutoModelForImageClassification"
+AUTO_CONFIG = "AutoConfig"
 # What `from_pretrained` takes to find files on the Hub, and `push_to_hub` of what `save_pretrained` is given.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _PUSH_ARGUMENTS = ("commit_message", "create_pr", "private", "revision", "token")
@@ -32,21 +32,16 @@ ModelClasses = tuple[type[PreTrainedConfig], type[PreTrainedModel]]
 
 @dataclass
 class SMDEnsembleOutput(ImageClassifierOutput):
-    """
-    `logits`: log-probabilities of the combination, `(batch, classes)`; `loss`: the labels' mean negative one;
-    `member_logits`: each member's logits, `(batch, members, classes)`, with `output_members=True`.
-    """
+    """`logits`: log-probabilities, `(batch, classes, ...)`; `member_logits`: each member's, `(batch, members, classes, ...)`."""
 
     member_logits: torch.FloatTensor | None = None
 
 
 class SMDEnsembleForImageClassification(PreTrainedModel):
     """
-    An ensemble of image classifiers, as it loads with `from_pretrained`: of `models` (the parent, or each member) or ones
-    that are built from `config` and `model_classes`, and of `members` that are children of the parent.
-
-    Predictions carry no gradient. Members run in the ensemble's own mode (`train()` or `eval()`). One instance may be
-    called by several threads: they take turns. Do not call `parent` itself while another thread calls the ensemble.
+    An ensemble of image classifiers: of `models` (the parent, or each member), built from `config` and `model_classes` by
+    default, and of `members` that are children of the parent. Predictions carry no gradient. Several threads may call one
+    instance: they take turns. Do not call `parent` itself meanwhile.
     """
 
     config_class = SMDEnsembleConfig
@@ -69,7 +64,7 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         config._attn_implementation = attention
         if models is None:
             classes = model_classes or [None] * len(config.model_configs)
-            models = [build_model(*pair, attention) for pair in zip(config.model_configs, classes)]
+            models = [build_model(*pair, attention, config.task) for pair in zip(config.model_configs, classes)]
         for model in models:
             if model.config.num_labels != config.num_labels:
                 raise ValueError(
@@ -106,19 +101,27 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         """
         Args:
             pixel_values (`torch.Tensor`, *optional*): as the members take it; cast to their dtype, like all floats.
-            labels (`torch.Tensor`, *optional*): classes, int64 of shape `(batch,)`.
+            labels (`torch.Tensor`, *optional*): classes, int64, of images or of pixels.
             output_members (`bool`, *optional*, defaults to `False`): also return each member's logits.
             return_dict (`bool`, *optional*): `False` for a tuple; defaults to the configuration's `return_dict`.
             kwargs: other inputs of the members, and arguments such as `interpolate_pos_encoding`.
-
         """
         kwargs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
         member_logits: Any = self._member_logits(kwargs)  # pyright: ignore
         weights = torch.tensor(self.config.member_weights, device=member_logits.device)
-        logits = combine(member_logits, weights, self.config.combination)
-        loss = None if labels is None else nn.functional.nll_loss(logits, labels.to(logits.device))
+        # Of pixels, each is combined as an image is.
+        flat = member_logits.movedim((1, 2), (-2, -1)).flatten(0, -3)
+        logits = combine(flat, weights, self.config.combination)
+        logits = logits.unflatten(0, (len(member_logits), *member_logits.shape[3:])).movedim(-1, 1)
+        loss = None if labels is None else self._loss(logits, labels.to(logits.device))
         output = SMDEnsembleOutput(loss=loss, logits=logits, member_logits=member_logits if output_members else None)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if logits.ndim == 4:
+            logits = nn.functional.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+        ignored = getattr(self.models[0].config, "semantic_loss_ignore_index", -100)
+        return nn.functional.nll_loss(logits, labels, ignore_index=ignored)
 
     # A compiler cannot make in-place changes of weights faster; under torch.compile they run as they are.
     @torch.compiler.disable
@@ -147,7 +150,7 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
             return copy.deepcopy(self.parent)
 
     def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, **kwargs) -> None:
-        """Save weights, configuration and all code that loading needs; arguments as for `PreTrainedModel`."""
+        """Save weights, configuration and all code that loading needs."""
         if is_main_process:
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             self._save_code(Path(save_directory))
@@ -168,11 +171,9 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, trust_remote_code=None, **kwargs):
         """
-        Load an ensemble from a folder or the Hub, from safetensors files alone, and check it before it can predict.
-
-        Arguments are those of [`~PreTrainedModel.from_pretrained`], and `combination` and `member_weights` in place of
-        what is stored. `trust_remote_code=True` allows the code of a parent or member that lies in the folder to run. A
-        `ValueError` for an ensemble that is not whole, contradicts itself, or needs code that is not trusted.
+        Load an ensemble from safetensors files alone, and check it before it can predict: a `ValueError` if it is not whole,
+        contradicts itself, or needs code that is not trusted. Arguments are those of [`~PreTrainedModel.from_pretrained`],
+        and `combination` and `member_weights` in place of what is stored.
         """
         name = str(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -180,11 +181,12 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         config = SMDEnsembleConfig.from_pretrained(name, **hub) if config is None else copy.deepcopy(config)
         config.update({key: kwargs.pop(key) for key in ("combination", "member_weights") if key in kwargs})
         config.check()
+        classes = [remote_classes(part, name, trust_remote_code, config.task, **hub) for part in config.model_configs]
         model, info = super().from_pretrained(  # pyright: ignore
             name,
             *args,
             config=config,
-            model_classes=[remote_classes(part, name, trust_remote_code, **hub) for part in config.model_configs],
+            model_classes=classes,
             output_loading_info=True,
             **cls._further_arguments(name, kwargs.get("variant"), hub),
             **{**kwargs, "use_safetensors": True, "ignore_mismatched_sizes": True},
@@ -221,6 +223,10 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         self._lock = threading.RLock()
 
 
+class SMDEnsembleForSemanticSegmentation(SMDEnsembleForImageClassification):
+    """The same of models for semantic segmentation: logits are of shape `(batch, classes, height, width)`."""
+
+
 def cast_inputs(inputs: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """The inputs with floating-point tensors in the model's dtype."""
     floating = {key for key, value in inputs.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
@@ -234,37 +240,37 @@ def model_logits(model: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Ten
 
 
 def remote_classes(
-    config: dict[str, Any], name_or_path: str, trust_remote_code: bool | None, **hub_kwargs
+    config: dict[str, Any], name: str, trust: bool | None, task: str, **hub: Any
 ) -> ModelClasses | None:
     """
-    The classes of a model with code of its own, imported from the ensemble's folder; `None` for a model that this
-    process knows by itself; a `ValueError` for code that is not trusted. `config` is checked: it names no other place.
+    The classes of a model with code of its own in the ensemble's folder; `None` for a model that this process knows; a
+    `ValueError` for code that is not trusted. `config` is checked: it names no other place.
     """
-    auto_map = config.get("auto_map") or {}
-    if AUTO_MODEL not in auto_map or AUTO_CONFIG not in auto_map:
+    auto_map, auto_model = config.get("auto_map") or {}, AUTO_MODELS[task]
+    if auto_model not in auto_map or AUTO_CONFIG not in auto_map:
         return None
-    if trust_remote_code:
+    if trust:
         try:
             from transformers.dynamic_module_utils import get_class_from_dynamic_module as load
         except ImportError as error:
             raise ValueError(
-                "The installed transformers has no dynamic_module_utils.get_class_from_dynamic_module, by which a model "
-                "with code of its own is loaded. Install the version that config.json names as transformers_version."
+                "The installed transformers has no dynamic_module_utils.get_class_from_dynamic_module, which loads a model's "
+                "own code. Install the version that config.json names as transformers_version."
             ) from error
-        config_class = load(auto_map[AUTO_CONFIG], name_or_path, **hub_kwargs)
-        model_class = load(auto_map[AUTO_MODEL], name_or_path, **hub_kwargs)
+        config_class = load(auto_map[AUTO_CONFIG], name, **hub)
+        model_class = load(auto_map[auto_model], name, **hub)
         config_class.register_for_auto_class()
-        model_class.register_for_auto_class(AUTO_MODEL)
+        model_class.register_for_auto_class(auto_model)
         return config_class, model_class
     if config["model_type"] in CONFIG_MAPPING:
         return None
     raise ValueError(
-        f"The ensemble {name_or_path} is built on a model with code of its own ({auto_map[AUTO_MODEL]}) in the ensemble's "
+        f"The ensemble {name} is built on a model with code of its own ({auto_map[auto_model]}) in the ensemble's "
         "folder, which was not run. Read it, and pass trust_remote_code=True to from_pretrained if you trust it."
     )
 
 
-def build_model(config: dict[str, Any], classes: ModelClasses | None, attention: str | None) -> PreTrainedModel:
+def build_model(config: dict[str, Any], classes: Any, attention: str | None, task: str) -> PreTrainedModel:
     """A model from its configuration and [`remote_classes`], or a `ValueError`; its weights are loaded later."""
     # `from_dict` of some configurations takes entries out of what it is given.
     config = copy.deepcopy(config)
@@ -281,7 +287,8 @@ def build_model(config: dict[str, Any], classes: ModelClasses | None, attention:
             model_config._attn_implementation = attention
         if classes is not None:
             return classes[1](model_config)
-        return AutoModelForImageClassification.from_config(model_config, dtype=dtype, trust_remote_code=False)
+        auto = getattr(transformers, AUTO_MODELS[task])
+        return auto.from_config(model_config, dtype=dtype, trust_remote_code=False)
     # Whatever a hostile or broken configuration makes of the model's own constructor.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         message = f"No {model_type} model can be built from its configuration in the ensemble's config.json: {error}"

@@ -14,6 +14,8 @@ from ..messages import one_line
 from ..metrics.statistics import reliability
 from ..models.load import num_channels
 from ..run.state import RunState
+from ..scoring.evaluator import Evaluator, Variant
+from ..scoring.scores import Score
 from ..search.evolution import Evolution
 from ..search.mutation import zero_share
 from ..tasks.registry import is_classification
@@ -74,8 +76,13 @@ def run_report(
         data=describe_data(result, test, dataset_name),
     )
     if not is_classification(result.task):
-        found = task_comparison(result.task, test, evolution.fitness.name, args.seed)  # pyright: ignore[reportArgumentType]
+        task: Any = result.task
+        ensemble = None if artifacts.ensemble is None else _ensemble_score(result, test)
+        found = task_comparison(task, test, evolution.fitness.name, args.seed, ensemble)
         found |= {"stopped": result.stopped, "selection": run.candidates(images.per_candidate)}
+        if artifacts.ensemble is not None:
+            names = {"selection": args.ensemble_selection, "combination": args.ensemble_combination}
+            found["ensemble_members"] = {"size": len(artifacts.members), "members": artifacts.members, **names}
         return whole_report({key: entry for key, entry in found.items() if entry is not None}, **about) | cards
     ensemble_logits, extra = None, {} if result.stopped is None else {"stopped": result.stopped}
     if artifacts.ensemble is not None:
@@ -99,6 +106,14 @@ def run_report(
         seed=args.seed,
     )
     return report | extra | cards
+
+
+def _ensemble_score(result: RunResult, test: TestScores) -> Score:
+    """Of the ensemble on the test images; only one process measures it."""
+    ensemble: Any = result.artifacts.ensemble
+    evaluator = Evaluator(ensemble.eval().to(result.args.device), result.args.device, reading=result.task)
+    [score] = evaluator.score([Variant("ensemble")], test.batches, getattr(result.task, "keeps_predictions", True))
+    return score
 
 
 def describe_method(result: RunResult, evolution: Evolution, run: RunState) -> dict[str, Any]:
@@ -164,13 +179,14 @@ def write_run_files(
     kinds = {"child": folder}
     if artifacts.ensemble is not None:
         kinds["ensemble"] = folder / "ensemble"
-        by_size = report["ensemble_members"]["accuracy_by_size"]
-        plot_ensemble_size(
-            range(1, len(by_size) + 1),
-            by_size,
-            report["parent"]["accuracy"],
-            folder / "ensemble" / "ensemble_size.png",
-        )
+        by_size = report["ensemble_members"].get("accuracy_by_size")
+        if by_size is not None:
+            plot_ensemble_size(
+                range(1, len(by_size) + 1),
+                by_size,
+                report["parent"]["accuracy"],
+                folder / "ensemble" / "ensemble_size.png",
+            )
     if artifacts.deltas:
         kinds["delta"] = folder / "children"
     has_example = result.processing_class is not None and is_classification(result.task)

@@ -131,7 +131,7 @@ class RunResult:
         if evolution.last is None:
             logger.warning("No generation was run, so there are no children for an ensemble or deltas.")
             return
-        self.artifacts = collect_artifacts(evolution, args, test, self.first_parent, self.front)
+        self.artifacts = collect_artifacts(evolution, args, test, self.first_parent, self.front, self.task)
 
     def measure_evolved(self, evolution: Evolution) -> None:
         """Scores the evolved model on the test images."""

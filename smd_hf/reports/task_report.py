@@ -3,22 +3,26 @@
 from typing import Any
 
 from ..metrics.resampling import CONFIDENCE, differences, values, verdict
+from ..scoring.scores import Score
 from ..tasks.protocol import MeasuredTask, metric_named
 from .run_result import TestScores
 
 
-def task_comparison(task: MeasuredTask, test: TestScores, fitness: str, seed: int) -> dict[str, Any]:
+def task_comparison(
+    task: MeasuredTask, test: TestScores, fitness: str, seed: int, ensemble: Score | None = None
+) -> dict[str, Any]:
     """
     Compares parent and evolved model on the test images.
 
     Args:
+        ensemble ([`Score`], *optional*): of the ensemble on these images.
         fitness (`str`): the metric that children were chosen by. The verdict is about it, or about the most important metric of
             the task if children were chosen by the loss.
         seed (`int`): of the resampling.
 
     Returns:
         `dict`: the entries `task`, `metrics` (how each is shown), `parent`, `evolved`, `difference`, `significant`, `verdict` and
-        `confidence` of a gain report.
+        `confidence` of a gain report; for an ensemble also `ensemble` and `ensemble_difference`.
     """
     count = test.parent_score.num_images
     parent, evolved = task.measured(test.parent_score), task.measured(test.evolved_score)
@@ -26,7 +30,7 @@ def task_comparison(task: MeasuredTask, test: TestScores, fitness: str, seed: in
     headline = task.metrics[0] if chosen is None or chosen.key == "loss" else chosen
     difference = differences(parent, evolved, count, seed)
     significant, sentence = verdict(headline, difference[headline.key], count)
-    return {
+    found = {
         "task": task.kind.pipeline_tag,
         "metrics": [vars(metric) for metric in task.metrics],
         "parent": {"n_test": count, **values(parent, count)},
@@ -36,3 +40,10 @@ def task_comparison(task: MeasuredTask, test: TestScores, fitness: str, seed: in
         "verdict": sentence,
         "confidence": CONFIDENCE,
     }
+    if ensemble is not None:
+        measured = task.measured(ensemble)
+        change = differences(parent, measured, count, seed)
+        better, words = verdict(headline, change[headline.key], count, ("parent", "ensemble"))
+        found["ensemble"] = {"n_test": count, **values(measured, count)}
+        found["ensemble_difference"] = {**change, "significant": better, "verdict": words}
+    return found

@@ -10,6 +10,7 @@ from transformers.utils import logging
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..metrics.classification import ComputeMetrics
+from ..remote_code.configuration_smd_ensemble import AUTO_MODELS
 from ..search.fitness import Fitness, MeasuredFitness
 from ..search.pareto.objectives import Objectives
 from ..tasks.protocol import Task
@@ -54,7 +55,7 @@ def scoring_of(
         "class_weights": args.class_weights is not None,
         "cost_matrix": args.cost_matrix is not None,
         "loss": args.was_chosen("loss"),
-        "ensemble_size": bool(args.ensemble_size),
+        "ensemble_size": bool(args.ensemble_size) and task.kind.pipeline_tag not in AUTO_MODELS,
         "save_children": bool(args.save_children),
     }
     senseless = [name for name, there in given.items() if there]
@@ -63,6 +64,13 @@ def scoring_of(
             f"{' and '.join(senseless)} {'is' if len(senseless) == 1 else 'are'} for image classification, and the task is "
             f"{task.kind.pipeline_tag}. Leave {'it' if len(senseless) == 1 else 'them'} out."
         )
+    if args.ensemble_size and args.ensemble_selection == "greedy":
+        if args.was_chosen("ensemble_selection"):
+            raise SMDError(
+                f"ensemble_selection='greedy' needs the predictions of all children, which are too large for {task.kind.words}. Choose "
+                "'top_k', the fittest children, or 'all'."
+            )
+        args.ensemble_selection = "top_k"
     if args.warm_start:
         logger.warning(f"warm_start is for image classification: there is none for {task.kind.pipeline_tag}.")
         args.warm_start = False

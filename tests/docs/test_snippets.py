@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub.server import HubServer
+from tests.tasks.segmenter import make_rows, save_segmenter
 from tests.test_trainer import make_dataset
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images
 
@@ -15,6 +16,7 @@ from .snippets import blocks, commands
 
 ROOT = Path(__file__).parents[2]
 MODEL = "timm/resnet18.a1_in1k"
+SEGMENTER = "nvidia/segformer-b0-finetuned-ade-512-512"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 WITH_SNIPPETS = [
     page for page in PAGES if any(kind in ("python", "bash") for kind, _ in blocks((ROOT / page).read_text()))
@@ -35,6 +37,9 @@ def world(tmp_path_factory):
     (root / "run.yaml").write_text(
         f"model_name_or_path: {MODEL}\ntrain_file: train.parquet\nvalidation_file: test.parquet\noutput_dir: evolved_by_file\n"
     )
+    (root / "street").mkdir()
+    make_rows(12).to_parquet(root / "street" / "train.parquet")
+    make_rows(8, seed=1).to_parquet(root / "street" / "test.parquet")
     data = root / "hub" / "data"
     data.mkdir(parents=True)
     shutil.copy(root / "train.parquet", data / "train-00000-of-00001.parquet")
@@ -42,6 +47,7 @@ def world(tmp_path_factory):
     with HubServer() as hub:
         hub.add_user("user", "hf_TokenOfTheUser")
         hub.add_repository(MODEL, save_tiny_checkpoint("timm_resnet", root / "hub-model"))
+        hub.add_repository(SEGMENTER, save_segmenter(root / "hub-segmenter"))
         hub.add_repository("user/photos", root / "hub", repo_type="dataset")
         environment = hub.environment("hf_TokenOfTheUser", home=root / "home")
         yield root, environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

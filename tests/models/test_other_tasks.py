@@ -14,7 +14,7 @@ from smd_hf import SMDError
 from smd_hf.arguments.evolution_arguments import EvolutionArguments
 from smd_hf.cli.main import main
 from smd_hf.models.load import load_model, load_model_for_new_head
-from smd_hf.models.tasks import task_of
+from smd_hf.models.tasks import KINDS, task_of
 from smd_hf.trainer import EvolutionTrainer
 from tests.tiny import save_tiny_checkpoint, tiny_model
 
@@ -108,11 +108,16 @@ def refusal(load, *args, **kwargs) -> str:
 def test_a_checkpoint_is_refused_by_the_task_of_its_architecture(kind, tmp_path):
     model = make(*OTHER_TASKS[kind])
     model.save_pretrained(tmp_path)
-    for load in (load_model, load_model_for_new_head):
-        message = refusal(load, tmp_path)
-        assert f"is a checkpoint for {TASKS[kind]} ({type(model).__name__})" in message
-        assert "Only image classification is supported yet" in message and "incomplete" not in message
-    message = refusal(EvolutionTrainer, model, EvolutionArguments(str(tmp_path / "out"), use_cpu=True))
+    message = refusal(load_model_for_new_head, tmp_path)
+    assert f"is a checkpoint for {TASKS[kind]} ({type(model).__name__})" in message
+    assert "fine-tuned for image classification" in message and "Other tasks: " in message
+    assert "incomplete" not in message
+    if any(each.words == TASKS[kind] for each in KINDS.values()):
+        assert type(load_model(tmp_path)) is type(model)
+    else:
+        assert refusal(load_model, tmp_path) == message
+    args = EvolutionArguments(str(tmp_path / "out"), use_cpu=True, task="image-classification")
+    message = refusal(EvolutionTrainer, model, args)
     assert message.startswith(f"The model is for {TASKS[kind]} ({type(model).__name__})")
 
 
@@ -124,7 +129,7 @@ def test_a_checkpoint_is_refused_by_the_weights_of_another_head(kind, architectu
     message = refusal(load_model_for_new_head, tmp_path)
     assert "incomplete" not in message
     if architectures is None or isinstance(architectures, list):
-        assert "not those of an image classifier" in message and "Only image classification is supported" in message
+        assert "not those of an image classifier" in message and "Other tasks: " in message
         assert "classifier.weight" in message or "classifier.bias" in message
         head = {"clip": "logit_scale", "siglip": "logit_bias", "segformer": "decode_head"}.get(kind, "_head.")
         assert head in message
@@ -203,9 +208,13 @@ def test_the_command_line_says_it_in_one_paragraph(tmp_path, capfd):
         image.save(tmp_path / "images" / ("cat" if number % 2 else "dog") / f"{number}.png")
     data = ["--train_dir", str(tmp_path / "images"), "--validation_dir", str(tmp_path / "images")]
     argv = ["evolve", "--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out"), *data]
-    assert main(argv) == 2
+    assert main([*argv, "--task", "image-classification"]) == 2
     [paragraph] = capfd.readouterr().err.strip().splitlines()
     assert paragraph.startswith("smd-hf evolve: error: ") and "semantic segmentation" in paragraph
+    # Its own task needs masks, and here labels are classes.
+    assert main(argv) == 2
+    paragraph = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "no image processor" in paragraph or "expected one channel of integers, a class for each pixel" in paragraph
 
 
 @pytest.mark.parametrize(

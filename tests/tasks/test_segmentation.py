@@ -1,25 +1,21 @@
 """Semantic segmentation: metrics, masks, and runs from the command line to a pipeline."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
-from transformers import (
-    SegformerConfig,
-    SegformerForSemanticSegmentation,
-    SegformerImageProcessor,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
+from transformers import Trainer, TrainingArguments, pipeline
 
+import smd_hf
 from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
 from smd_hf.cli.main import main
 from smd_hf.data.batches import Batch, ImageBatches
@@ -30,46 +26,12 @@ from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.tasks.segmentation import PIXELS, SemanticSegmentation
-
-CLASSES = 3
-
-
-def save_tiny(folder):
-    torch.manual_seed(0)
-    config = SegformerConfig(
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[8, 8, 16, 16],
-        num_attention_heads=[1, 1, 2, 2],
-        decoder_hidden_size=16,
-        id2label={0: "sky", 1: "road", 2: "tree"},
-        label2id={"sky": 0, "road": 1, "tree": 2},
-    )
-    model = SegformerForSemanticSegmentation(config)
-    # Large enough that children differ in what they predict.
-    torch.nn.init.normal_(model.decode_head.classifier.weight, std=1.0)
-    model.save_pretrained(folder)
-    SegformerImageProcessor(size={"height": 32, "width": 48}, do_reduce_labels=False).save_pretrained(folder)
-    return folder
-
-
-def make_rows(count, seed=0, size=(24, 36)):
-    """Images whose color says what is where, and their masks, with some pixels unlabelled."""
-    rng = np.random.default_rng(seed)
-    rows = {"image": [], "annotation": []}
-    for _ in range(count):
-        mask = np.repeat(np.repeat(rng.integers(0, CLASSES, (4, 6)), 6, 0), 6, 1).astype(np.uint8)[
-            : size[0], : size[1]
-        ]
-        image = np.stack([60 + 80 * (mask == each) for each in range(3)], -1) + rng.integers(0, 30, (*mask.shape, 3))
-        mask[0] = 255
-        rows["image"].append(PILImage.fromarray(image.astype(np.uint8)))
-        rows["annotation"].append(PILImage.fromarray(mask))
-    return Dataset.from_dict(rows, features=Features({"image": Image(), "annotation": Image()}))
+from tests.tasks.segmenter import CLASSES, make_rows, save_segmenter
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("segmenter"))
+    return save_segmenter(tmp_path_factory.mktemp("segmenter"))
 
 
 @pytest.fixture(scope="module")
@@ -256,10 +218,10 @@ def test_reduced_labels_leave_out_the_background(checkpoint):
     assert collator([row])["labels"].unique().tolist() == [0, 1, 2, 255]
 
 
-@pytest.mark.parametrize("name", ["compute_metrics", "objectives", "ensemble_size", "cost_matrix"])
+@pytest.mark.parametrize("name", ["compute_metrics", "objectives", "save_children", "cost_matrix"])
 def test_what_is_for_classification_is_refused(name, checkpoint, data, tmp_path):
     own = {"compute_metrics": lambda prediction: {"a": 1.0}} if name == "compute_metrics" else {}
-    options = {"objectives": {"objectives": ["nll", "accuracy"]}, "ensemble_size": {"ensemble_size": 2}}
+    options = {"objectives": {"objectives": ["nll", "accuracy"]}, "save_children": {"save_children": 2}}
     options["cost_matrix"] = {"cost_matrix": "[[0, 1], [1, 0]]"}
     args = EvolutionArguments(str(tmp_path), use_cpu=True, report_to="none", **options.get(name, {}))
     with pytest.raises(SMDError, match=f"{name} is for image classification, and the task is image-segmentation"):
@@ -315,3 +277,37 @@ def test_openvino_scores_as_eager_does(checkpoint, data):
         assert evaluator.runtime.name == runtime
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-4)
     assert scores[0]["mean_iou"] == pytest.approx(scores[1]["mean_iou"], abs=0.01)
+
+
+PREDICT = """
+import sys
+sys.modules["smd_hf"] = None
+import numpy as np
+from PIL import Image
+from transformers import pipeline
+
+predict = pipeline("image-segmentation", sys.argv[1], trust_remote_code=True)
+found = {each["label"]: int((np.array(each["mask"]) > 0).sum()) for each in predict(Image.open(sys.argv[2]))}
+print(sorted(found.items()))
+"""
+
+
+def test_an_ensemble_predicts_without_smd_hf_what_was_measured(checkpoint, data, tmp_path):
+    trainer = evolve(checkpoint, tmp_path, data, ensemble_size=3)
+    report, ensemble = trainer.report, smd_hf.load(tmp_path / "ensemble")
+    assert report["ensemble"]["n_test"] == 10 and "mean_iou" in report["ensemble_difference"]
+    assert report["ensemble_members"]["size"] == 3 and (tmp_path / "ensemble" / "README.md").is_file()
+    processor = load_image_processor(checkpoint)
+    image = data[1][0]["image"]
+    inputs = processor(image, return_tensors="pt")
+    logits = ensemble(**inputs).logits
+    members = torch.stack([ensemble.member(i)(**inputs).logits.softmax(1) for i in range(3)])
+    assert torch.allclose(logits.exp(), members.mean(0), atol=1e-5)
+    labels = torch.randint(0, CLASSES, (1, 32, 48))
+    assert ensemble(**inputs, labels=labels).loss > 0
+    image.save(tmp_path / "image.png")
+    command = [sys.executable, "-c", PREDICT, str(tmp_path / "ensemble"), str(tmp_path / "image.png")]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()[-1]
+    [classes] = processor.post_process_semantic_segmentation(ensemble(**inputs), [image.size[::-1]])
+    names = ensemble.config.id2label
+    assert printed == str(sorted((names[int(each)], int((classes == each).sum())) for each in classes.unique()))

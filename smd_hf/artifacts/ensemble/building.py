@@ -23,6 +23,7 @@ def config_of_children(
     children: Sequence[Mapping[str, Change]],
     member_weights: Sequence[float] | None,
     combination: str,
+    task: str = "image-classification",
 ) -> SMDEnsembleConfig:
     """The configuration for [`~SMDEnsembleForImageClassification.from_children`]; same arguments, same errors."""
     tensors = changeable_tensors(parent)
@@ -35,7 +36,7 @@ def config_of_children(
             check_change(name, indices, values, tensors[name].shape, tensors[name].dtype)
     stored = checkpoint_names(parent)
     counts = {stored[name]: [_count(child.get(name)) for child in children] for name in tensors}
-    config = _common_config([parent], len(children), member_weights, combination)
+    config = _common_config([parent], len(children), member_weights, combination, task)
     config.parent_config = _config_dict(parent)
     config.changes = {name: row for name, row in counts.items() if any(count != 0 for count in row)}
     config.names_in_memory = names_in_memory(parent, config.changes)
@@ -49,7 +50,10 @@ def names_in_memory(parent: PreTrainedModel, stored: Iterable[str]) -> dict[str,
 
 
 def config_of_models(
-    models: Sequence[PreTrainedModel], member_weights: Sequence[float] | None, combination: str
+    models: Sequence[PreTrainedModel],
+    member_weights: Sequence[float] | None,
+    combination: str,
+    task: str = "image-classification",
 ) -> SMDEnsembleConfig:
     """The configuration for [`~SMDEnsembleForImageClassification.from_models`]; same arguments, same errors."""
     parameters = [list(model.parameters()) for model in models]
@@ -60,7 +64,7 @@ def config_of_models(
         )
     if any(model.config.id2label != models[0].config.id2label for model in models):
         raise ValueError("Members of an ensemble must have the same labels in the same order (config.id2label).")
-    config = _common_config(models, len(models), member_weights, combination)
+    config = _common_config(models, len(models), member_weights, combination, task)
     config.member_configs = [_config_dict(model) for model in models]
     return config
 
@@ -97,7 +101,11 @@ def set_timm_processor(
 
 
 def _common_config(
-    models: Sequence[PreTrainedModel], count: int, member_weights: Sequence[float] | None, combination: str
+    models: Sequence[PreTrainedModel],
+    count: int,
+    member_weights: Sequence[float] | None,
+    combination: str,
+    task: str,
 ) -> SMDEnsembleConfig:
     """A configuration with labels, weights and combination, and without its models."""
     if count == 0:
@@ -110,7 +118,11 @@ def _common_config(
     if first.problem_type in ("regression", "multi_label_classification") or (first.num_labels or 0) < 2:
         raise ValueError("An ensemble combines classifiers of images into one of at least two classes.")
     config = SMDEnsembleConfig(
-        combination=combination, id2label=first.id2label, label2id=first.label2id, problem_type=first.problem_type
+        combination=combination,
+        id2label=first.id2label,
+        label2id=first.label2id,
+        problem_type=first.problem_type,
+        task=task,
     )
     config.member_weights = weights
     if first.model_type == "timm_wrapper" and getattr(first, "pretrained_cfg", None) is not None:

@@ -10,7 +10,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from ...remote_code import configuration_smd_ensemble, members_smd_ensemble, modeling_smd_ensemble
 
-AUTO_CONFIG, AUTO_MODEL = modeling_smd_ensemble.AUTO_CONFIG, modeling_smd_ensemble.AUTO_MODEL
+AUTO_CONFIG = modeling_smd_ensemble.AUTO_CONFIG
 
 
 def travelling_code() -> dict[str, bytes]:
@@ -20,10 +20,10 @@ def travelling_code() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-def add_code(model: PreTrainedModel, config: dict[str, Any], code: dict[str, bytes]) -> None:
+def add_code(model: PreTrainedModel, config: dict[str, Any], code: dict[str, bytes], auto_model: str) -> None:
     """
-    Add the files of a model's own code, and name them in its configuration; nothing for a model that transformers or an
-    installed package defines.
+    Add the files of a model's own code, and name them in its configuration, by the Auto class that loads it; nothing for a
+    model that transformers or an installed package defines.
 
     Raises:
         `ValueError`: where two different files of code have the same name.
@@ -31,10 +31,10 @@ def add_code(model: PreTrainedModel, config: dict[str, Any], code: dict[str, byt
     config.pop("auto_map", None)
     if not model.is_remote_code() and not type(model).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
         return
-    files = {AUTO_CONFIG: Path(inspect.getfile(type(model.config))), AUTO_MODEL: Path(inspect.getfile(type(model)))}
+    files = {AUTO_CONFIG: Path(inspect.getfile(type(model.config))), auto_model: Path(inspect.getfile(type(model)))}
     config["auto_map"] = {
         AUTO_CONFIG: f"{files[AUTO_CONFIG].stem}.{type(model.config).__name__}",
-        AUTO_MODEL: f"{files[AUTO_MODEL].stem}.{type(model).__name__}",
+        auto_model: f"{files[auto_model].stem}.{type(model).__name__}",
     }
     for source in files.values():
         for file in [source, *map(Path, get_relative_import_files(source))]:

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from ...models.shared_tensors import separated
 from ...remote_code import modeling_smd_ensemble
-from ...remote_code.configuration_smd_ensemble import SMDEnsembleConfig
+from ...remote_code.configuration_smd_ensemble import AUTO_MODELS, SMDEnsembleConfig
 from ...remote_code.members_smd_ensemble import Change, SparseMember, segments_from_counts
 from .building import config_of_children, config_of_models, names_in_memory, packed
 from .child_passes import ChildPasses
-from .code_files import AUTO_CONFIG, AUTO_MODEL, add_code, travelling_code
+from .code_files import AUTO_CONFIG, add_code, travelling_code
 from .merging import merge_children, merge_models
 from .weight_files import Headers, bounded, check_headers, read_headers
 
@@ -36,6 +36,8 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
     Raises:
         `ValueError`: where the configuration does not describe an ensemble, or the files do not fit it.
     """
+
+    task = "image-classification"
 
     def __init__(
         self,
@@ -74,7 +76,7 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
         Raises:
             `ValueError`: for no child, or a change that does not fit the parent.
         """
-        config = config_of_children(parent_model, children, member_weights, combination)
+        config = config_of_children(parent_model, children, member_weights, combination, cls.task)
         segments = segments_from_counts(parent_model, config)
         members = [packed(part, child, parent_model.device) for part, child in zip(segments, children)]
         return cls(config, models=[parent_model], members=members).eval()
@@ -98,7 +100,7 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
         Raises:
             `ValueError`: for no model, the same model twice, or labels that differ.
         """
-        config = config_of_models(models, member_weights, combination)
+        config = config_of_models(models, member_weights, combination, cls.task)
         return cls(config, models=models).eval()
 
     @property
@@ -141,14 +143,14 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
     def _save_code(self, folder: Path) -> None:
         code = travelling_code()
         for model, config in zip(self.models, self.config.model_configs):
-            add_code(model, config, code)
+            add_code(model, config, code, AUTO_MODELS[self.config.task])
         for name, content in code.items():
             (folder / name).write_bytes(content)
         if self.shares_parent:  # one that was saved before has none
             self.config.names_in_memory = names_in_memory(self.parent, self.config.changes)
         self.config.auto_map = {
             AUTO_CONFIG: f"configuration_smd_ensemble.{SMDEnsembleConfig.__name__}",
-            AUTO_MODEL: f"modeling_smd_ensemble.{modeling_smd_ensemble.SMDEnsembleForImageClassification.__name__}",
+            AUTO_MODELS[self.config.task]: f"modeling_smd_ensemble.{type(self).__name__}",
         }
 
     @classmethod
@@ -165,3 +167,13 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
 
     def _start_passes(self) -> None:
         self._passes = ChildPasses(self.parent, self.members) if self.shares_parent else None
+
+
+class SMDEnsembleForSemanticSegmentation(SMDEnsembleForImageClassification):
+    """The same of models for semantic segmentation: logits are of shape `(batch, classes, height, width)`."""
+
+    task = "image-segmentation"
+
+
+ENSEMBLES = {each.task: each for each in (SMDEnsembleForImageClassification, SMDEnsembleForSemanticSegmentation)}
+"""By task."""

@@ -275,7 +275,7 @@ def _rows(report: Mapping[str, Any], subject: Mapping[str, Any]) -> list[dict[st
 def _member_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a table with the scores of the parent, the members and the ensemble."""
     members = report["ensemble_members"]
-    if members is None or "ensemble" not in report:
+    if members is None or "ensemble" not in report or "best" not in members:
         return []
     scores = {
         "parent": report["parent"],
