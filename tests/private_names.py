@@ -99,6 +99,10 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, str]]] = {
         "nested_numpify": ("(tensors)", "preprocess_logits_for_metrics cannot be fitness"),
     },
     "transformers.trainer_utils": {
+        "EvalLoopOutput": (
+            "(predictions, label_ids, metrics, num_samples)",
+            "tasks other than classification are not evaluated",
+        ),
         "HubStrategy": (DATA, "no checkpoint is pushed"),
         "PREFIX_CHECKPOINT_DIR": (DATA, "no checkpoint is found"),
         "SaveStrategy": (DATA, "no checkpoint is pushed"),

@@ -4,7 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import SMDError
+from ..metrics.resampling import Metric
+from ..models.tasks import CLASSIFIER
+from ..reports.gain_report import metrics_of_report
 from ..reports.saved_run import SavedRun, read_run
+from ..tasks.classification import ImageClassification
 from .evaluate import short_names
 from .parsing import SimpleParser
 from .tables import print_table
@@ -33,12 +37,17 @@ def run(argv: Sequence[str]) -> int:
                 f"'{each.folder}' has no gain_report.json: it is {each.state}, or had no test images. Compare finished runs."
             )
     names = short_names(*map(str, paths))
+    tasks = {(each.report or {}).get("task", CLASSIFIER.pipeline_tag) for each in runs}
+    if len(tasks) > 1:
+        raise SMDError(f"The runs are of different tasks ({', '.join(sorted(tasks))}). Compare runs of one task.")
+    first, loss = _compared(runs[0].report or {})
+    unit = "" if first is ImageClassification.metrics[0] else f"{first.name}, "
     columns = [
         "run",
-        "parent (%)",
-        "evolved (%)",
+        f"{unit}parent (%)" if first.factor == 100 else f"{unit}parent",
+        "evolved (%)" if first.factor == 100 else "evolved",
         "gain, 95 % interval",
-        "NLL",
+        "NLL" if loss.key == "nll" else loss.name,
         "change",
         "passes",
         "seconds",
@@ -69,19 +78,26 @@ def print_differences(names: Sequence[str], runs: Sequence[SavedRun]) -> None:
 
 def _row(name: str, report: dict[str, Any]) -> list[str]:
     parent, evolved, difference, cost = (report[key] for key in ("parent", "evolved", "difference", "cost"))
-    accuracy = difference["accuracy"]
-    low, high = accuracy["interval"]
+    first, loss = _compared(report)
+    gain, form = difference[first.key], f".{first.decimals}f"
+    low, high = (_number(end, first.factor, f"+{form}") for end in gain["interval"])
     return [
         name,
-        _number(parent["accuracy"], 100, ".2f"),
-        _number(evolved["accuracy"], 100, ".2f"),
-        f"{_number(accuracy['estimate'], 100, '+.2f')} ({_number(low, 100, '+.2f')} to {_number(high, 100, '+.2f')})",
-        _number(evolved["nll"], 1, ".4f"),
-        _number(difference["nll"]["estimate"], 1, "+.4f"),
+        _number(parent[first.key], first.factor, form),
+        _number(evolved[first.key], first.factor, form),
+        f"{_number(gain['estimate'], first.factor, f'+{form}')} ({low} to {high})",
+        _number(evolved[loss.key], 1, ".4f"),
+        _number(difference[loss.key]["estimate"], 1, "+.4f"),
         _number(cost["parent_passes"], 1, ".1f"),
         _number(cost["seconds"], 1, ".0f"),
         "yes" if report["significant"] else "no",
     ]
+
+
+def _compared(report: dict[str, Any]) -> tuple[Metric, Metric]:
+    """The most important metric of a report, and its loss."""
+    metrics = metrics_of_report(report)
+    return metrics[0], next(metric for metric in metrics if metric.key in ("nll", "loss"))
 
 
 def _number(value: float | None, factor: float, form: str) -> str:

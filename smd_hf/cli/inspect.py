@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..reports.gain_report import format_table
+from ..reports.gain_report import format_table, metrics_of_report
 from ..reports.saved_run import SavedRun, read_run
 from .parsing import SimpleParser
 from .tables import print_pairs, print_table
@@ -105,10 +105,11 @@ def next_steps(run: SavedRun) -> Iterator[str]:
 def _without_gain(run: SavedRun) -> Iterator[str]:
     report = run.report or {}
     yield "There is no significant gain: keep the parent, or look for one as follows."
-    low, high = (end or 0.0 for end in report["difference"]["accuracy"]["interval"])
-    if high - low > 0.02:
+    metric = metrics_of_report(report)[0]
+    low, high = (end or 0.0 for end in report["difference"][metric.key]["interval"])
+    if metric.factor == 100 and high - low > 0.02:
         yield (
-            f"The interval of the accuracy is {100 * (high - low):.1f} points wide. With four times as many test images it is half "
+            f"The interval of the {metric.name} is {100 * (high - low):.1f} points wide. With four times as many test images it is half "
             "as wide."
         )
     if run.generations and all(record["chosen"] == "parent" for record in run.generations):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..artifacts.loading import load_with_processor
 from ..errors import SMDError
-from ..hub.space.stage_space import page_models
+from ..hub.space.stage_space import check_has_page, page_models
 from ..reports.saved_run import read_run
 from .parsing import SimpleParser
 from .terminal import quiet_libraries
@@ -36,6 +36,7 @@ def run(argv: Sequence[str]) -> int:
     """
     arguments = make_parser().parse_args(argv)
     found = read_run(arguments.run)
+    check_has_page(found.folder)
     if importlib.util.find_spec("gradio") is None:
         raise SMDError("The page needs gradio, which is not installed. Install it with pip install 'smd-hf[space]'.")
     quiet_libraries()

@@ -41,6 +41,11 @@ class Metric:
     greater_is_better: bool = True
     hub_name: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The label without its unit."""
+        return self.label.partition(" (")[0]
+
     def better(self, difference: float) -> bool:
         return difference > 0 if self.greater_is_better else difference < 0
 

@@ -71,8 +71,23 @@ def head_parameter_names(model: PreTrainedModel) -> set[str]:
     Raises:
         `SMDError`: if it cannot be found.
     """
-    heads = find_heads(model, noise_inputs(model))
+    try:
+        heads = find_heads(model, noise_inputs(model))
+    except SMDError:
+        # Several layers make the logits, and not by their mean alone (VOLO): timm still names its classifier.
+        heads = _named_by_timm(model)
+        if not heads:
+            raise
     return {f"{name}.{parameter}" for name, head in heads.items() for parameter, _ in head.named_parameters()}
+
+
+def _named_by_timm(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The classifier of a timm model by its name; empty for other models."""
+    if not is_timm_model(model):
+        return {}
+    classifier = model.timm_model.get_classifier()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    wanted = {id(each) for each in (classifier if isinstance(classifier, tuple | list) else [classifier])}
+    return {name: layer for name, layer in model.named_modules() if id(layer) in wanted}
 
 
 def replace_head(

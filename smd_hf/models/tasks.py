@@ -13,7 +13,6 @@ from typing import Any
 import transformers
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
-from transformers.models.auto import modeling_auto
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ..errors import SMDError
@@ -51,7 +50,7 @@ class Kind:
     @property
     def configs(self) -> Any:
         """The configurations whose models the Auto class loads."""
-        return getattr(modeling_auto, self.mapping)
+        return getattr(transformers, self.mapping)
 
     @property
     def a_model(self) -> str:

@@ -185,6 +185,10 @@ def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, caps
     assert main(["evaluate", "--model_name_or_path", out, "--against", str(checkpoint), *given]) == 0
     printed = capsys.readouterr().out
     assert "mean IoU (%)" in printed and "10 test images" in printed
+    assert main(["inspect", out]) == 0 and "mean IoU (%)" in capsys.readouterr().out
+    assert main(["compare", out, out]) == 0 and "mean IoU, parent (%)" in capsys.readouterr().out
+    assert main(["show", out]) == 2
+    assert "is a run of image-segmentation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from huggingface_hub import CommitInfo
 from ...artifacts.first_parent import PARENT_FOLDER
 from ...errors import SMDError
 from ...files import read_json_object, write_json, write_text
+from ...models.tasks import CLASSIFIER
 from ...reports.cards.model_card import EXAMPLE_NAME, PLOTS
 from ...reports.gain_report import REPORT_NAME, installed_version
 from ...run.journal import CHILDREN_NAME
@@ -40,6 +41,16 @@ test images that chose nothing.
 
 Made by `smd-hf push RUN --space`.
 """
+
+
+def check_has_page(folder: Path) -> None:
+    """Raises [`SMDError`] for a run of another task than image classification, whose results no page shows yet."""
+    task = (read_json_object(folder / REPORT_NAME) or {}).get("task", CLASSIFIER.pipeline_tag)
+    if task != CLASSIFIER.pipeline_tag:
+        raise SMDError(
+            f"The page shows image classifiers, and '{folder}' is a run of {task}. Its numbers: smd-hf inspect {folder}. Its plots "
+            "and its card are in the folder."
+        )
 
 
 def page_models(folder: Path, parent: str | None = None) -> list[dict[str, Any]]:
@@ -85,6 +96,7 @@ def stage_space(folder: Path, staged: Path, title: str, parent: str | None = Non
     Raises:
         `SMDError`: if the folder holds no evolved model, or the files of a model are incomplete.
     """
+    check_has_page(folder)
     if saved_kind(folder) == "delta" or delta_folders(folder):
         raise SMDError(
             f"'{folder}' holds deltas, and a Space shows whole models. Expected the output_dir of a run or an ensemble."

@@ -105,7 +105,8 @@ def card_metadata(
     tags = TAGS + ([] if kind == "child" else [kind]) + (["timm", "transformers"] if is_timm else [])
     task = KINDS[report.get("task", CLASSIFIER.pipeline_tag)]
     shown = [
-        (each.key, each.hub_name or each.key, each.label.removesuffix(" (%)")) for each in metrics_of_report(report)
+        (each.key, each.hub_name or each.key, each.name if each.factor == 100 else each.label)
+        for each in metrics_of_report(report)
     ]
     shown = _METRICS if task is CLASSIFIER else [each for each in shown if each[0] in (scores or {})]
     results = None if scores is None else _results(scores, data, used, task, shown)
