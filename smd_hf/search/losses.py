@@ -38,6 +38,23 @@ class CrossEntropy:
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing)
 
+    def value_and_slope(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """The sum and its gradient with respect to logits in float32, where it is `plain`. Overwrites the logits."""
+        smoothing, classes = self.label_smoothing, logits.shape[1]
+        logits -= logits.amax(1, keepdim=True)
+        right = logits.gather(1, labels[:, None])
+        total = -(1 - smoothing) * right.double().sum()
+        if smoothing:
+            total -= smoothing / classes * logits.sum(dtype=torch.float64)
+        chances = logits.exp_()
+        sums = chances.sum(1, keepdim=True)
+        total += sums.double().log().sum()
+        chances /= sums
+        if smoothing:
+            chances -= smoothing / classes
+        chances.scatter_add_(1, labels[:, None], torch.full_like(right, smoothing - 1))
+        return float(total), chances
+
 
 def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Loss:
     """[`CrossEntropy`] as a loss."""

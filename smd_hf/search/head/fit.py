@@ -6,7 +6,7 @@ squared length of the features, an upper bound of the curvature, so that a pull 
 rows of classes that have an image change: without one, nothing says where they should go.
 
 L-BFGS searches along the principal axes of the features, each in units of its own curvature. So it needs tens of steps
-where it needed hundreds. Products of features are taken in float32, and their sums over images in float64. Features are read
+where it needed hundreds. Products and losses are taken in float32, and their sums over images in float64. Features are read
 in chunks, and nothing of the size of head x head is made.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from ..losses import Loss
+from ..losses import CrossEntropy, Loss
 from .coordinates import Coordinates
 from .linear import LinearHead, chunks
 
@@ -29,7 +29,7 @@ BIAS_PULL = 1e-6
 STEPS = 300
 """Limit on the steps of L-BFGS."""
 
-TOLERANCE = 1e-7
+TOLERANCE = 1e-6
 """A fit ends when a step lowers the loss by less, as a share of it."""
 
 
@@ -41,7 +41,7 @@ class HeadFits:
         start ([`LinearHead`]): the head that fits are pulled to.
         features (`numpy.ndarray`): float32, of shape `(n, num_features)`.
         labels (`numpy.ndarray`): int64, of shape `(n,)`.
-        loss ([`Loss`]): maps logits in float64 and labels to a sum.
+        loss ([`Loss`]): maps logits and labels to a sum.
         coordinates ([`Coordinates`], *optional*): of the features.
 
     Attributes:
@@ -78,10 +78,10 @@ class HeadFits:
         def objective(log_factor: np.ndarray) -> tuple[float, np.ndarray]:
             factor, value, gradient = float(np.exp(log_factor[0])), 0.0, 0.0
             for rows in chunks(*self.given.shape):
-                part = self.given[rows].double()
-                total, slope = loss_and_slope(self.loss, factor * part, self.labels[rows])
+                part = self.given[rows]
+                total, slope = self._loss_and_slope(factor * part, rows)
                 value += total
-                gradient += float((slope * part).sum())
+                gradient += float((slope * part).sum(dtype=torch.float64))
             return value / len(self.labels), np.array([factor * gradient / len(self.labels)])
 
         limit = float(np.log(20))
@@ -97,24 +97,23 @@ class HeadFits:
             away = unit * numbers
             value, gradient = 0.0, np.zeros_like(away)
             for rows in chunks(*self.given.shape):
-                logits = self.given[rows].double() + torch.from_numpy(away)
-                total, slope = loss_and_slope(self.loss, logits, self.labels[rows])
+                total, slope = self._loss_and_slope(self.given[rows] + torch.from_numpy(away).float(), rows)
                 value += total
-                gradient += slope.sum(0).numpy()
+                gradient += slope.sum(0, dtype=torch.float64).numpy()
             value = value / count + BIAS_PULL / 2 * float(away @ away)
             return value, unit * (gradient / count + BIAS_PULL * away)
 
-        shares, target = self._shares(np.zeros(self.num_labels))
+        shares, target = self._shares()
         # Where the shares of cross-entropy would be right at once if images were alike.
         first = np.log(np.maximum(target, 1e-6)) - np.log(np.maximum(shares, 1e-6))
         unit = np.maximum(target, 1e-5) ** -0.5
         return LinearHead(self.start.weight, self.start.bias + unit * minimised(objective, first / unit))
 
-    def _shares(self, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The shares of the classes in the predictions of the head with another bias, and in the labels."""
+    def _shares(self) -> tuple[np.ndarray, np.ndarray]:
+        """The shares of the classes in the predictions of the first head, and in the labels."""
         shares = torch.zeros(self.num_labels, dtype=torch.float64)
         for rows in chunks(*self.given.shape):
-            shares += (self.given[rows].double() + torch.from_numpy(away)).softmax(-1).sum(0)
+            shares += self.given[rows].softmax(-1).sum(0, dtype=torch.float64)
         count = len(self.labels)
         return shares.numpy() / count, torch.bincount(self.labels, minlength=self.num_labels).numpy() / count
 
@@ -161,10 +160,10 @@ class HeadFits:
         value, by_weight = 0.0, torch.zeros(weight.shape, dtype=torch.float64)
         by_shift = torch.zeros(self.num_labels, dtype=torch.float64)
         for rows in chunks(count, max(self.num_labels, weight.shape[1])):
-            total, slope = loss_and_slope(self.loss, self.logits(weight, shift, rows), self.labels[rows])
+            total, slope = self._loss_and_slope(self.logits(weight, shift, rows), rows)
             value += total
-            by_weight += slope[:, classes].float().T @ self.centred[rows]
-            by_shift += slope.sum(0)
+            by_weight += slope[:, classes].T @ self.centred[rows]
+            by_shift += slope.sum(0, dtype=torch.float64)
         gradient = by_weight.numpy().ravel()
         if self.start.bias is None:
             # The mean of the features moves logits too.
@@ -209,11 +208,20 @@ class HeadFits:
         weight[self.classes] = self.split(numbers)[0] @ self.coordinates.axes.T
         return LinearHead(weight, None if self.start.bias is None else self._bias_of(numbers))
 
+    def _loss_and_slope(self, logits: torch.Tensor, rows: slice) -> tuple[float, torch.Tensor]:
+        """The sum of the loss over some images, and its gradient with respect to their logits, in float32."""
+        if isinstance(self.loss, CrossEntropy) and self.loss.plain:
+            return self.loss.value_and_slope(logits, self.labels[rows])
+        total, slope = loss_and_slope(self.loss, logits.double(), self.labels[rows])
+        return total, slope.float()
+
     def logits(self, weight: np.ndarray, shift: np.ndarray, rows: slice) -> torch.Tensor:
-        """Logits of some images, float64, for a head that [`HeadFits.split`] gives."""
-        logits = self.given[rows].double() + torch.from_numpy(shift)
-        logits[:, self.classes] += self.centred[rows] @ torch.from_numpy(weight).float().T
-        return logits
+        """Logits of some images, float32, for a head that [`HeadFits.split`] gives."""
+        logits = self.given[rows] + torch.from_numpy(shift).float()
+        change = self.centred[rows] @ torch.from_numpy(weight).float().T
+        if len(self.classes) == self.num_labels:
+            return logits.add_(change)
+        return logits.index_add_(1, torch.from_numpy(self.classes), change)
 
     def spread(self, away: np.ndarray) -> np.ndarray:
         """The mean of p (1 - p) for each class: the curvature of cross-entropy in its logit. Of shape `(num_labels,)`."""
@@ -221,7 +229,7 @@ class HeadFits:
         spread = torch.zeros(self.num_labels, dtype=torch.float64)
         for rows in chunks(len(self.labels), max(self.num_labels, weight.shape[1])):
             chances = self.logits(weight, shift, rows).softmax(-1)
-            spread += (chances * (1 - chances)).sum(0)
+            spread += (chances - chances * chances).sum(0, dtype=torch.float64)
         return np.maximum(spread.numpy() / len(self.labels), 1e-6)
 
     def _units(self, away: np.ndarray, strength: float) -> np.ndarray:

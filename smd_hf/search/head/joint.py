@@ -112,7 +112,9 @@ class HeadModel:
                 wide = torch.zeros((len(phi), fits.num_labels), dtype=torch.float64)
                 wide[:, fits.classes] = change.double()
                 logits = fits.logits(self.weight, self.shift, rows)
-                curved = hessian_product(fits.loss, logits, fits.labels[rows], wide[None])[0][:, fits.classes].float()
+                curved = hessian_product(fits.loss, logits.double(), fits.labels[rows], wide[None])[0][
+                    :, fits.classes
+                ].float()
             total += curved.T @ phi
         return (self.share * total.numpy() + self.pulls * rows_of).ravel()
 

@@ -161,6 +161,8 @@ class SolvedHead:
         Returns:
             list of (`str`, [`LinearHead`]): heads for pulls near the present one, the strong ones first, with their names.
         """
+        # The step has been taken: what it was solved with need not lie beside the next fit. It is made again if the parent stays.
+        self._fits = self._coordinates = None
         self._next = features, labels = features_of(self.evaluator, self.layer, self.batches, self.counting)
         self.evaluator.images_forwarded += len(labels)
         self.evaluator.full_passes += len(labels)
