@@ -249,7 +249,7 @@ class EvolutionTrainer(ForwardTrainer):
             self.result = dataclasses.replace(self.result)
             with journal.scope(PARENT_SCOPE), self._scoring("Testing the parent"):
                 self.result.measure_parent(evolution)
-            if args.warm_start:
+            if args.warm_start or evolution.head is not None:
                 loss = loss_of(args, self.model.config.num_labels or 0, self.compute_loss_func)
                 self.result.warm_start = warm_start(evolution, loss, self.images.test, journal, self._shows_bars)
         return super().train(**kwargs)

@@ -68,9 +68,9 @@ def check_evolution_arguments(args: Any) -> None:
         raise SMDError(
             "recombination='gauss_newton' measures all children on all fitness images, and racing='halving' does not. Choose one."
         )
-    if args.warm_start and args.fitness in OOD_METRICS:
+    if (args.warm_start or args.solve_head) and args.fitness in OOD_METRICS:
         raise SMDError(
-            f"warm_start fits the head on labelled images and chooses by their fitness, which fitness='{args.fitness}' is not. "
+            f"{'warm_start' if args.warm_start else 'solve_head'} fits the head on labelled images and chooses by their fitness, which fitness='{args.fitness}' is not. "
             "Leave it out, or choose another fitness."
         )
     if args.mutation == "prune":
@@ -145,6 +145,7 @@ def check_objectives(args: Any) -> None:
         "fitness_greater_is_better": args.fitness_greater_is_better is not None,
         "recombination": args.recombination != "best",
         "racing": args.racing != "none",
+        "solve_head": args.solve_head,
         "elitism": not args.elitism,
         "load_best_model_at_end": args.load_best_model_at_end,
     }

@@ -50,7 +50,7 @@ class EvolutionArguments(
     They are those of [`~transformers.TrainingArguments`], of which the ones about gradients have no effect (see `inherited_arguments`), and:
 
     > Parameters that control the population and how long it evolves: [`PopulationArguments`]
-    > Parameters that control what comes before the first generation: [`WarmStartArguments`]
+    > Parameters that control how the classifier head is fitted, before the first generation and in each: [`WarmStartArguments`]
     > Parameters that control the mutation and the subspaces that it is cut into: [`MutationArguments`]
     > Parameters that control the fitness, and which images it is measured on: [`FitnessArguments`]
     > Parameters that control how scored children become the next parent: [`RecombinationArguments`]

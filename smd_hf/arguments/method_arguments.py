@@ -40,7 +40,7 @@ class PopulationArguments:
 
 @dataclass
 class WarmStartArguments:
-    """Parameters that control what comes before the first generation."""
+    """Parameters that control how the classifier head is fitted, before the first generation and in each."""
 
     warm_start: bool = field(
         default=False,
@@ -48,6 +48,14 @@ class WarmStartArguments:
             "help": "Fit the classifier head before the first generation: class prior (the bias alone), temperature, and the whole "
             "head, pulled to the old one, on the parent's features of the fitness images. It costs one pass and takes no "
             "gradient through the model. The selection split chooses one, or the parent as it is."
+        },
+    )
+    solve_head: bool = field(
+        default=False,
+        metadata={
+            "help": "Solve for the classifier head in every generation instead of having children change it: a gauss_newton step is "
+            "taken over children and head together, and the head is fitted again on the features of the next parent, which costs one "
+            "pass a generation. Begins with warm_start. A head that is not one linear layer is left to the children, with a warning."
         },
     )
 

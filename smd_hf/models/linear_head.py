@@ -54,6 +54,11 @@ class HeadInputs:
         if np.abs(logits - expected).max() > share * max(np.abs(expected).max(), 1.0):
             raise _not_linear(model, f"its logits are not the output of {self.name} alone")
 
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of the layer's parameters in the model."""
+        return [f"{self.name}.{name}" for name, _ in self.layer.named_parameters()]
+
     def numbers(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Weight `(num_labels, num_features)` and bias `(num_labels,)` (or `None`), float64."""
         weight = self.layer.weight.detach().cpu().double().flatten(1).contiguous().numpy()
@@ -85,5 +90,5 @@ class HeadInputs:
 def _not_linear(model: nn.Module, reason: str) -> SMDError:
     return SMDError(
         f"The head of {type(model).__name__} cannot be fitted on features: {reason}. Expected logits that are the output of "
-        "one linear layer. Leave warm_start off: children can still change the head."
+        "one linear layer. Leave warm_start and solve_head off: children can still change the head."
     )

@@ -14,6 +14,8 @@ from ..models.blocks import find_blocks
 from ..scoring.costs import suffix_costs
 from ..scoring.racing import rounds
 from ..search.evolution import PARENT, Evolution
+from ..search.head.baselines import HEAD
+from ..search.head.solved import NEARBY
 from ..search.mutation import Child
 from ..search.sigma import PROBES
 from .run_images import RunImages
@@ -67,11 +69,13 @@ class CostModel:
             seen = self.seen_in_race(len(children))
         else:
             seen = [images] * len(children)
-        return self._cost(images, seen, shares, self.candidates(generation, len(children)))
+        refit = self.images.fitness.num_images if self.evolution.head is not None else 0
+        return self._cost(images, seen, shares, self.candidates(generation, len(children)), refit)
 
     def candidates(self, generation: int, num_children: int) -> int:
         """The most candidates that a generation can score on the selection split, with its parent."""
         children = self.evolution.recombination.most_candidates(num_children)
+        children += 0 if self.evolution.head is None else len(NEARBY)
         return children + (self.evolution.elitism and self._scores_parent(generation))
 
     def behind(self, record: dict[str, Any]) -> Cost:
@@ -81,7 +85,9 @@ class CostModel:
         candidates = len(record["selection"])
         if self.evolution.elitism and not self._scores_parent(record["generation"]):
             candidates -= 1
-        return self._cost(record["parent"]["num_images"], seen, shares, candidates)
+        refitted = any(HEAD in name for name in record["selection"])
+        refit = self.images.fitness.num_images if refitted else 0
+        return self._cost(record["parent"]["num_images"], seen, shares, candidates, refit)
 
     def calibration(self, run: RunState) -> Cost:
         """What the calibration of sigma has cost."""
@@ -97,13 +103,14 @@ class CostModel:
         self._behind += map(self.behind, run.generations[len(self._behind) :])
         return sum(self._behind, self.calibration(run))
 
-    def _cost(self, parent: int, seen: list[int], shares: list[float], candidates: int) -> Cost:
+    def _cost(self, parent: int, seen: list[int], shares: list[float], candidates: int, refit: int = 0) -> Cost:
         ood = self.evolution.ood
         ood_fitness, ood_selection = (0, 0) if ood is None else (ood.fitness.num_images, ood.selection.num_images)
         parent, seen = parent + ood_fitness, [images + ood_fitness for images in seen]
         selection = candidates * (self.images.per_candidate + ood_selection)
         children = sum(images * share for images, share in zip(seen, shares))
-        return Cost(parent + sum(seen) + selection, (parent + children + selection) / self.images.fitness.num_images)
+        whole = parent + selection + refit
+        return Cost(whole + sum(seen), (whole + children) / self.images.fitness.num_images)
 
     def _scores_parent(self, generation: int) -> bool:
         """Whether the parent is scored as a candidate: only once, unless the images change."""

@@ -196,6 +196,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
     old: dict[str, Any] = {RENAMED.get(str(name), str(name)): value for name, value in before["arguments"].items()}
     old.setdefault("runtime", "eager")  # versions without runtimes
     old.setdefault("warm_start", False)  # versions without it
+    old.setdefault("solve_head", False)
     new = now["arguments"]
     differences = [
         f"{name} was {_shown(old, name)} and is {_shown(new, name)}"

@@ -71,7 +71,8 @@ def scoring_of(
                 "'top_k', the fittest children, or 'all'."
             )
         args.ensemble_selection = "top_k"
-    if args.warm_start:
-        logger.warning(f"warm_start is for image classification: there is none for {task.kind.pipeline_tag}.")
-        args.warm_start = False
+    for name in ("warm_start", "solve_head"):
+        if getattr(args, name):
+            logger.warning(f"{name} fits the head of a classifier, and has no effect on {task.kind.words}.")
+            setattr(args, name, False)
     return MeasuredFitness(args.fitness, task), None, None  # pyright: ignore[reportArgumentType]

@@ -24,9 +24,9 @@ from ..errors import SMDError
 from ..models.linear_head import HeadInputs
 from ..scoring.bars import TickingBar
 from ..search.evolution import Evolution
-from ..search.head.baselines import PARENT, Baseline, baselines, best_of
+from ..search.head.baselines import HEAD, PARENT, Baseline, baselines, best_of
 from ..search.head.features import features_of
-from ..search.head.fit import LinearHead
+from ..search.head.linear import LinearHead
 from ..search.losses import Loss
 from .journal import Journal
 
@@ -51,6 +51,7 @@ class WarmStart:
         test_logits (dict of `str` to `numpy.ndarray`): the best baseline of each kind on the test images, if there are any:
             float32, of shape `(n, num_labels)`.
         seconds (`float`, *optional*, defaults to 0): how long passes and fits took. It is not kept.
+        features (`tuple` of two `numpy.ndarray`, *optional*): of the fitness images, and their labels. They are not kept.
     """
 
     chosen: str
@@ -59,6 +60,13 @@ class WarmStart:
     images: int
     test_logits: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
+    features: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def pull(self) -> float:
+        """The pull of the best fit of the whole head."""
+        fitted = {name: value for name, value in self.fitness.items() if name.startswith(HEAD)}
+        return float(max(fitted, key=fitted.__getitem__).removeprefix(HEAD))
 
     def save(self, path: Path, identity: str) -> None:
         """Writes a temporary file, then renames it."""
@@ -132,6 +140,10 @@ def warm_start(
     if found.chosen != PARENT:
         head.write(found.head.weight, found.head.bias)
         evolution.mutation.parent_changed()
+    if evolution.head is not None:
+        evolution.head.pull = found.pull
+        if found.features is not None:
+            evolution.head.know(*found.features)
     if first:
         logger.warning(f"Warm start: {_best_line(found, evolution)}")
     if not journal.run.generations:
@@ -149,6 +161,7 @@ def _find(evolution: Evolution, loss: Loss, test: ImageBatches | None, head: Hea
     with _bar("Fitting the head", shown, images) as bar:
         parts = [features_of(evaluator, head, batches, bar.counting) for batches in sets]
         fitness_set, selection_set = parts if len(parts) == 2 else _split(*parts[0])
+        features = parts[0]
 
         def fit() -> list[Baseline] | None:
             # One machine solves it: another one may come to other last bits.
@@ -165,6 +178,7 @@ def _find(evolution: Evolution, loss: Loss, test: ImageBatches | None, head: Hea
         {each.name: each.fitness for each in found},
         images,
         seconds=time.monotonic() - began,
+        features=features,
     )
     if test is not None:
         with _bar("Testing the heads", shown, test.num_images) as bar:

@@ -1,7 +1,7 @@
 """Scores of variants of one model: which of them runs on which batch, in what order, and from which block on."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -213,6 +213,16 @@ class Evaluator:
         """Logits of the model as it is: float32, of shape `(num_images, num_labels)`."""
         [score] = self.score([Variant("model")], batches, keep_logits=True)
         return score.logits
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within the context, nothing is recorded, shown or counted."""
+        before = self.ledger, self.work, self.images_forwarded, self.full_passes
+        self.ledger = self.work = None
+        try:
+            yield
+        finally:
+            self.ledger, self.work, self.images_forwarded, self.full_passes = before
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What the model takes for a batch, by name, on its device and in its dtype and memory format."""

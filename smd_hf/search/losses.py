@@ -17,20 +17,48 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LOSSES = names(choices.Loss)
 
 
-def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Loss:
+class CrossEntropy:
     """
     Negative log-likelihood.
 
     Args:
         label_smoothing (`float`, *optional*, defaults to 0): share of each label that is spread evenly over all classes.
         class_weights (sequence of `float`, *optional*): weight of an image of each class.
+
+    Attributes:
+        plain (`bool`): its Hessian with respect to the logits is diag p - p p', whatever the label.
     """
 
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        weights = None if class_weights is None else logits.new_tensor(class_weights)
-        return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None):
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.plain = class_weights is None
 
-    return loss
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing)
+
+    def value_and_slope(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """The sum and its gradient with respect to logits in float32, where it is `plain`. Overwrites the logits."""
+        smoothing, classes = self.label_smoothing, logits.shape[1]
+        logits -= logits.amax(1, keepdim=True)
+        right = logits.gather(1, labels[:, None])
+        total = -(1 - smoothing) * right.double().sum()
+        if smoothing:
+            total -= smoothing / classes * logits.sum(dtype=torch.float64)
+        chances = logits.exp_()
+        sums = chances.sum(1, keepdim=True)
+        total += sums.double().log().sum()
+        chances /= sums
+        if smoothing:
+            chances -= smoothing / classes
+        chances.scatter_add_(1, labels[:, None], torch.full_like(right, smoothing - 1))
+        return float(total), chances
+
+
+def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Loss:
+    """[`CrossEntropy`] as a loss."""
+    return CrossEntropy(label_smoothing, class_weights)
 
 
 def focal(gamma: float = 2.0) -> Loss:
@@ -117,3 +145,31 @@ def make_loss(
             "predicting class j for an image of class i."
         )
     return expected_cost(cost_matrix)
+
+
+def slope_and_products(
+    loss: Loss, logits: torch.Tensor, labels: torch.Tensor, changes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The loss's gradient with respect to the logits, and its Hessian times each change.
+
+    Args:
+        loss ([`Loss`]): the loss to differentiate.
+        logits (`torch.Tensor`): of shape `(batch, num_labels)`.
+        labels (`torch.Tensor`): of shape `(batch,)`.
+        changes (`torch.Tensor`): of shape `(directions, batch, num_labels)`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: the gradient with the shape of the logits, and the products with the shape of the
+        changes.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf, changes = logits.clone().requires_grad_(), changes.clone()
+        [slope] = torch.autograd.grad(loss(leaf, labels.clone()), leaf, create_graph=True)
+        curved = [torch.autograd.grad(slope, leaf, change, retain_graph=True)[0] for change in changes]
+    return slope.detach(), torch.stack(curved)
+
+
+def hessian_product(loss: Loss, logits: torch.Tensor, labels: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+    """The products of [`slope_and_products`] alone."""
+    return slope_and_products(loss, logits, labels, changes)[1]

@@ -69,6 +69,28 @@ def stop_after(path, lines):
     return "".join(whole)
 
 
+# ---- imagenet.py ----------------------------------------------------------------------------------------------------
+
+
+def test_the_head_is_compared_in_three_ways_and_measured_once(study, images, tmp_path, no_pass, capsys):
+    imagenet = study("imagenet")
+    model = tmp_path / "parent"
+    save_tiny_checkpoint("resnet", model)
+    argv = ["--quick", "--model", str(model), "--data", images, "--output_dir", str(tmp_path), "--device", "cpu"]
+    document = imagenet.main([*argv, "--runtime", "eager"])
+    by_method = {run["method"]: run for run in document["runs"]}
+    assert list(by_method) == list(imagenet.METHODS)
+    assert "steps" not in by_method["children"] and by_method["solve_head"]["chosen"]
+    kinds = {name.split(",")[0] for name in by_method["solve_head"]["steps"]}
+    assert kinds == {"temperature", "class prior", "head"}
+    # The fit of each next parent's head costs a pass.
+    assert by_method["solve_head"]["passes"] > by_method["warm_start"]["passes"]
+    no_pass()
+    assert imagenet.main([*argv, "--runtime", "eager"]) == document
+    table = (tmp_path / "imagenet_parent.md").read_text()
+    assert str(tmp_path) not in table and "the head solved for in every generation" in table
+
+
 # ---- window.py ------------------------------------------------------------------------------------------------------
 
 

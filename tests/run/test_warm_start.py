@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_ends_in_the_same_weights(checkpoint, data, tmp_pa
             trainer.train()
         with monkeypatch.context() as patch:
             # Nothing is fitted again.
-            patch.setattr(baselines, "fit_head", None)
+            patch.setattr(baselines, "HeadFits", None)
             resumed = make_trainer(checkpoint, folder, data)
             resumed.train(resume_from_checkpoint=True)
         assert evolved(folder) == evolved(tmp_path / "whole")

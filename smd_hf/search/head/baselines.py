@@ -1,6 +1,6 @@
 """What a pass over the features gives by itself: class prior, temperature and head, of which the selection images choose."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +8,13 @@ import torch
 
 from ...scoring.scores import Cell, Score
 from ..losses import Loss
-from .fit import LinearHead, fit_bias, fit_head, fit_temperature
+from .fit import HeadFits
+from .linear import LinearHead
 
 PULLS = (1e-3, 1e-4, 1e-5, 1e-6)
 """Strengths of the pull to the old head to try, strong ones first: each fit begins where the last one ended."""
 
-PARENT = "parent"
+PARENT, HEAD = "parent", "head, pull "
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,6 @@ class Baseline:
     name: str
     head: LinearHead
     fitness: float
-
-
-def heads(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss) -> Iterator[tuple[str, LinearHead]]:
-    """
-    The heads to choose from, by name: the one that the model has, class prior, temperature, and fits of the whole head.
-
-    Args:
-        start ([`LinearHead`]): the head that the model has.
-        features (`numpy.ndarray`): of the fitness images, of shape `(n, num_features)`.
-        labels (`numpy.ndarray`): int64, of shape `(n,)`.
-        loss ([`Loss`]): what the fits lower.
-    """
-    yield PARENT, start
-    yield "temperature", start.scaled(fit_temperature(start, features, labels, loss))
-    guess = start
-    if start.bias is not None:
-        guess = fit_bias(start, features, labels, loss)
-        yield "class prior", guess
-    for pull in PULLS:
-        guess = fit_head(start, features, labels, loss, pull, guess)
-        yield f"head, pull {pull:g}", guess
 
 
 def score(head: LinearHead, features: np.ndarray, labels: np.ndarray) -> Score:
@@ -74,10 +54,37 @@ def baselines(
         loss ([`Loss`]): what the fits lower.
         fitness (`Callable`): maps a score and labels to the fitness.
     """
-    return [
-        Baseline(name, head, fitness(score(head, *selection_set), selection_set[1]))
-        for name, head in heads(start, *fitness_set, loss)
-    ]
+    fits = HeadFits(start, *fitness_set, loss)
+
+    def measured(name: str, head: LinearHead) -> Baseline:
+        return Baseline(name, head, fitness(score(head, *selection_set), selection_set[1]))
+
+    found = [measured(PARENT, start), measured("temperature", fits.temperature())]
+    if start.bias is not None:
+        found.append(measured("class prior", fits.class_prior()))
+    return found + pulled(fits, measured, PULLS, found[-1].head if start.bias is not None else start)
+
+
+def pulled(
+    fits: HeadFits, measured: Callable[[str, LinearHead], Baseline], pulls: Sequence[float], first_guess: LinearHead
+) -> list[Baseline]:
+    """
+    Fits of the whole head, until a weaker pull is worse.
+
+    Args:
+        fits ([`HeadFits`]): makes them.
+        measured (`Callable`): measures a head of a name.
+        pulls (sequence of `float`): strong ones first. Each fit begins where the last one ended.
+        first_guess ([`LinearHead`]): where the first one begins.
+    """
+    found: list[Baseline] = []
+    for pull in pulls:
+        first_guess = fits.head(pull, first_guess)
+        found.append(measured(f"{HEAD}{pull:g}", first_guess))
+        # Weak pulls take the most steps, and overfit more and more.
+        if len(found) > 1 and found[-1].fitness < found[-2].fitness:
+            break
+    return found
 
 
 def best_of(found: list[Baseline], kind: str = "") -> Baseline:

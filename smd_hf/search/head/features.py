@@ -7,7 +7,11 @@ import torch
 
 from ...data.batches import Batch, ImageBatches
 from ...models.linear_head import HeadInputs
-from ...scoring.evaluator import Evaluator
+from ...scoring.changes import Change
+from ...scoring.evaluator import Evaluator, Variant
+
+MAX_SLICES = 4
+"""In how many parts a runtime that returns logits alone is asked for features, at most."""
 
 
 def features_of(
@@ -17,9 +21,10 @@ def features_of(
     counting: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Features and labels of all images, on every process.
+    Features and labels of all images, on every process. Nothing of it is counted or recorded as scoring.
 
-    The model itself is called, not the evaluator's runtime, which returns logits alone.
+    A runtime that has compiled the model returns logits alone. Where there are many of them, the rows of the unit matrix take the
+    place of the head's weights, and the logits are the features. Else the model itself is called, more slowly.
 
     Args:
         evaluator ([`Evaluator`]): makes the inputs of a batch, and has the processes that share the work.
@@ -31,6 +36,9 @@ def features_of(
         `tuple` of two `numpy.ndarray`: features, float32, of shape `(n, num_features)`, and labels, int64, of shape `(n,)`, in
         the order of the images.
     """
+    num_labels, num_features = head.layer.weight.flatten(1).shape
+    if evaluator.runtime.name != "eager" and num_features <= MAX_SLICES * num_labels:
+        return _as_logits(evaluator, head, batches)
     processes = evaluator.processes
     mine = range(len(batches))[processes.process_index :: processes.num_processes]
 
@@ -47,3 +55,25 @@ def features_of(
     parts = {number: part for found in processes.gather(work) for number, part in found.items()}
     features, labels = zip(*(parts[number] for number in sorted(parts)))
     return np.concatenate(features), np.concatenate(labels)
+
+
+def _as_logits(evaluator: Evaluator, head: HeadInputs, batches: ImageBatches) -> tuple[np.ndarray, np.ndarray]:
+    num_labels, num_features = head.layer.weight.flatten(1).shape
+
+    def rows(start: int) -> list[tuple[str, Change]]:
+        weight = torch.zeros((num_labels, num_features))
+        here = range(start, min(start + num_labels, num_features))
+        weight[range(len(here)), here] = 1.0
+        new = {"weight": weight, "bias": torch.zeros(num_labels)}
+        return [
+            (f"{head.name}.{name}", (None, new[name].to(old).view_as(old)))
+            for name, old in head.layer.named_parameters()
+        ]
+
+    starts = range(0, num_features, num_labels)
+    changed = frozenset(head.parameter_names)
+    variants = [Variant(f"features from {start}", lambda start=start: rows(start), changed) for start in starts]
+    with evaluator.aside():
+        scores = evaluator.score(variants, batches, keep_logits=True)
+    features = np.concatenate([score.logits for score in scores], axis=1)[:, :num_features]
+    return np.ascontiguousarray(features), batches.labels

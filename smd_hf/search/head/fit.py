@@ -1,183 +1,262 @@
 """
 Fits a linear head on features: a convex problem, pulled towards the head that the model has.
 
-Minimises mean loss(features @ W' + b, labels) + pull / 2 * scale * |W - W0|^2 + BIAS_PULL / 2 * |b - b0|^2, by L-BFGS in
-float64. The scale is the mean squared length of the features, an upper bound of the curvature, so that a pull means the same
-for all models. With a strong pull, only the bias is fitted.
-Features are read in chunks, and nothing of the size of head x head is made.
+Minimises mean loss(features @ W' + b, labels) + pull / 2 * scale * |W - W0|^2 + BIAS_PULL / 2 * |b - b0|^2. The scale is the mean
+squared length of the features, an upper bound of the curvature, so that a pull means the same for all models. Of W, only the
+rows of classes that have an image change: without one, nothing says where they should go.
+
+L-BFGS searches along the principal axes of the features, each in units of its own curvature. So it needs tens of steps
+where it needed hundreds. Products and losses are taken in float32, and their sums over images in float64. Features are read
+in chunks, and nothing of the size of head x head is made.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from ..losses import Loss
-
-CHUNK_NUMBERS = 2**24
-"""How many features or logits are held in float64 at once."""
+from ..losses import CrossEntropy, Loss
+from .coordinates import Coordinates
+from .linear import LinearHead, chunks
 
 HISTORY = 10
 """Corrections that L-BFGS remembers. Each takes twice the memory of a head."""
 
-BIAS_PULL = 1e-4
+BIAS_PULL = 1e-6
 """Strength of the pull to the old bias, which keeps the bias of a class without an image finite."""
 
 STEPS = 300
 """Limit on the steps of L-BFGS."""
 
+TOLERANCE = 1e-6
+"""A fit ends when a step lowers the loss by less, as a share of it."""
 
-@dataclass(frozen=True)
-class LinearHead:
+
+class HeadFits:
     """
-    A linear head.
+    Fits heads on the same features.
 
     Args:
-        weight (`numpy.ndarray`): float64, of shape `(num_labels, num_features)`.
-        bias (`numpy.ndarray`, *optional*): float64, of shape `(num_labels,)`. `None` for a layer without one.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray | None
-
-    def logits(self, features: np.ndarray) -> np.ndarray:
-        """Logits of features `(n, num_features)`: float32, of shape `(n, num_labels)`."""
-        parts = [self._logits(features[rows]).astype(np.float32) for rows in chunks(features, len(self.weight))]
-        return np.concatenate(parts)
-
-    def _logits(self, features: np.ndarray) -> np.ndarray:
-        logits = features.astype(np.float64) @ self.weight.T
-        return logits if self.bias is None else logits + self.bias
-
-    def scaled(self, factor: float) -> "LinearHead":
-        """The head whose logits are `factor` times these."""
-        return LinearHead(factor * self.weight, None if self.bias is None else factor * self.bias)
-
-
-def chunks(features: np.ndarray, num_labels: int) -> list[slice]:
-    """Slices of the images that fit into memory in float64."""
-    size = max(1, CHUNK_NUMBERS // max(features.shape[1], num_labels))
-    return [slice(start, start + size) for start in range(0, len(features), size)]
-
-
-def feature_scale(features: np.ndarray) -> float:
-    """The mean squared length of the features; 1 if all are zero."""
-    scale = float(np.mean(np.einsum("ij,ij->i", features, features, dtype=np.float64)))
-    return scale if scale > 0 else 1.0
-
-
-def value_and_gradient(
-    head: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss
-) -> tuple[float, LinearHead]:
-    """
-    The mean loss of a head, and its gradient with respect to weight and bias.
-
-    Args:
-        head ([`LinearHead`]): the head.
-        features (`numpy.ndarray`): of shape `(n, num_features)`.
-        labels (`numpy.ndarray`): int64, of shape `(n,)`.
-        loss ([`Loss`]): maps logits in float64 and labels to a sum.
-    """
-    value, weight, bias = 0.0, np.zeros_like(head.weight), np.zeros(len(head.weight))
-    for rows in chunks(features, len(head.weight)):
-        part = features[rows].astype(np.float64)
-        total, slope = _loss_and_slope(loss, head._logits(part), labels[rows])
-        value += total
-        weight += slope.T @ part
-        bias += slope.sum(0)
-    count = len(features)
-    return value / count, LinearHead(weight / count, None if head.bias is None else bias / count)
-
-
-def _loss_and_slope(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """The sum of the loss over some images, and its gradient with respect to their logits."""
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = torch.from_numpy(logits).requires_grad_()
-        total = loss(leaf, torch.from_numpy(labels))
-        [slope] = torch.autograd.grad(total, leaf)
-    return float(total.detach()), slope.numpy()
-
-
-def fit_head(
-    start: LinearHead,
-    features: np.ndarray,
-    labels: np.ndarray,
-    loss: Loss,
-    pull: float,
-    first_guess: LinearHead | None = None,
-) -> LinearHead:
-    """
-    Fits weight and bias.
-
-    Args:
-        start ([`LinearHead`]): the head that the fit is pulled to.
-        features (`numpy.ndarray`): of shape `(n, num_features)`.
+        start ([`LinearHead`]): the head that fits are pulled to.
+        features (`numpy.ndarray`): float32, of shape `(n, num_features)`.
         labels (`numpy.ndarray`): int64, of shape `(n,)`.
         loss ([`Loss`]): maps logits and labels to a sum.
-        pull (`float`): strength of the pull of the weight, greater than 0, in units of the features' scale.
-        first_guess ([`LinearHead`], *optional*): where the search begins. Defaults to `start`.
+        coordinates ([`Coordinates`], *optional*): of the features.
+
+    Attributes:
+        centred (`torch.Tensor`): the features in these coordinates, float32, of shape `(n, num_features)`.
+        given (`torch.Tensor`): logits of `start`, float32, of shape `(n, num_labels)`.
+        classes (`numpy.ndarray`): the classes that have an image, int64.
     """
-    origin, size, scale = _flat(start), start.weight.size, feature_scale(features)
-    strength = np.full(len(origin), BIAS_PULL)
-    strength[:size] = pull * scale
-    # In these units, weight and bias have curvatures of one order, which L-BFGS needs.
-    unit = np.ones(len(origin))
-    unit[:size] = (scale * (1 + pull)) ** -0.5
 
-    def objective(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-        away = unit * numbers
-        value, gradient = value_and_gradient(_head(origin + away, start), features, labels, loss)
-        return value + float(away @ (strength * away)) / 2, unit * (_flat(gradient) + strength * away)
+    def __init__(
+        self,
+        start: LinearHead,
+        features: np.ndarray,
+        labels: np.ndarray,
+        loss: Loss,
+        coordinates: Coordinates | None = None,
+    ):
+        self.start = start
+        self.labels = torch.from_numpy(labels)
+        self.loss = loss
+        self.coordinates = coordinates or Coordinates(features)
+        self.centred = self.coordinates.of(features)
+        self.given = torch.from_numpy(start.logits(features))
+        self.classes = np.unique(labels)
+        # What a weight along each axis adds to the bias, which is fitted for centred features.
+        self.offsets = self.coordinates.mean @ self.coordinates.axes
 
-    first = (_flat(first_guess or start) - origin) / unit
-    return _head(origin + unit * _minimised(objective, first), start)
+    @property
+    def num_labels(self) -> int:
+        return len(self.start.weight)
 
+    def temperature(self) -> LinearHead:
+        """The head times the factor, between 1/20 and 20, at which the logits have the least loss."""
 
-def fit_bias(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss) -> LinearHead:
-    """Fits the bias alone: the class prior. Takes the arguments of [`fit_head`]; the head must have a bias."""
-    assert start.bias is not None
-    given, origin = start.logits(features), start.bias
+        def objective(log_factor: np.ndarray) -> tuple[float, np.ndarray]:
+            factor, value, gradient = float(np.exp(log_factor[0])), 0.0, 0.0
+            for rows in chunks(*self.given.shape):
+                part = self.given[rows]
+                total, slope = self._loss_and_slope(factor * part, rows)
+                value += total
+                gradient += float((slope * part).sum(dtype=torch.float64))
+            return value / len(self.labels), np.array([factor * gradient / len(self.labels)])
 
-    def objective(bias: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = 0.0, np.zeros_like(origin)
-        for rows in chunks(features, len(origin)):
-            total, slope = _loss_and_slope(loss, given[rows].astype(np.float64) + (bias - origin), labels[rows])
+        limit = float(np.log(20))
+        found = minimize(objective, np.zeros(1), jac=True, method="L-BFGS-B", bounds=[(-limit, limit)])
+        return self.start.scaled(float(np.exp(found.x[0])))
+
+    def class_prior(self) -> LinearHead:
+        """The head with the bias fitted alone. It must have one."""
+        assert self.start.bias is not None
+        count = len(self.labels)
+
+        def objective(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+            away = unit * numbers
+            value, gradient = 0.0, np.zeros_like(away)
+            for rows in chunks(*self.given.shape):
+                total, slope = self._loss_and_slope(self.given[rows] + torch.from_numpy(away).float(), rows)
+                value += total
+                gradient += slope.sum(0, dtype=torch.float64).numpy()
+            value = value / count + BIAS_PULL / 2 * float(away @ away)
+            return value, unit * (gradient / count + BIAS_PULL * away)
+
+        shares, target = self._shares()
+        # Where the shares of cross-entropy would be right at once if images were alike.
+        first = np.log(np.maximum(target, 1e-6)) - np.log(np.maximum(shares, 1e-6))
+        unit = np.maximum(target, 1e-5) ** -0.5
+        return LinearHead(self.start.weight, self.start.bias + unit * minimised(objective, first / unit))
+
+    def _shares(self) -> tuple[np.ndarray, np.ndarray]:
+        """The shares of the classes in the predictions of the first head, and in the labels."""
+        shares = torch.zeros(self.num_labels, dtype=torch.float64)
+        for rows in chunks(*self.given.shape):
+            shares += self.given[rows].softmax(-1).sum(0, dtype=torch.float64)
+        count = len(self.labels)
+        return shares.numpy() / count, torch.bincount(self.labels, minlength=self.num_labels).numpy() / count
+
+    def head(self, pull: float, first_guess: LinearHead | None = None) -> LinearHead:
+        """
+        The fitted head.
+
+        Args:
+            pull (`float`): strength of the pull of the weight, greater than 0, in units of the features' scale.
+            first_guess ([`LinearHead`], *optional*): where the search begins. Defaults to `start`. It has the weights of `start`
+                for classes without an image.
+        """
+        first = self.numbers(first_guess or self.start)
+        unit, objective = self._units(first, pull * self.coordinates.scale), self.objective(pull)
+
+        def scaled(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = objective(unit * numbers)
+            return value, unit * gradient
+
+        return self.of_numbers(unit * minimised(scaled, first / unit))
+
+    # ---- A head as numbers: its difference from the first one, for centred features along their axes ------------------
+
+    def objective(self, pull: float) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+        """What [`HeadFits.head`] minimises, of a head that is given as numbers: its value and gradient."""
+        size, strength = len(self.classes) * len(self.offsets), pull * self.coordinates.scale
+
+        def objective(away: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = self.value_and_gradient(away)
+            weight, shift = away[:size], self._bias_of(away)
+            value += (strength * float(weight @ weight) + BIAS_PULL * float(shift @ shift)) / 2
+            gradient[:size] += strength * weight
+            if self.start.bias is not None:
+                gradient[size:] += BIAS_PULL * shift
+                gradient[:size] -= BIAS_PULL * np.outer(shift[self.classes], self.offsets).ravel()
+            return value, gradient
+
+        return objective
+
+    def value_and_gradient(self, away: np.ndarray) -> tuple[float, np.ndarray]:
+        """The mean loss of a head that is given as numbers, and its gradient."""
+        classes, count = self.classes, len(self.labels)
+        weight, shift = self.split(away)
+        value, by_weight = 0.0, torch.zeros(weight.shape, dtype=torch.float64)
+        by_shift = torch.zeros(self.num_labels, dtype=torch.float64)
+        for rows in chunks(count, max(self.num_labels, weight.shape[1])):
+            total, slope = self._loss_and_slope(self.logits(weight, shift, rows), rows)
             value += total
-            gradient += slope.sum(0)
-        away, count = bias - origin, len(features)
-        return value / count + BIAS_PULL / 2 * float(away @ away), gradient / count + BIAS_PULL * away
+            by_weight += slope[:, classes].T @ self.centred[rows]
+            by_shift += slope.sum(0, dtype=torch.float64)
+        gradient = by_weight.numpy().ravel()
+        if self.start.bias is None:
+            # The mean of the features moves logits too.
+            gradient = gradient + np.outer(by_shift.numpy()[classes], self.offsets).ravel()
+            return value / count, gradient / count
+        return value / count, np.concatenate([gradient, by_shift.numpy()]) / count
 
-    return LinearHead(start.weight, _minimised(objective, origin))
+    def split(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights along the axes, of the classes with images, and what is added to the logits of centred features."""
+        size = len(self.classes) * len(self.offsets)
+        weight = numbers[:size].reshape(len(self.classes), -1)
+        if self.start.bias is not None:
+            return weight, numbers[size:]
+        shift = np.zeros(self.num_labels)
+        shift[self.classes] = weight @ self.offsets
+        return weight, shift
+
+    def _bias_of(self, numbers: np.ndarray) -> np.ndarray:
+        """How far the bias is from the old one."""
+        weight, shift = self.split(numbers)
+        bias = shift.copy()
+        bias[self.classes] -= weight @ self.offsets
+        return bias
+
+    def numbers(self, head: LinearHead) -> np.ndarray:
+        weight = (head.weight - self.start.weight)[self.classes] @ self.coordinates.axes
+        if head.bias is None or self.start.bias is None:
+            return weight.ravel()
+        shift = head.bias - self.start.bias
+        shift[self.classes] += weight @ self.offsets
+        return np.concatenate([weight.ravel(), shift])
+
+    def of_numbers(self, numbers: np.ndarray) -> LinearHead:
+        """The head that numbers stand for."""
+        change = self.change(numbers)
+        bias = None if self.start.bias is None or change.bias is None else self.start.bias + change.bias
+        return LinearHead(self.start.weight + change.weight, bias)
+
+    def change(self, numbers: np.ndarray) -> LinearHead:
+        """What numbers add to a head."""
+        weight = np.zeros_like(self.start.weight)
+        weight[self.classes] = self.split(numbers)[0] @ self.coordinates.axes.T
+        return LinearHead(weight, None if self.start.bias is None else self._bias_of(numbers))
+
+    def _loss_and_slope(self, logits: torch.Tensor, rows: slice) -> tuple[float, torch.Tensor]:
+        """The sum of the loss over some images, and its gradient with respect to their logits, in float32."""
+        if isinstance(self.loss, CrossEntropy) and self.loss.plain:
+            return self.loss.value_and_slope(logits, self.labels[rows])
+        total, slope = loss_and_slope(self.loss, logits.double(), self.labels[rows])
+        return total, slope.float()
+
+    def logits(self, weight: np.ndarray, shift: np.ndarray, rows: slice) -> torch.Tensor:
+        """Logits of some images, float32, for a head that [`HeadFits.split`] gives."""
+        logits = self.given[rows] + torch.from_numpy(shift).float()
+        change = self.centred[rows] @ torch.from_numpy(weight).float().T
+        if len(self.classes) == self.num_labels:
+            return logits.add_(change)
+        return logits.index_add_(1, torch.from_numpy(self.classes), change)
+
+    def spread(self, away: np.ndarray) -> np.ndarray:
+        """The mean of p (1 - p) for each class: the curvature of cross-entropy in its logit. Of shape `(num_labels,)`."""
+        weight, shift = self.split(away)
+        spread = torch.zeros(self.num_labels, dtype=torch.float64)
+        for rows in chunks(len(self.labels), max(self.num_labels, weight.shape[1])):
+            chances = self.logits(weight, shift, rows).softmax(-1)
+            spread += (chances - chances * chances).sum(0, dtype=torch.float64)
+        return np.maximum(spread.numpy() / len(self.labels), 1e-6)
+
+    def _units(self, away: np.ndarray, strength: float) -> np.ndarray:
+        """One over the square root of the curvature of cross-entropy in each number, as far as it is that of an average image."""
+        spread = self.spread(away)
+        second = self.coordinates.variances + (self.offsets**2 if self.start.bias is None else 0.0)
+        units = (np.outer(spread[self.classes], second) + strength) ** -0.5
+        if self.start.bias is None:
+            return units.ravel()
+        return np.concatenate([units.ravel(), (spread + BIAS_PULL) ** -0.5])
 
 
-def fit_temperature(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss) -> float:
-    """The factor, between 1/20 and 20, by which the logits have the least loss. Takes the arguments of [`fit_head`]."""
-    given = start.logits(features)
-
-    def objective(log_factor: np.ndarray) -> tuple[float, np.ndarray]:
-        factor, value, gradient = float(np.exp(log_factor[0])), 0.0, 0.0
-        for rows in chunks(features, given.shape[1]):
-            part = given[rows].astype(np.float64)
-            total, slope = _loss_and_slope(loss, factor * part, labels[rows])
-            value += total
-            gradient += float((slope * part).sum())
-        return value / len(features), np.array([factor * gradient / len(features)])
-
-    limit = float(np.log(20))
-    found = minimize(objective, np.zeros(1), jac=True, method="L-BFGS-B", bounds=[(-limit, limit)])
-    return float(np.exp(found.x[0]))
+def fit_head(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss, pull: float) -> LinearHead:
+    """One fit of the head; takes the arguments of [`HeadFits`] and [`HeadFits.head`]."""
+    return HeadFits(start, features, labels, loss).head(pull)
 
 
-def _minimised(objective, first: np.ndarray) -> np.ndarray:
-    options = {"maxiter": STEPS, "maxcor": HISTORY, "ftol": 1e-7, "gtol": 1e-6}
+def loss_and_slope(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """The sum of the loss over some images, and its gradient with respect to their logits."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = logits.clone().requires_grad_()
+        total = loss(leaf, labels.clone())
+        [slope] = torch.autograd.grad(total, leaf)
+    return float(total.detach()), slope
+
+
+def minimised(objective, first: np.ndarray) -> np.ndarray:
+    """Where L-BFGS ends that begins at `first`. The objective gives a value and its gradient."""
+    options = {"maxiter": STEPS, "maxcor": HISTORY, "ftol": TOLERANCE, "gtol": 1e-7}
     return minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x
-
-
-def _flat(head: LinearHead) -> np.ndarray:
-    return head.weight.ravel() if head.bias is None else np.concatenate([head.weight.ravel(), head.bias])
-
-
-def _head(numbers: np.ndarray, like: LinearHead) -> LinearHead:
-    size = like.weight.size
-    return LinearHead(numbers[:size].reshape(like.weight.shape), None if like.bias is None else numbers[size:])
