@@ -10,13 +10,16 @@ from transformers.utils import logging
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..metrics.classification import ComputeMetrics
+from ..models.tasks import CLASSIFIER
 from ..search.fitness import Fitness, MeasuredFitness
 from ..search.pareto.objectives import Objectives
-from ..tasks.protocol import Task
+from ..tasks.protocol import Task, title_of
 from ..tasks.registry import find_task, is_classification
 from .evaluation_metrics import metrics_of, objectives_of
 
 logger = logging.get_logger(__name__)
+
+_SINGLE = " with one label an image"
 
 
 def task_of_run(args: EvolutionArguments, model: PreTrainedModel | Any) -> Task:
@@ -60,10 +63,10 @@ def scoring_of(
     senseless = [name for name, there in given.items() if there]
     if senseless:
         raise SMDError(
-            f"{' and '.join(senseless)} {'is' if len(senseless) == 1 else 'are'} for image classification, and the task is "
-            f"{task.kind.pipeline_tag}. Leave {'it' if len(senseless) == 1 else 'them'} out."
+            f"{' and '.join(senseless)} {'is' if len(senseless) == 1 else 'are'} for image classification{_SINGLE if task.kind is CLASSIFIER else ''}, and the "
+            f"task is {title_of(task)}. Leave {'it' if len(senseless) == 1 else 'them'} out."
         )
     if args.warm_start:
-        logger.warning(f"warm_start is for image classification: there is none for {task.kind.pipeline_tag}.")
+        logger.warning(f"warm_start is for image classification: there is none for {title_of(task)}.")
         args.warm_start = False
     return MeasuredFitness(args.fitness, task), None, None  # pyright: ignore[reportArgumentType]
