@@ -16,6 +16,13 @@ class ImageArguments:
     label_column_name: str | None = field(
         default=None, metadata={"help": "The column of labels. By default it is found by its type or name."}
     )
+    label_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "For multi-label classification: columns of 0 and 1, one a label. By default, label_column_name holds a list of "
+            "labels for each image: names or numbers."
+        },
+    )
     on_bad_images: OnBadImages = field(
         default="raise",
         metadata={

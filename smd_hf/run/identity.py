@@ -50,7 +50,7 @@ NO_EFFECT = (
     ),
     *("max_hours", "max_forward_passes", "push_ensemble", "push_children"),
     # What these lead to is part of the identity: the parent, and the data.
-    *("model_init_kwargs", "head_init", "image_column_name", "label_column_name"),
+    *("model_init_kwargs", "head_init", "image_column_name", "label_column_name", "label_columns"),
     "num_generations",
     *RENAMED,
 )

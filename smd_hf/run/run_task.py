@@ -10,14 +10,17 @@ from transformers.utils import logging
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..metrics.classification import ComputeMetrics
+from ..models.tasks import CLASSIFIER
 from ..remote_code.configuration_smd_ensemble import AUTO_MODELS
 from ..search.fitness import Fitness, MeasuredFitness
 from ..search.pareto.objectives import Objectives
-from ..tasks.protocol import Task
+from ..tasks.protocol import Task, title_of
 from ..tasks.registry import find_task, is_classification
 from .evaluation_metrics import metrics_of, objectives_of
 
 logger = logging.get_logger(__name__)
+
+_SINGLE = " with one label an image"
 
 
 def task_of_run(args: EvolutionArguments, model: PreTrainedModel | Any) -> Task:
@@ -55,24 +58,25 @@ def scoring_of(
         "class_weights": args.class_weights is not None,
         "cost_matrix": args.cost_matrix is not None,
         "loss": args.was_chosen("loss"),
-        "ensemble_size": bool(args.ensemble_size) and task.kind.pipeline_tag not in AUTO_MODELS,
+        "ensemble_size": bool(args.ensemble_size)
+        and (task.kind is CLASSIFIER or task.kind.pipeline_tag not in AUTO_MODELS),
         "save_children": bool(args.save_children),
     }
     senseless = [name for name, there in given.items() if there]
     if senseless:
         raise SMDError(
-            f"{' and '.join(senseless)} {'is' if len(senseless) == 1 else 'are'} for image classification, and the task is "
-            f"{task.kind.pipeline_tag}. Leave {'it' if len(senseless) == 1 else 'them'} out."
+            f"{' and '.join(senseless)} {'is' if len(senseless) == 1 else 'are'} for image classification{_SINGLE if task.kind is CLASSIFIER else ''}, and the "
+            f"task is {title_of(task)}. Leave {'it' if len(senseless) == 1 else 'them'} out."
         )
     if args.ensemble_size and args.ensemble_selection == "greedy":
         if args.was_chosen("ensemble_selection"):
             raise SMDError(
-                f"ensemble_selection='greedy' needs the predictions of all children, which are too large for {task.kind.words}. Choose "
+                f"ensemble_selection='greedy' needs the predictions of all children, which are too large for {title_of(task)}. Choose "
                 "'top_k', the fittest children, or 'all'."
             )
         args.ensemble_selection = "top_k"
     for name in ("warm_start", "solve_head"):
         if getattr(args, name):
-            logger.warning(f"{name} fits the head of a classifier, and has no effect on {task.kind.words}.")
+            logger.warning(f"{name} fits the head of a classifier, and has no effect on {title_of(task)}.")
             setattr(args, name, False)
     return MeasuredFitness(args.fitness, task), None, None  # pyright: ignore[reportArgumentType]

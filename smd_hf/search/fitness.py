@@ -14,7 +14,7 @@ from ..metrics.ood import OOD_METRICS, auroc
 from ..metrics.resampling import values
 from ..metrics.sklearn_metrics import sklearn_scorers
 from ..scoring.scores import Score
-from ..tasks.protocol import MeasuredTask, metric_named
+from ..tasks.protocol import MeasuredTask, metric_named, title_of
 from .mutation import Child
 
 LOWER_IS_BETTER_ENDINGS = ("nll", "loss", "error", "perplexity", "distance", "cost", "mse", "mae", "brier_score")
@@ -134,7 +134,7 @@ class MeasuredFitness(Fitness):
         if metric is None:
             there = [each.key for each in task.metrics]
             raise SMDError(
-                f"fitness='{name}' is no metric of {task.kind.pipeline_tag}. Choose one of {', '.join(there)}.{did_you_mean(name, there)}"
+                f"fitness='{name}' is no metric of {title_of(task)}. Choose one of {', '.join(there)}.{did_you_mean(name, there)}"
             )
         self.task = task
         self.name = metric.key

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.preparation import PreparedData, check_problem_type, prepare_data
+from ..errors import SMDError
 from ..metrics.classification import check_scorers
 from ..metrics.resampling import Metric
 from ..models.tasks import CLASSIFIER
@@ -25,7 +26,12 @@ class ImageClassification(ReadsClasses):
     )
 
     def configure(self, model: Any, args: EvolutionArguments) -> None:
-        pass
+        if getattr(args, "label_columns", None):
+            raise SMDError(
+                "label_columns is for multi-label classification, and the model has one label an image (config.problem_type is "
+                f"{getattr(model.config, 'problem_type', None)!r}). Name the one column of labels with label_column_name, or choose a model "
+                "whose config.problem_type is 'multi_label_classification'."
+            )
 
     def prepare(
         self,

@@ -73,6 +73,11 @@ class MeasuredTask(Task, Protocol):
         ...
 
 
+def title_of(task: Task) -> str:
+    """What a task is called in messages: its name on the Hub, unless it has another title."""
+    return getattr(task, "title", task.kind.pipeline_tag)
+
+
 def metric_named(metrics: Sequence[Metric], name: str) -> Metric | None:
     """The metric with this name; `nll` is the loss of any task."""
     name = name.removeprefix("eval_")

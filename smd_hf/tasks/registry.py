@@ -1,6 +1,7 @@
 """Which task a run serves: as the user says, else as the checkpoint says."""
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -8,8 +9,9 @@ from transformers import PreTrainedModel
 from ..arguments.choices import TaskName, names
 from ..errors import SMDError
 from ..models.load import read_config
-from ..models.tasks import KINDS, kind_of, task_of
+from ..models.tasks import CLASSIFIER, KINDS, kind_of, task_of
 from .classification import ImageClassification
+from .multi_label import MultiLabelClassification, is_multi_label
 from .protocol import Task
 from .segmentation import SemanticSegmentation
 
@@ -28,17 +30,16 @@ def find_task(name: str | None, model: PreTrainedModel | str | os.PathLike, load
         model ([`~transformers.PreTrainedModel`], `str` or `os.PathLike`): the parent, or its name.
         loading (`dict`): how a model is loaded that is given by name.
     """
-    if name is not None:
-        return TASKS[name]()
+    config: Any = {}
     if isinstance(model, PreTrainedModel):
-        words = task_of(type(model).__name__)
-        tag = next((tag for tag, kind in KINDS.items() if kind.words == words), ImageClassification.kind.pipeline_tag)
-        return TASKS[tag]()
-    try:
-        config = read_config(str(model), {key: loading.get(key) for key in ("revision", "token", "cache_dir")})
-    except SMDError:  # loading the model says more, and a delta has no configuration
-        return ImageClassification()
-    return TASKS[kind_of(config).pipeline_tag]()
+        words, config = task_of(type(model).__name__), model.config
+        found = next((tag for tag, kind in KINDS.items() if kind.words == words), CLASSIFIER.pipeline_tag)
+    else:
+        with suppress(SMDError):  # loading the model says more, and a delta has no configuration
+            config = read_config(str(model), {key: loading.get(key) for key in ("revision", "token", "cache_dir")})
+        found = kind_of(config).pipeline_tag
+    task = TASKS[name or found]
+    return MultiLabelClassification() if task is ImageClassification and is_multi_label(config) else task()
 
 
 def is_classification(task: Task) -> bool:

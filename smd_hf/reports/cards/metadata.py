@@ -108,7 +108,7 @@ def card_metadata(
         (each.key, each.hub_name or each.key, each.name if each.factor == 100 else each.label)
         for each in metrics_of_report(report)
     ]
-    shown = _METRICS if task is CLASSIFIER else [each for each in shown if each[0] in (scores or {})]
+    shown = _METRICS if "metrics" not in report else [each for each in shown if each[0] in (scores or {})]
     results = None if scores is None else _results(scores, data, used, task, shown)
     return ModelCardData(
         license=inherited.get("license"),

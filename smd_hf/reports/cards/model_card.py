@@ -243,7 +243,7 @@ def _subject(kind: str, report: Mapping[str, Any], deltas: list[str]) -> dict[st
 
 def _shown(report: Mapping[str, Any]) -> list[tuple[str, str, str, str, bool]]:
     """The rows of tables with a report's metrics, as in `_ROWS`."""
-    if report["task"] == CLASSIFIER.pipeline_tag:
+    if "metrics" not in report:
         return list(_ROWS)
     styles = {True: ("percent", "points"), False: ("nats", "nats_change")}
     return [
