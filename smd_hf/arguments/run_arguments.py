@@ -23,6 +23,20 @@ class ImageArguments:
             "labels for each image: names or numbers."
         },
     )
+    candidate_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "For zero-shot-image-classification: the labels to choose from, as texts. By default those of the run that made the "
+            "model, else the names of the data set's labels."
+        },
+    )
+    hypothesis_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "For zero-shot-image-classification: the text that is made of a label, with {} in its place. By default 'This is a "
+            "photo of {}.', as in transformers' pipeline."
+        },
+    )
     on_bad_images: OnBadImages = field(
         default="raise",
         metadata={

@@ -28,10 +28,12 @@ from ..metrics.absent_classes import classes_at_hand, compare_restricted, predic
 from ..metrics.statistics import Scores, compare
 from ..models.inputs import input_names
 from ..models.load import num_channels
+from ..models.tasks import check_kind
 from ..reports.gain_report import format_comparison
 from ..scoring.bars import ScoringBar
 from ..scoring.evaluator import Evaluator
 from ..tasks.registry import find_task, is_classification
+from ..tasks.zero_shot import ZeroShotImageClassification
 from .evaluate_task import evaluate_task
 from .parsing import CommandParser, hub_token, required
 from .terminal import quiet_libraries
@@ -55,6 +57,24 @@ class EvaluationArguments:
         default=None,
         metadata={
             "help": "For image-segmentation: 0 in a mask is the background and no class. By default the image processor decides."
+        },
+    )
+    label_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "For multi-label classification: columns of 0 and 1, one a label."},
+    )
+    candidate_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "For zero-shot-image-classification: the labels to choose from, as texts. By default those of the run that made the "
+            "model, else the names of the data set's labels."
+        },
+    )
+    hypothesis_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "For zero-shot-image-classification: the text that is made of a label, with {} in its place. By default 'This is a "
+            "photo of {}.'"
         },
     )
     image_column_name: str | None = field(
@@ -129,7 +149,7 @@ def run(argv: Sequence[str]) -> int:
         # The revision belongs to the first model, not to another repository.
         loading = [model_args.loading(), {**model_args.loading(), "revision": None}]
         scored = [
-            logits_in_data_order(name, images, (image_column, label_column), args, kwargs)
+            logits_in_data_order(name, images, (image_column, label_column), args, kwargs, task)
             for name, kwargs in zip(models, loading)
         ]
     logits, (labels, *others) = [each for each, _ in scored], [each for _, each in scored]
@@ -160,7 +180,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def logits_in_data_order(
-    name: str, images: Dataset, columns: tuple[str, str], args: EvaluationArguments, loading: dict
+    name: str, images: Dataset, columns: tuple[str, str], args: EvaluationArguments, loading: dict, task: Any = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     A model's logits, float32, of shape `(images, classes)`, with columns in the order of the data set's labels,
@@ -169,6 +189,9 @@ def logits_in_data_order(
     """
     image_column, label_column = columns
     model, processor = load_with_processor(name, **loading)
+    if isinstance(task, ZeroShotImageClassification):
+        check_kind(model, task.kind)
+        processor = task.compare(model, args, processor, images)
     names, observed = label_names(images, label_column), label_values(images, label_column)
     try:
         alignment = align_labels(

@@ -67,6 +67,7 @@ class PixelCodec:
 
 def codec_for(processor: Any) -> PixelCodec | None:
     """The codec of an image processor of transformers, or of timm's wrapper; `None` where it has no known normalisation."""
+    processor = getattr(processor, "image_processor", processor)
     config = getattr(processor, "data_config", None)
     if config is not None:
         return PixelCodec(config["mean"], config["std"], 1 / 255)

@@ -26,6 +26,10 @@ from ..run.state import STATE_NAME
 
 CONFIG_NAME = "config.json"
 PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_NAMES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
 TRAINER_STATE_NAME = "trainer_state.json"
 
 
@@ -60,7 +64,7 @@ def delta_folders(folder: Path) -> list[Path]:
 
 def model_files(folder: Path) -> list[str]:
     """The names of a model's or an ensemble's files: configuration, safetensors, image processor and Python files."""
-    names = [CONFIG_NAME, *(name for name in PROCESSOR_NAMES if (folder / name).is_file())]
+    names = [CONFIG_NAME, *(name for name in (*PROCESSOR_NAMES, *TOKENIZER_NAMES) if (folder / name).is_file())]
     # As in transformers: shards next to a whole file are left from an earlier save.
     if (folder / SAFETENSORS_SINGLE_FILE).is_file():
         names.append(SAFETENSORS_SINGLE_FILE)

@@ -73,7 +73,7 @@ def noise_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     (SigLIP 2); otherwise `pixel_values` of shape `(1, channels, height, width)`.
     """
     generator = torch.Generator().manual_seed(0)
-    if model.main_input_name == "input_ids":
+    if model.main_input_name == "input_ids" and "pixel_values" not in (input_names(model) or ()):
         config = model.config
         return {"input_ids": torch.randint(config.vocab_size, (1, config.n_positions), generator=generator)}
     if "spatial_shapes" in (input_names(model) or ()):
@@ -96,6 +96,7 @@ def _image_size(model: PreTrainedModel) -> tuple[int, int]:
         )
         size = (model.config.model_args or {}).get("img_size", (height, width))
     else:
-        size = getattr(model.config, "image_size", DEFAULT_IMAGE_SIZE)
+        config = getattr(model.config, "vision_config", model.config)
+        size = getattr(model.config, "image_size", getattr(config, "image_size", DEFAULT_IMAGE_SIZE))
     height, width = (size, size) if isinstance(size, int) else size
     return height, width

@@ -17,6 +17,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
+    AutoTokenizer,
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
@@ -40,6 +41,7 @@ from .adapters import check_no_adapter_file
 from .head_classes import name_classes
 from .loading_errors import explain_loading_error
 from .tasks import CLASSIFIER, PRETRAINING, Kind, check_task, checkpoint_tasks, foreign_weights, kind_of, remedy
+from .two_towers import ImageTextProcessor, has_two_towers
 
 logger = logging.get_logger(__name__)
 
@@ -60,7 +62,8 @@ def num_channels(model: PreTrainedModel) -> int:
     """Number of channels of the images that the model takes; 3 unless its configuration says otherwise."""
     if is_timm_model(model):
         return (model.config.model_args or {}).get("in_chans", 3)
-    return getattr(model.config, "num_channels", 3)
+    config = model.config
+    return getattr(config, "num_channels", getattr(getattr(config, "vision_config", None), "num_channels", 3))
 
 
 def load_model(
@@ -170,7 +173,7 @@ def load_image_processor(
     cache_dir: str | os.PathLike | None = None,
 ) -> BaseImageProcessor:
     """
-    Load the image processor of a checkpoint.
+    Load the image processor of a checkpoint; with the tokenizer, for a model that compares images with texts.
 
     Args:
         name_or_path (`str` or `os.PathLike`): a model id on the Hub or a folder.
@@ -190,7 +193,12 @@ def load_image_processor(
         return TimmWrapperImageProcessor(pretrained_cfg=pretrained_cfg, architecture=model.config.architecture)
     source = {"revision": revision, "token": token, "cache_dir": cache_dir}
     with _plain_errors(name, source, "image processor"), _quiet():
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
+        images = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
+    if not has_two_towers(model):
+        return images
+    with _plain_errors(name, source, "tokenizer"), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
+    return ImageTextProcessor(images, tokenizer)  # pyright: ignore[reportReturnType]
 
 
 def _expand(name_or_path: str | os.PathLike) -> str:

@@ -77,6 +77,14 @@ KINDS = {
             "a",
             "model for semantic segmentation",
         ),
+        Kind(
+            "zero-shot-image-classification",
+            ZERO_SHOT,
+            "AutoModelForZeroShotImageClassification",
+            "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING",
+            "a",
+            "model for zero-shot image classification",
+        ),
     )
 }
 """By the task's name on the Hub."""

@@ -13,12 +13,14 @@ from ..data.images import to_image
 from ..messages import one_line
 from ..metrics.statistics import reliability
 from ..models.load import num_channels
+from ..models.tasks import CLASSIFIER
 from ..run.state import RunState
 from ..scoring.evaluator import Evaluator, Variant
 from ..scoring.scores import Score
 from ..search.evolution import Evolution
 from ..search.mutation import zero_share
 from ..tasks.registry import is_classification
+from ..tasks.zero_shot import ZeroShotImageClassification
 from .cards.metadata import is_hub_id
 from .cards.model_card import card_entries, classify_example, save_example, write_card
 from .front import write_front
@@ -85,6 +87,12 @@ def run_report(
             found["ensemble_members"] = {"size": len(artifacts.members), "members": artifacts.members, **names}
         return whole_report({key: entry for key, entry in found.items() if entry is not None}, **about) | cards
     ensemble_logits, extra = None, {} if result.stopped is None else {"stopped": result.stopped}
+    if isinstance(result.task, ZeroShotImageClassification):
+        labels = [evolution.model.config.id2label[place] for place in range(evolution.model.config.num_labels)]
+        extra |= {
+            "task": result.task.kind.pipeline_tag,
+            "zero_shot": {"candidate_labels": labels, "hypothesis_template": result.task.template},
+        }
     if artifacts.ensemble is not None:
         ensemble_logits, extra["ensemble_members"] = describe_ensemble(artifacts, test.batches, args)
     if artifacts.deltas:
@@ -189,7 +197,9 @@ def write_run_files(
             )
     if artifacts.deltas:
         kinds["delta"] = folder / "children"
-    has_example = result.processing_class is not None and is_classification(result.task)
+    has_example = (
+        result.processing_class is not None and result.task.kind is CLASSIFIER and is_classification(result.task)
+    )
     report["examples"] = _examples(result, test, evolution.model) if has_example else {}
     write_report(report, folder)
     for kind, place in kinds.items():
@@ -203,7 +213,7 @@ def write_run_files(
 def _plot(folder: Path, report: dict[str, Any], test: TestScores, run: RunState, fitness_label: str) -> None:
     plot_gain(report, folder / "gain.png")
     plot_fitness(run.fitness_history(), folder / "fitness.png", label=fitness_label)
-    if "task" not in report:
+    if "metrics" not in report:
         plot_reliability(
             reliability(test.parent, test.labels), reliability(test.evolved, test.labels), folder / "reliability.png"
         )

@@ -14,8 +14,11 @@ from .classification import ImageClassification
 from .multi_label import MultiLabelClassification, is_multi_label
 from .protocol import Task
 from .segmentation import SemanticSegmentation
+from .zero_shot import ZeroShotImageClassification
 
-TASKS: dict[str, type[Any]] = {task.kind.pipeline_tag: task for task in (ImageClassification, SemanticSegmentation)}
+TASKS: dict[str, type[Any]] = {
+    task.kind.pipeline_tag: task for task in (ImageClassification, SemanticSegmentation, ZeroShotImageClassification)
+}
 """By their names on the Hub."""
 
 assert set(TASKS) == set(names(TaskName)) == set(KINDS)

@@ -59,6 +59,7 @@ _OPTIONAL: dict[str, Any] = {
     "steps": None,
     "stopped": None,
     "task": CLASSIFIER.pipeline_tag,
+    "zero_shot": None,
 }
 # Arguments about files and access do not describe the model.
 _NOT_SHOWN = ("output_dir", "logging_dir", "run_name", *DERIVED)

@@ -1,0 +1,178 @@
+"""Zero-shot image classification: candidates, and runs from the command line to a pipeline."""
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from transformers import AutoModel, CLIPImageProcessor, ZeroShotImageClassificationPipeline, pipeline
+
+from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf.cli.main import main
+from smd_hf.tasks.zero_shot import DEFAULT_TEMPLATE, check_candidates
+
+from .two_towers import make, tokenizer
+
+NAMES = ["red", "green", "blue"]
+
+
+def make_rows(count, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = {"image": [], "label": []}
+    for place in range(count):
+        pixels = rng.integers(0, 60, (12, 12, 3))
+        pixels[..., place % 3] += 180
+        rows["image"].append(PILImage.fromarray(pixels.astype(np.uint8)))
+        rows["label"].append(place % 3)
+    return Dataset.from_dict(rows, features=Features({"image": Image(), "label": ClassLabel(names=NAMES)}))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    make().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_rows(18), make_rows(12, seed=1)
+
+
+def arguments(folder, **kwargs):
+    options = {"population_size": 4, "num_generations": 1, "recombination": "best"} | kwargs
+    return EvolutionArguments(
+        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=8, **options
+    )
+
+
+def evolve(checkpoint, folder, data, **kwargs):
+    trainer = EvolutionTrainer(
+        str(checkpoint), arguments(folder, **kwargs), train_dataset=data[0], eval_dataset=data[1]
+    )
+    trainer.train()
+    return trainer
+
+
+def test_the_template_is_that_of_the_pipeline():
+    parameters = inspect.signature(ZeroShotImageClassificationPipeline.preprocess).parameters
+    assert parameters["hypothesis_template"].default == DEFAULT_TEMPLATE
+
+
+@pytest.mark.parametrize("options", [{}, {"recombination": "gauss_newton"}], ids=["best", "newton"])
+def test_a_run_goes_from_the_trainer_to_a_pipeline(options, checkpoint, data, tmp_path):
+    trainer = evolve(checkpoint, tmp_path, data, hypothesis_template="a {} photo", **options)
+    report = json.loads((tmp_path / "gain_report.json").read_text())
+    assert report["task"] == "zero-shot-image-classification" and "mcnemar" in report["difference"]
+    assert report["zero_shot"] == {"candidate_labels": NAMES, "hypothesis_template": "a {} photo"}
+    assert trainer.evaluate()["eval_accuracy"] == pytest.approx(report["evolved"]["accuracy"])
+    card = (tmp_path / "README.md").read_text()
+    assert "pipeline_tag: zero-shot-image-classification" in card and "candidate_labels=labels" in card
+    before, after = (
+        AutoModel.from_pretrained(checkpoint).state_dict(),
+        AutoModel.from_pretrained(tmp_path).state_dict(),
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith("text_") for name in changed)
+    if options:
+        assert any(name.startswith("vision_model") for name in changed) and "visual_projection.weight" in changed
+    # In the pipeline, the evolved model gives the probabilities that were measured.
+    classify = pipeline("zero-shot-image-classification", str(tmp_path))
+    logits = trainer.predict(data[1]).predictions
+    for row in range(3):
+        found = classify(data[1][row]["image"], candidate_labels=NAMES, hypothesis_template="a {} photo")
+        scores = {each["label"]: each["score"] for each in found}
+        expected = torch.from_numpy(logits[row]).softmax(-1)
+        assert [scores[name] for name in NAMES] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_finished_run_is_resumed_to_the_same_bytes(checkpoint, data, tmp_path):
+    evolve(checkpoint, tmp_path / "whole", data, recombination="gauss_newton", num_generations=2)
+    evolve(checkpoint, tmp_path / "parts", data, recombination="gauss_newton")
+    args = arguments(tmp_path / "parts", recombination="gauss_newton", num_generations=2)
+    trainer = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
+    trainer.train(resume_from_checkpoint=True)
+    first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_other_candidates_are_another_run(checkpoint, data, tmp_path):
+    evolve(checkpoint, tmp_path, data)
+    args = arguments(tmp_path, num_generations=2, candidate_labels=["red", "green", "blue", "cat"])
+    trainer = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
+    with pytest.raises(SMDError, match="candidate_labels was null and is"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_labels_are_matched_to_candidates_by_name(checkpoint, data, tmp_path):
+    candidates = ["cat", "blue", "green", "red"]
+    args = arguments(tmp_path, candidate_labels=candidates)
+    trainer = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0])
+    assert trainer.data_collator([data[0][row] for row in range(3)])["labels"].tolist() == [3, 2, 1]
+    assert trainer.predict(data[1]).predictions.shape == (12, 4)
+
+
+def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, capsys):
+    for split, rows in zip(("train", "test"), data):
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    given = ["--validation_file", str(tmp_path / "test.parquet")]
+    run = ["--population_size", "4", "--num_generations", "1", "--recombination", "best", "--report_to", "none"]
+    named = ["--model_name_or_path", str(checkpoint), "--train_file", str(tmp_path / "train.parquet")]
+    out = str(tmp_path / "out")
+    candidates = ["--candidate_labels", "red", "green", "blue", "cat", "--hypothesis_template", "a {}"]
+    assert main(["evolve", *named, *given, *candidates, "--output_dir", out, *run, "--disable_tqdm"]) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy (%)" in printed and "AutoModelForZeroShotImageClassification.from_pretrained" in printed
+    compared = ["--model_name_or_path", out, "--against", str(checkpoint), *candidates]
+    assert main(["evaluate", *compared, *given]) == 0
+    report = json.loads((tmp_path / "out" / "gain_report.json").read_text())
+    printed = capsys.readouterr().out
+    assert "exact McNemar" in printed and f"{100 * report['evolved']['accuracy']:.2f}" in printed
+
+
+@pytest.mark.parametrize(
+    "labels, template, says",
+    [
+        (["cat"], "{}", "candidate_labels has 1 label; expected at least two"),
+        (["cat", "dog", "cat"], "{}", "candidate_labels names 'cat' twice"),
+        (["cat", " "], "{}", "candidate_labels holds ' '; expected texts that are not empty"),
+        (["cat", "dog"], "a photo", "hypothesis_template is 'a photo'; expected a text with {} where the label goes"),
+        (["cat", "dog"], "a {photo}", "hypothesis_template is 'a {photo}'"),
+    ],
+)
+def test_candidates_that_cannot_be_told_apart_are_refused(labels, template, says):
+    with pytest.raises(SMDError) as error:
+        check_candidates(labels, template)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"ensemble_size": 2}, "ensemble_size is for classifiers with a head, and the task is zero-shot"),
+        ({"label_columns": NAMES}, "label_columns is for multi-label classification"),
+        ({"candidate_labels": ["red", "green"]}, "1 of the data set's 3 labels are not among the model's 2 classes"),
+        ({"mutable_parameters": ["text_model.*"]}, "No mutable parameter is left"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, says, checkpoint, data, tmp_path):
+    with pytest.raises(SMDError) as error:
+        evolve(checkpoint, tmp_path, data, **options)
+    assert says in str(error.value)
+
+
+def test_numbers_without_names_need_candidates(checkpoint, data, tmp_path):
+    rows = data[0].cast_column("label", Value("int64"))
+    with pytest.raises(SMDError, match="no candidate_labels, and the data set's labels are numbers without names"):
+        EvolutionTrainer(str(checkpoint), arguments(tmp_path), train_dataset=rows)
+
+
+def test_a_model_in_memory_needs_a_tokenizer(data, tmp_path):
+    processor = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    with pytest.raises(SMDError, match="has no image_processor; a zero-shot model needs both"):
+        EvolutionTrainer(make(), arguments(tmp_path), train_dataset=data[0], processing_class=processor)
