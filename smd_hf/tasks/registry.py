@@ -10,10 +10,13 @@ from ..errors import SMDError
 from ..models.load import read_config
 from ..models.tasks import KINDS, kind_of, task_of
 from .classification import ImageClassification
+from .detection import ObjectDetection
 from .protocol import Task
 from .segmentation import SemanticSegmentation
 
-TASKS: dict[str, type[Any]] = {task.kind.pipeline_tag: task for task in (ImageClassification, SemanticSegmentation)}
+TASKS: dict[str, type[Any]] = {
+    task.kind.pipeline_tag: task for task in (ImageClassification, SemanticSegmentation, ObjectDetection)
+}
 """By their names on the Hub."""
 
 assert set(TASKS) == set(names(TaskName)) == set(KINDS)
