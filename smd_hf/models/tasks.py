@@ -85,6 +85,14 @@ KINDS = {
             "a",
             "model for zero-shot image classification",
         ),
+        Kind(
+            "object-detection",
+            "object detection",
+            "AutoModelForObjectDetection",
+            "MODEL_FOR_OBJECT_DETECTION_MAPPING",
+            "an",
+            "object detector",
+        ),
     )
 }
 """By the task's name on the Hub."""

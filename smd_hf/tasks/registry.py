@@ -11,13 +11,15 @@ from ..errors import SMDError
 from ..models.load import read_config
 from ..models.tasks import CLASSIFIER, KINDS, kind_of, task_of
 from .classification import ImageClassification
+from .detection import ObjectDetection
 from .multi_label import MultiLabelClassification, is_multi_label
 from .protocol import Task
 from .segmentation import SemanticSegmentation
 from .zero_shot import ZeroShotImageClassification
 
 TASKS: dict[str, type[Any]] = {
-    task.kind.pipeline_tag: task for task in (ImageClassification, SemanticSegmentation, ZeroShotImageClassification)
+    task.kind.pipeline_tag: task
+    for task in (ImageClassification, SemanticSegmentation, ObjectDetection, ZeroShotImageClassification)
 }
 """By their names on the Hub."""
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.hub.server import HubServer
+from tests.tasks import detector
+from tests.tasks import test_multi_label as multi_label
+from tests.tasks import test_zero_shot as zero_shot
 from tests.tasks.segmenter import make_rows, save_segmenter
 from tests.test_trainer import make_dataset
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images
@@ -40,6 +43,10 @@ def world(tmp_path_factory):
     (root / "street").mkdir()
     make_rows(12).to_parquet(root / "street" / "train.parquet")
     make_rows(8, seed=1).to_parquet(root / "street" / "test.parquet")
+    for name, module in (("tags", multi_label), ("colors", zero_shot), ("cells", detector)):
+        (root / name).mkdir()
+        for split, count, seed in (("train", 12, 0), ("test", 8, 1)):
+            module.make_rows(count, seed).to_parquet(root / name / f"{split}.parquet")
     data = root / "hub" / "data"
     data.mkdir(parents=True)
     shutil.copy(root / "train.parquet", data / "train-00000-of-00001.parquet")
@@ -48,6 +55,9 @@ def world(tmp_path_factory):
         hub.add_user("user", "hf_TokenOfTheUser")
         hub.add_repository(MODEL, save_tiny_checkpoint("timm_resnet", root / "hub-model"))
         hub.add_repository(SEGMENTER, save_segmenter(root / "hub-segmenter"))
+        hub.add_repository("user/tagger", multi_label.save_tiny(root / "hub-tagger"))
+        hub.add_repository("openai/clip-vit-base-patch32", zero_shot.save_two_towers(root / "hub-clip"))
+        hub.add_repository("hustvl/yolos-tiny", detector.save_detector(root / "hub-detector"))
         hub.add_repository("user/photos", root / "hub", repo_type="dataset")
         environment = hub.environment("hf_TokenOfTheUser", home=root / "home")
         yield root, environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -30,13 +30,16 @@ def make_rows(count, seed=0):
     return Dataset.from_dict(rows, features=Features({"image": Image(), "label": ClassLabel(names=NAMES)}))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
+def save_two_towers(folder):
     make().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_two_towers(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

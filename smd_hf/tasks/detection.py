@@ -1,0 +1,131 @@
+"""Object detection: boxes, each with a class and a score."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..data.batches import Batch
+from ..data.boxes import OBJECT_COLUMNS, BoxCollator, find_objects
+from ..data.preparation import PreparedData
+from ..data.rows import find_column, find_image_column
+from ..errors import SMDError
+from ..metrics.detection import DETECTIONS, METRICS, DetectionMeasure, kept_detections, object_counts
+from ..metrics.set_loss import SetLoss, corners
+from ..models.inputs import input_names
+from ..models.load import num_channels
+from ..models.tasks import KINDS
+from ..scoring.scores import Cell, Score
+from .common import check_rows
+from .protocol import Loss
+
+logger = logging.get_logger(__name__)
+
+WATCHED = 20
+"""The most confident queries of an image, by which sigma is calibrated."""
+SAME_BOX = 0.5
+"""A query has moved on if its boxes overlap less than this, as intersection over union."""
+
+
+class ObjectDetection:
+    """
+    Scores are mean average precision and the set loss that DETR is trained by.
+
+    Predictions are of shape `(batch, queries, columns + 4)`: logits, and boxes as shares of the image. Labels are of shape
+    `(batch, most, 5)`: see [`~smd_hf.data.boxes.BoxCollator`].
+    """
+
+    kind = KINDS["object-detection"]
+    metrics = METRICS
+    keeps_labels, keeps_predictions = False, True
+    set_loss = SetLoss(0)
+
+    def configure(self, model: Any, args: EvolutionArguments) -> None:
+        self.set_loss = SetLoss.of(model.config)
+        if args.recombination == "gauss_newton" and not args.was_chosen("recombination"):
+            args.recombination = "best"
+            logger.warning("Recombination is 'best': gauss_newton, the default, does not apply to object detection.")
+
+    def prepare(
+        self,
+        model: Any,
+        args: EvolutionArguments,
+        processing_class: Any,
+        train_dataset: Any,
+        eval_dataset: Any,
+        data_collator: Callable | None,
+        missing_head: Sequence[str] = (),
+        has_own_metrics: bool = False,
+    ) -> PreparedData:
+        splits = check_rows(train_dataset, eval_dataset, processing_class, self.kind)
+        if data_collator is not None:
+            return PreparedData(data_collator, None, None, eval_dataset, None)
+        reference = next(iter(splits.values()))
+        column = find_column(reference, "object", args.label_column_name, OBJECT_COLUMNS)
+        image = find_image_column(reference, args.image_column_name)
+        collator = BoxCollator(
+            processing_class,
+            image,
+            find_objects(reference, column, model.config.id2label),
+            channels=num_channels(model),
+            input_names=input_names(model),
+        )
+        return PreparedData(collator, image, None, eval_dataset, None, check_row=collator.problem)
+
+    # ---- Reading of outputs ------------------------------------------------------------------------------------------
+
+    def prediction(self, output: Any) -> torch.Tensor:
+        return torch.cat([output.logits, output.pred_boxes], dim=-1)
+
+    def width(self, model: Any) -> int:
+        return 3 * DETECTIONS
+
+    def cell(self, prediction: torch.Tensor, labels: torch.Tensor, keep: bool) -> Cell:
+        losses = self.set_loss(prediction, labels)
+        classes = self.set_loss.classes
+        sums = np.concatenate([losses[:, None], object_counts(labels, classes)], axis=1)
+        return Cell(
+            correct=None,
+            nll_sum=float(losses.sum()),
+            finite=bool(torch.isfinite(prediction).all()),
+            logits=kept_detections(prediction, labels, classes) if keep else None,
+            sums=sums,
+        )
+
+    def flipped(self, parent: torch.Tensor, child: torch.Tensor) -> torch.Tensor:
+        """Of the parent's most confident queries, the share whose class changes, or whose box moves away."""
+        chances = parent[..., :-4].softmax(-1) if self._has_no_object(parent) else parent[..., :-4]
+        best = chances[..., : self.set_loss.classes].amax(-1).topk(min(WATCHED, parent.shape[1]), dim=1).indices
+        index = best[..., None].expand(-1, -1, parent.shape[-1])
+        parent, child = parent.gather(1, index), child.gather(1, index)
+        renamed = parent[..., :-4].argmax(-1) != child[..., :-4].argmax(-1)
+        first, second = corners(parent[..., -4:]), corners(child[..., -4:])
+        sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+        common = sides.clamp_min(0).prod(-1)
+        areas = sum((each[..., 2:] - each[..., :2]).prod(-1) for each in (first, second))
+        return (renamed | (common < SAME_BOX * (areas - common))).double().mean(-1)
+
+    def _has_no_object(self, prediction: torch.Tensor) -> bool:
+        return prediction.shape[-1] - 4 == self.set_loss.classes + 1
+
+    def sampled(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return prediction
+
+    def sampled_labels(self, batch: Batch) -> torch.Tensor:
+        return batch.labels
+
+    # ---- Loss and metrics --------------------------------------------------------------------------------------------
+
+    def loss(self, args: EvolutionArguments) -> Loss:
+        raise SMDError(
+            "recombination='gauss_newton' takes a step by the slope and curvature of the loss in the outputs, and the loss of a detector "
+            "has none that holds over a step: which query answers for which object is decided anew whenever the outputs change, and mAP "
+            "depends on the order of scores alone. Choose recombination='best', 'top_k_mean' or 'greedy_soup', and leave out a preset "
+            "that takes gauss_newton."
+        )
+
+    def measured(self, score: Score) -> DetectionMeasure:
+        return DetectionMeasure(score.logits, score.sums)

@@ -1,0 +1,101 @@
+"""Object detection: runs from the command line to a pipeline, and what is refused before scoring."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import pipeline
+
+from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf.cli.main import main
+from smd_hf.models.load import load_image_processor, load_model
+from tests.tasks.detector import NAMES, make_rows, save_detector
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_detector(tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_rows(12), make_rows(8, seed=1)
+
+
+def make_trainer(checkpoint, folder, data, **kwargs):
+    options = {"population_size": 4, "num_generations": 1, "per_device_eval_batch_size": 4} | kwargs
+    args = EvolutionArguments(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **options)
+    return EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
+
+
+@pytest.mark.parametrize("fitness", ["nll", pytest.param("map", marks=pytest.mark.slow)])
+def test_a_run_goes_from_the_trainer_to_a_pipeline(fitness, checkpoint, data, tmp_path):
+    trainer = make_trainer(checkpoint, tmp_path, data, fitness=fitness)
+    trainer.train()
+    report = json.loads((tmp_path / "gain_report.json").read_text())
+    assert report["task"] == "object-detection" and report["evolved"]["n_test"] == 8
+    assert {"map", "map_50", "loss"} <= report["difference"].keys() and report["recombination"] == "best"
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(report["evolved"]["loss"])
+    assert "pipeline_tag: object-detection" in (tmp_path / "README.md").read_text()
+    image = data[1][0]["image"]
+    found = pipeline("object-detection", str(tmp_path))(image, threshold=0.0)
+    processor = load_image_processor(tmp_path)
+    with torch.no_grad():
+        outputs = load_model(tmp_path)(**processor(image, return_tensors="pt"))
+    [expected] = processor.post_process_object_detection(outputs, 0.0, [image.size[::-1]])
+    assert sorted(each["score"] for each in found) == pytest.approx(sorted(expected["scores"].tolist()), abs=1e-6)
+    assert {each["label"] for each in found} <= set(NAMES)
+
+
+def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, capsys):
+    for name, rows in zip(("train", "test"), data):
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+    given = ["--validation_file", str(tmp_path / "test.parquet"), "--disable_tqdm", "True"]
+    out, train = str(tmp_path / "out"), str(tmp_path / "train.parquet")
+    options = ["--population_size", "4", "--recombination", "best", "--report_to", "none", "--output_dir", out]
+    model = ["--model_name_or_path", str(checkpoint)]
+    assert main(["evolve", *model, "--train_file", train, *given, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "mAP" in printed and "AutoModelForObjectDetection.from_pretrained" in printed
+    assert main(["evaluate", "--model_name_or_path", out, "--against", str(checkpoint), *given]) == 0
+    assert "mAP" in capsys.readouterr().out
+
+
+def test_gauss_newton_is_refused_with_the_reason(checkpoint, data, tmp_path):
+    with pytest.raises(SMDError, match="which query answers for which object is decided anew"):
+        make_trainer(checkpoint, tmp_path, data, recombination="gauss_newton", decomposition="random")
+
+
+@pytest.mark.parametrize(
+    "objects, says",
+    [
+        ({"bbox": [[1, 2, 0, 5]], "category": [0]}, "has no area"),
+        ({"bbox": [[30, 2, 30, 5]], "category": [0]}, "reaches beyond the image of 40 x 30 pixels"),
+        ({"bbox": [[1, 2, 5, 5]], "category": []}, "1 boxes and 0 classes"),
+        (None, "missing"),
+    ],
+)
+def test_bad_boxes_are_refused_before_scoring_or_skipped(objects, says, checkpoint, data, tmp_path):
+    rows = [dict(row) for row in data[0]]
+    rows[3]["objects"] = objects
+    bad = Dataset.from_list(rows, features=data[0].features)
+    with pytest.raises(SMDError, match="At index 3") as error:
+        make_trainer(checkpoint, tmp_path, (bad, data[1])).train()
+    assert says in str(error.value)
+    trainer = make_trainer(checkpoint, tmp_path, (bad, data[1]), on_bad_images="skip")
+    assert trainer.images.left_out["train_dataset"] == 1
+
+
+def test_classes_are_matched_by_name(checkpoint, data, tmp_path):
+    renamed = data[0].features.copy()
+    names = ["red", "green", "yellow"]
+    renamed["objects"] = {**renamed["objects"], "category": type(renamed["objects"]["category"])(_classes(names))}
+    with pytest.raises(SMDError, match="yellow"):
+        make_trainer(checkpoint, tmp_path, (data[0].cast(renamed), None))
+
+
+def _classes(names):
+    from datasets import ClassLabel
+
+    return ClassLabel(names=names)
