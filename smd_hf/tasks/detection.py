@@ -45,7 +45,7 @@ class ObjectDetection:
 
     def configure(self, model: Any, args: EvolutionArguments) -> None:
         self.set_loss = SetLoss.of(model.config)
-        if args.recombination == "gauss_newton" and not args.was_chosen("recombination"):
+        if getattr(args, "recombination", None) == "gauss_newton" and not args.was_chosen("recombination"):
             args.recombination = "best"
             logger.warning("Recombination is 'best': gauss_newton, the default, does not apply to object detection.")
 
