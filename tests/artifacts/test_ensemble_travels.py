@@ -171,6 +171,7 @@ def test_without_transformers_private_names_an_ensemble_still_predicts_the_same(
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_a_tensor_that_is_known_by_no_name_is_one_clear_error(tmp_path):
     make_ensemble(tiny_model("vit")).save_pretrained(tmp_path / "vit")
     config = json.loads((tmp_path / "vit" / "config.json").read_text())
@@ -180,6 +181,7 @@ def test_a_tensor_that_is_known_by_no_name_is_one_clear_error(tmp_path):
     assert "lists changes of vit." in facts["vit"] and "install the version named there" in facts["vit"]
 
 
+@pytest.mark.slow
 def test_code_of_a_parent_that_cannot_be_loaded_is_one_clear_error(tmp_path):
     custom = save_tiny_checkpoint("custom", tmp_path / "custom")
     model = AutoModelForImageClassification.from_pretrained(custom, trust_remote_code=True)

@@ -165,6 +165,7 @@ def test_processes_that_have_done_their_work_end_well(processes, tmp_path):
     assert [(tmp_path / "run" / f"group.{rank}").read_text() for rank in range(processes)] == ["False"] * processes
 
 
+@pytest.mark.slow
 def test_a_process_that_raises_ends_the_whole_run(tmp_path):
     code, log = launch(tmp_path / "run", 2, ["crash-image", "few-data"], ENDED_IN)
     assert code != 0 and "the disk of this machine is gone" in log

@@ -57,7 +57,8 @@ def tell_second(launcher, folder):
     os.kill(int((folder / "pid.1").read_text()), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_sigterm_to_the_launcher(processes, tmp_path):
     codes, seconds = told(tmp_path, "often", tell_launcher, processes)
     assert codes == [143] * processes and max(seconds) < SOON

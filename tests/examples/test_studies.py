@@ -220,6 +220,7 @@ def architectures(study, tmp_path_factory):
     return module, arguments, module.main(arguments), root
 
 
+@pytest.mark.slow
 def test_architectures_are_measured_once(architectures, no_pass):
     module, arguments, document, root = architectures
     path = root / "out" / "architectures_digits.jsonl"
@@ -341,6 +342,7 @@ def settings(study, monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_settings_are_measured_once_and_the_best_is_chosen(settings, images, tmp_path, no_pass):
     arguments = ["--quick", "--data", images, "--output_dir", str(tmp_path / "out"), "--parents_dir", str(tmp_path)]
     arguments += ["--seeds", "3", "4"]
@@ -360,6 +362,7 @@ def test_settings_are_measured_once_and_the_best_is_chosen(settings, images, tmp
     assert settings.main(arguments) == document
 
 
+@pytest.mark.slow
 def test_a_parent_that_met_a_collapse_is_left_out(settings, images, tmp_path, monkeypatch):
     arguments = ["--quick", "--data", images, "--output_dir", str(tmp_path), "--parents_dir", str(tmp_path)]
     accuracies = iter([0.4, 0.6])

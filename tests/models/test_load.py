@@ -313,6 +313,7 @@ def load_in_new_process(environment: dict[str, str], *cases: tuple[str, dict]) -
     return json.loads(run.stdout.split("RESULTS")[1]), run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_hub(hub_server, tmp_path):  # noqa: F811
     card = {"README.md": "---\npipeline_tag: image-classification\ntags:\n- image-classification\n---\n"}
     for kind in ("vit", "timm_vit", "custom"):

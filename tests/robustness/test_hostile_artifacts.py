@@ -62,6 +62,7 @@ print(json.dumps([code, noticed]))
 """
 
 
+@pytest.mark.slow
 def test_some_hundred_cases_end_in_success_or_a_named_error(tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(HERE), str(tmp_path / "fuzz.json")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=500)

@@ -11,6 +11,7 @@ from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -97,6 +98,7 @@ def null_run(seed, children, recombination, fitness, elitism=True):
     return NullRun(parent, chosen, {name: each.labels for name, each in batches.items()}, generation)
 
 
+@pytest.mark.slow
 def test_the_best_of_64_null_children_is_no_false_win(monkeypatch):
     # Fewer resamples: intervals take no part in the verdict on accuracy, which is McNemar's.
     monkeypatch.setattr("smd_hf.reports.gain_report.compare", partial(compare, resamples=200))

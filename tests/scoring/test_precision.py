@@ -121,6 +121,7 @@ def test_mirrored_blocks_in_bfloat16_weights(data, tmp_path):
     assert weights_hash(load_model(tmp_path)) == weights_hash(trainer.model)
 
 
+@pytest.mark.slow
 def test_replay_saves_the_operations_that_the_report_counts(data, tmp_path):
     spent = {}
     for replay in (True, False):
