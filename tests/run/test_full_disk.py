@@ -35,7 +35,8 @@ def error_of(work):
             work()
         except BaseException as error:
             os.write(writer, f"{type(error).__name__}: {error}".encode())
-        os._exit(0)
+        finally:
+            os._exit(0)
     os.close(writer)
     with open(reader, encoding="utf-8") as file:
         text = file.read()

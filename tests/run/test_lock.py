@@ -21,10 +21,13 @@ def another_process(act):
     reader, writer = os.pipe()
     process = os.fork()
     if process == 0:
-        with act():
-            os.write(writer, b"!")
-            time.sleep(100)
-        os._exit(0)
+        # Whatever happens, it never goes on as a second test process.
+        try:
+            with act():
+                os.write(writer, b"!")
+                time.sleep(100)
+        finally:
+            os._exit(0)
     try:
         os.read(reader, 1)
         yield process
