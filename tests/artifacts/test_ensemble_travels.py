@@ -158,7 +158,7 @@ def test_what_travels_predicts_as_smd_hf_does_bit_for_bit(tmp_path):
 # What is private to transformers may go
 
 
-@pytest.mark.parametrize("missing", ["name", "arguments"])
+@pytest.mark.parametrize("missing", ["name", pytest.param("arguments", marks=pytest.mark.slow)])
 def test_without_transformers_private_names_an_ensemble_still_predicts_the_same(missing, tmp_path):
     expected = {}
     for name in ("vit", "resnet"):
@@ -223,6 +223,7 @@ def test_ensembles_saved_before_load_with_smd_hf_and_by_their_own_code_to_the_sa
         torch.testing.assert_close(with_smd_hf[name], tensor, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_ensemble_saved_before_and_saved_again_travels_with_the_new_code(before, tmp_path):
     expected = {}
     for name in NAMES:

@@ -121,6 +121,7 @@ def test_a_tampered_ensemble_is_an_error_of_the_same_kind(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_through_the_hub(hub_server, tmp_path):  # noqa: F811
     push = """
         import torch

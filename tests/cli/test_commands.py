@@ -428,6 +428,7 @@ def test_a_process_ends_with_code_2_and_no_traceback(root, tmp_path):
     assert paragraph.startswith("smd-hf evolve: error: ") and "--trust_remote_code" in paragraph
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_code_130_and_says_what_is_saved(root, tmp_path):
     process = start(evolve(tmp_path, "--num_generations", "100000", "--runtime", "eager", "--save_steps", "1"), root)
     try:

@@ -40,6 +40,7 @@ def paths(tmp_path_factory):
     return ["--model", model, "--data", str(root / "data"), "--quick", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_the_smallest_form(study, paths, tmp_path, capsys, monkeypatch):
     budget = study("budget")
     arguments = [*paths, "--output_dir", str(tmp_path)]

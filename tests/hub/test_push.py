@@ -551,6 +551,7 @@ def test_branches_proposals_changed_cards_and_mistakes(troubled):
     assert "Did you mean '--repo_id'" in result["usage"][2] and "`smd-hf push --help` lists" in result["usage"][2]
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_pushes(hub_server, tmp_path):
     hub_server.add_repository("tester/parent", Path(save_tiny_checkpoint("resnet", tmp_path / "parent")))
     script = tmp_path / "script.py"

@@ -118,6 +118,7 @@ def test_push_and_download(hub_server, tmp_path):
     assert hub_server.token not in repr(hub_server.requests)
 
 
+@pytest.mark.slow
 def test_transformers_and_timm(hub_server):
     push = """
         import hashlib

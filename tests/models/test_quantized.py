@@ -183,6 +183,7 @@ def test_what_could_not_be_saved_is_refused_before_anything_is_scored(packed, qu
         assert trainer.evaluator.images_forwarded == 0
 
 
+@pytest.mark.slow
 def test_the_example_recovers_accuracy(tmp_path, capsys):
     example, out = load_example("forward_only_int8"), tmp_path / "evolved.safetensors"
     arguments = ["--output_file", str(out), "--epochs", "15", "--population_size", "32", "--num_generations", "2"]

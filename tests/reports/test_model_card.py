@@ -394,6 +394,7 @@ def test_the_example_holds_pixels_alone(run, tmp_path):
         assert b"at home" not in save_example(image, tmp_path).read_bytes()
 
 
+@pytest.mark.slow
 def test_pushed_cards_pass_the_hubs_validation_and_their_snippets_run_from_there(run, hub_server, tmp_path):  # noqa: F811
     report = run.report | {"parent_name": "tester/parent"}
     folders = {kind: str(shutil.copytree(run.folders[kind], tmp_path / kind)) for kind in KINDS}

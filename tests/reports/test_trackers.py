@@ -23,16 +23,16 @@ EVOLVE = """
     from tests.tiny import save_tiny_checkpoint
     root = Path(sys.argv[1])
     save_tiny_checkpoint("resnet", root / "parent")
-    trainer = evolve(root, "run", report_to=sys.argv[2], run_name="a-run", project="evolution")
+    trainer = evolve(root, "run", report_to=sys.argv[2].split(), run_name="a-run", project="evolution")
     assert trainer.report is not None
 """
 
 
-def evolve_with(tracker, root, **environment):
-    """A run in a process of its own: trackers keep global state."""
+def evolve_with(trackers, root, **environment):
+    """A run in a process of its own: trackers keep global state. Returns the run, and the children's fitness by generation."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EVOLVE), str(root), tracker],
+        [sys.executable, "-c", textwrap.dedent(EVOLVE), str(root), trackers],
         cwd=root, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -41,11 +41,23 @@ def evolve_with(tracker, root, **environment):
     return run, [np.array([child["fitness"] for child in record["children"]]) for record in run.generations]
 
 
-def test_tensorboard(tmp_path):
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """The folder of a run that TensorBoard and MLflow log, the run, and its children's fitness."""
+    root = tmp_path_factory.mktemp("tracked")
+    environment = {
+        "TENSORBOARD_LOGGING_DIR": str(root / "log"),
+        "MLFLOW_TRACKING_URI": f"file:{root / 'mlruns'}",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+    }
+    return root, *evolve_with("tensorboard mlflow", root, **environment)
+
+
+def test_tensorboard(tracked):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run, children = evolve_with("tensorboard", tmp_path, TENSORBOARD_LOGGING_DIR=str(tmp_path / "log"))
-    events = EventAccumulator(str(tmp_path / "log"), size_guidance={"histograms": 0, "images": 0})
+    root, run, children = tracked
+    events = EventAccumulator(str(root / "log"), size_guidance={"histograms": 0, "images": 0})
     events.Reload()
     histograms = events.Histograms("children/fitness")
     assert [event.step for event in histograms] == [1, 2]
@@ -59,11 +71,9 @@ def test_tensorboard(tmp_path):
     assert any(tag.endswith("parent_nll") for tag in events.Tags()["scalars"])
 
 
-def test_mlflow(tmp_path):
-    run, children = evolve_with(
-        "mlflow", tmp_path, MLFLOW_TRACKING_URI=f"file:{tmp_path / 'mlruns'}", MLFLOW_ALLOW_FILE_STORE="true"
-    )
-    [folder] = [path.parent for path in (tmp_path / "mlruns").glob("*/*/metrics")]
+def test_mlflow(tracked):
+    root, run, children = tracked
+    [folder] = [path.parent for path in (root / "mlruns").glob("*/*/metrics")]
     [value] = (folder / "metrics" / "report" / "evolved_accuracy").read_text().splitlines()
     assert float(value.split()[1]) == pytest.approx(run.report["evolved"]["accuracy"])
     assert len((folder / "metrics" / "cost" / "images_forwarded").read_text().splitlines()) == 2

@@ -157,7 +157,19 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+DEFAULT = (
+    "soup",
+    "steps of cheap children",
+    "race",
+    "race that ends in steps",
+    "ensemble and children",
+    "fresh samples",
+)
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in DEFAULT else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_the_bar_moves_and_the_time_left_is_about_right(case, seen, tmp_path, capfd):
     make_trainer(tmp_path, **CASES[case]).train()
     assert_moves(seen)
@@ -250,6 +262,7 @@ PROGRAM = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_the_bar_move_within_the_first_batches_of_a_gauss_newton_generation(tmp_path):
     main, side = pty.openpty()
     termios.tcsetwinsize(side, (25, 120))

@@ -45,7 +45,7 @@ def fitness(folder):
     return np.array([[child["fitness"] for child in record["children"]] for record in records])
 
 
-@pytest.mark.parametrize("decomposition", ["blocks", "random"])
+@pytest.mark.parametrize("decomposition", ["blocks", pytest.param("random", marks=pytest.mark.slow)])
 def test_mixed_precision_is_that_of_autocast_whether_or_not_trainer_has_evaluated(decomposition, data, tmp_path):
     kwargs = dict(decomposition=decomposition, num_generations=2, population_size=6)
     results = {}
@@ -71,7 +71,7 @@ def test_mixed_precision_is_that_of_autocast_whether_or_not_trainer_has_evaluate
     np.testing.assert_allclose(results["bf16"][0], results["plain"][0], rtol=0.25)
 
 
-@pytest.mark.parametrize("population_size, num_generations", [(3, 1), (6, 3)])
+@pytest.mark.parametrize("population_size, num_generations", [(3, 2), pytest.param(6, 3, marks=pytest.mark.slow)])
 def test_a_run_compiles_once_for_all_children_and_generations(population_size, num_generations, data, tmp_path):
     counters.clear()
     kwargs = dict(population_size=population_size, num_generations=num_generations)
@@ -91,7 +91,7 @@ def test_a_run_compiles_once_for_all_children_and_generations(population_size, n
     assert weights_hash(evolved) == weights_hash(compiled.model)
 
 
-@pytest.mark.parametrize("kind", ["resnet", "timm_convnext"])
+@pytest.mark.parametrize("kind", ["resnet", pytest.param("timm_convnext", marks=pytest.mark.slow)])
 def test_channels_last_saves_the_same_file(kind, data, tmp_path):
     save_tiny_checkpoint(kind, tmp_path / "parent")
     for name, channels_last in (("plain", False), ("last", True)):
