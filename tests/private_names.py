@@ -50,6 +50,9 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, str]]] = {
         "_supports_sdpa": (DATA, "an ensemble refuses attention implementations that its parent has"),
         "_tied_weights_keys": (DATA, "an ensemble of a parent with tied weights cannot be saved"),
     },
+    "transformers.hf_argparser": {
+        "string_to_bool": ("(v)", "--disable_tqdm needs a value"),
+    },
     "transformers.hf_argparser:HfArgumentParser": {
         "_add_dataclass_arguments": ("(self, dtype)", "--help has no headings"),
         "_parse_dataclass_field": ("(parser, field)", "no command can read its arguments"),

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from ..arguments.recipes import read_recipe
 from ..errors import SMDError
@@ -36,6 +37,9 @@ class CommandParser(HfArgumentParser):
         for action in self._actions:
             if action.dest in hidden:
                 action.help = SUPPRESS
+            if action.type is string_to_bool and action.nargs is None:
+                # One that may also be left open: without a value it is true, as all others are.
+                action.nargs, action.const = "?", True
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
         """As in `HfArgumentParser`, with a heading for each dataclass that declares arguments: the first line of its docstring."""
