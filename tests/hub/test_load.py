@@ -13,7 +13,7 @@ from .server import TOKEN, HubServer
 # What happens to the requests for the files of a model or a data set: fate, how often, delay in seconds
 FAULTS = {
     "busy": [(429, 2, 0), (500, 1, 0), (503, 1, 0)],
-    "slow": [(None, 1, 2)],
+    "slow": [(None, 1, 4)],
     "down": [(500, 10**6, 0)],
     "crowded": [(429, 10**6, 0)],
     "closed": [("close", 10**6, 0)],
@@ -22,12 +22,8 @@ FAULTS = {
 CLIENT = """
     import contextlib, io
     import torch
-    import time
     from smd_hf.cli.main import main
 
-    # The clients' own pauses double from a second on; what is tested is that they try again, and how they end.
-    sleep = time.sleep
-    time.sleep = lambda seconds: sleep(min(seconds, 0.01))
     torch.set_num_threads(1)
 
     def evaluate(model, data):
@@ -58,7 +54,7 @@ def loaded(tmp_path_factory):
                 headers = {"Retry-After": "0"} if isinstance(fate, int) else None
                 for place in (rf"/tester/{name}/resolve/", rf"/datasets/tester/data-{name}[/?]"):
                     hub.fail_next(rf"(GET|HEAD) .*{place}", fate, times=times, headers=headers, delay=delay)
-        timeouts = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+        timeouts = {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
         yield run_client(CLIENT, hub.environment() | timeouts, faults=list(FAULTS))
 
 
