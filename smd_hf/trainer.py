@@ -54,7 +54,7 @@ logger = logging.get_logger(__name__)
 
 class EvolutionTrainer(ForwardTrainer):
     """
-    Evolves a pretrained image classifier by forward passes alone, with the interface of [`~transformers.Trainer`].
+    Evolves a pretrained image model by forward passes alone, with the interface of [`~transformers.Trainer`].
 
     Args:
         model ([`~transformers.PreTrainedModel`], `str` or `Path`): the parent, or the Hub id or folder of one.
@@ -129,17 +129,16 @@ class EvolutionTrainer(ForwardTrainer):
         given_name = str(model) if isinstance(model, str | Path) else None
         given = called_model_init(model, model_init, args)
         self.task = task = task_of_run(args, given)
-        fitness, objectives, evaluation_metrics = scoring_of(
-            task, args, compute_metrics, preprocess_logits_for_metrics, ood_dataset is not None
-        )
+        own = (compute_metrics, preprocess_logits_for_metrics, ood_dataset is not None)
+        fitness, objectives, evaluation_metrics = scoring_of(task, args, *own)
         parent, processing_class, missing_head = resolve_model(given, args, processing_class, task.kind)
         task.configure(parent, args)
         readable = ReadableRows(args)
         train_dataset = readable(train_dataset, "train_dataset")
         eval_dataset = readable(eval_dataset, "eval_dataset")
         ood_dataset = readable(ood_dataset, "ood_dataset")
-        rows = (processing_class, train_dataset, eval_dataset, data_collator)
-        data = task.prepare(parent, args, *rows, missing_head, compute_metrics is not None)
+        rows = (processing_class, train_dataset, eval_dataset, data_collator, missing_head)
+        data = task.prepare(parent, args, *rows, compute_metrics is not None)
         train_dataset, data = fitting_rows(readable, train_dataset, data)
 
         # 2. Trainer's own set-up
@@ -160,12 +159,12 @@ class EvolutionTrainer(ForwardTrainer):
 
         # 3. The images, in batches that fit into memory, and a head for their labels
         self.processes = processes = Processes(args.spread, args.process_index, args.world_size)
-        precision = (self.autocast_smart_context_manager, processes, self.accelerator.mixed_precision != "no")
-        self.make_evaluator = make_evaluator = partial(
-            build_evaluator, self.model, args, args.device, *precision, reading=task
+        how = (self.autocast_smart_context_manager, processes, self.accelerator.mixed_precision != "no")
+        make_evaluator = self.make_evaluator = partial(
+            build_evaluator, self.model, args, args.device, *how, reading=task
         )
-        kept = (args.device, task.keeps_labels)
-        make_batches = BatchMaker(args, self.model, self.data_collator, processing_class, *kept)
+        rows = (self.data_collator, processing_class, args.device, task.keeps_labels)
+        make_batches = BatchMaker(args, self.model, *rows)
         tried = train_dataset if train_dataset is not None else first_of(data.eval_dataset)
         found_batch_size = settle_batch_size(args, make_evaluator(plain=True), make_batches, tried)
         self.images = images = RunImages(args, make_batches, data, train_dataset, ood_dataset, readable.left_out)

@@ -138,7 +138,7 @@ def _matched(names: list[str], id2label: Mapping[Any, str]) -> list[int]:
 
 def _without_images(dataset: Any, column: str) -> Iterable[Mapping[str, Any]]:
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None and column in dataset.column_names:
-        return dataset.select_columns([column])
+        return dataset.select_columns([column])  # pyright: ignore[reportReturnType]
     return (dataset[row] for row in range(len(dataset)))
 
 

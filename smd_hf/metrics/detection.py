@@ -135,7 +135,7 @@ class DetectionMeasure:
         shape = (len(IOU_THRESHOLDS), *present.shape)
         precisions, recalls = np.zeros(shape), np.zeros(shape)
         for label in np.flatnonzero(present.any(0)):
-            for place, (precision, recall) in enumerate(self._curves(label, weights, present[:, label])):
+            for place, (precision, recall) in enumerate(self._curves(int(label), weights, present[:, label])):
                 precisions[place, :, label], recalls[place, :, label] = precision, recall
         # A class without objects among the images that were drawn does not count.
         counted = present > 0

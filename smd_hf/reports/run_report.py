@@ -88,7 +88,8 @@ def run_report(
         return whole_report({key: entry for key, entry in found.items() if entry is not None}, **about) | cards
     ensemble_logits, extra = None, {} if result.stopped is None else {"stopped": result.stopped}
     if isinstance(result.task, ZeroShotImageClassification):
-        labels = [evolution.model.config.id2label[place] for place in range(evolution.model.config.num_labels)]
+        names: Any = evolution.model.config.id2label
+        labels = [names[place] for place in range(len(names))]
         extra |= {
             "task": result.task.kind.pipeline_tag,
             "zero_shot": {"candidate_labels": labels, "hypothesis_template": result.task.template},
