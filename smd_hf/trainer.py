@@ -126,7 +126,6 @@ class EvolutionTrainer(ForwardTrainer):
         train_dataset, eval_dataset = take_streams(args, train_dataset, eval_dataset)
         check_datasets(train_dataset, eval_dataset, ood_dataset)
         settle_arguments(args)
-        given_name = str(model) if isinstance(model, str | Path) else None
         given = called_model_init(model, model_init, args)
         self.task = task = task_of_run(args, given)
         own = (compute_metrics, preprocess_logits_for_metrics, ood_dataset is not None)
@@ -163,8 +162,9 @@ class EvolutionTrainer(ForwardTrainer):
         make_evaluator = self.make_evaluator = partial(
             build_evaluator, self.model, args, args.device, *how, reading=task
         )
-        rows = (self.data_collator, processing_class, args.device, task.keeps_labels)
-        make_batches = BatchMaker(args, self.model, *rows)
+        make_batches = BatchMaker(
+            args, self.model, self.data_collator, processing_class, args.device, task.keeps_labels
+        )
         tried = train_dataset if train_dataset is not None else first_of(data.eval_dataset)
         found_batch_size = settle_batch_size(args, make_evaluator(plain=True), make_batches, tried)
         self.images = images = RunImages(args, make_batches, data, train_dataset, ood_dataset, readable.left_out)
@@ -182,7 +182,7 @@ class EvolutionTrainer(ForwardTrainer):
                 self.model, args, make_evaluator, fitness, *sets, objectives, compute_loss_func, task
             )
         self.journal = Journal(args.folder, processes, args.should_save)
-        first_parent = FirstParent(self.model, given_name, new_head)
+        first_parent = FirstParent(self.model, str(model) if isinstance(model, str | Path) else None, new_head)
         self.result = RunResult(args, images, first_parent, processing_class, found_batch_size, task)
         self.dataset_name: str | None = None
         self.trackers = TrackerCallback(lambda: self.callback_handler.callbacks, lambda: self.journal.run)

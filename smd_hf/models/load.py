@@ -214,8 +214,8 @@ def read_config(name: str, source: dict[str, Any]) -> dict[str, Any]:
             f"'{name}' is a file. Expected a model id of the Hub or the folder of a checkpoint (config.json and "
             "model.safetensors): give the folder that holds it."
         )
-    check_no_adapter_file(name, source)
     with _plain_errors(name, source):
+        check_no_adapter_file(name, source)
         config_dict, _ = PreTrainedConfig.get_config_dict(name, **source)
     if not isinstance(config_dict, dict):
         raise SMDError(

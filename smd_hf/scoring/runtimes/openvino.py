@@ -66,8 +66,10 @@ class OpenVINO:
             if len(model.inputs) != len(arguments) or len(model.outputs) != len(whole.outputs):
                 raise CannotExport("OpenVINO drops an input or an output of its graph")
             model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, arguments)})
-        except RuntimeError as error:
-            raise CannotExport(f"OpenVINO cannot convert it ({error})") from error
+        except (CannotExport, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # the front end has exceptions of its own, which are no RuntimeError
+            raise CannotExport(f"OpenVINO cannot convert it ({type(error).__name__}: {error})") from error
         return model
 
     def _compile(self, entries: Sequence[str], outputs: Sequence[str]) -> Any:
@@ -90,8 +92,8 @@ class OpenVINO:
         try:
             graph = openvino.Model(results, [parameters[name] for name in entries])  # pyright: ignore
             compiled = openvino.Core().compile_model(graph, "CPU", options)
-        except RuntimeError as error:
-            raise CannotExport(f"OpenVINO cannot compile it ({error})") from error
+        except Exception as error:
+            raise CannotExport(f"OpenVINO cannot compile it ({type(error).__name__}: {error})") from error
         return compiled.create_infer_request()
 
 
