@@ -159,12 +159,10 @@ class EvolutionTrainer(ForwardTrainer):
         # 3. The images, in batches that fit into memory, and a head for their labels
         self.processes = processes = Processes(args.spread, args.process_index, args.world_size)
         how = (self.autocast_smart_context_manager, processes, self.accelerator.mixed_precision != "no")
-        make_evaluator = self.make_evaluator = partial(
-            build_evaluator, self.model, args, args.device, *how, reading=task
-        )
-        make_batches = BatchMaker(
-            args, self.model, self.data_collator, processing_class, args.device, task.keeps_labels
-        )
+        make_evaluator = partial(build_evaluator, self.model, args, args.device, *how, reading=task)
+        self.make_evaluator = make_evaluator
+        kept = (self.data_collator, processing_class, args.device, task.keeps_labels)
+        make_batches = BatchMaker(args, self.model, *kept)
         tried = train_dataset if train_dataset is not None else first_of(data.eval_dataset)
         found_batch_size = settle_batch_size(args, make_evaluator(plain=True), make_batches, tried)
         self.images = images = RunImages(args, make_batches, data, train_dataset, ood_dataset, readable.left_out)

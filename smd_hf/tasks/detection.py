@@ -78,6 +78,11 @@ class ObjectDetection:
     # ---- Reading of outputs ------------------------------------------------------------------------------------------
 
     def prediction(self, output: Any) -> torch.Tensor:
+        if not hasattr(output, "pred_boxes"):
+            raise SMDError(
+                f"The model returns {type(output).__name__}, which has no boxes of queries (pred_boxes), as detectors of text regions do "
+                "not. Choose a detector like DETR, YOLOS, RT-DETR or D-FINE."
+            )
         return torch.cat([output.logits, output.pred_boxes], dim=-1)
 
     def width(self, model: Any) -> int:

@@ -1,6 +1,7 @@
 """Object detection: runs from the command line to a pipeline, and what is refused before scoring."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import pipeline
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.cli.main import main
 from smd_hf.models.load import load_image_processor, load_model
+from smd_hf.tasks.detection import ObjectDetection
 from tests.tasks.detector import NAMES, make_rows, save_detector
 
 
@@ -99,3 +101,8 @@ def _classes(names):
     from datasets import ClassLabel
 
     return ClassLabel(names=names)
+
+
+def test_a_model_without_boxes_of_queries_is_refused():
+    with pytest.raises(SMDError, match="has no boxes of queries"):
+        ObjectDetection().prediction(SimpleNamespace(logits=torch.zeros(1, 2, 3)))
