@@ -85,7 +85,7 @@ def test_a_run_says_so_in_report_card_and_terminal(checkpoint, tmp_path):
     trainer.train()
     absent = json.loads((tmp_path / "gain_report.json").read_text())["absent_classes"]
     assert (absent["classes"], absent["with_images"], absent["without_images"]) == (7, 3, 4)
-    logits, labels = trainer.result.parent_logits, trainer.images.test.labels
+    logits, labels = trainer.result.parent_score.logits, trainer.images.test.labels
     assert sorted(set(labels.tolist())) == [1, 2, 3]
     scores = Scores.from_logits(logits[:, 1:4], labels - 1)
     assert absent["restricted"]["parent"]["accuracy"] == scores.accuracy

@@ -146,8 +146,8 @@ def test_a_signal_ends_the_reading_of_images_too(tmp_path):
     trainer.images.fitness.collator = collator
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    # One batch was read for the estimate, one more before the signal.
-    assert len(read) == 3
+    # Threads read on until the main one has seen the signal, on a busy machine a few batches more.
+    assert 3 <= len(read) < len(trainer.images.fitness)
 
 
 def test_in_another_thread_signals_are_left_alone(tmp_path):
