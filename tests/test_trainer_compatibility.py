@@ -24,7 +24,7 @@ def make_trainer(folder, kind=EvolutionTrainer, model=None, given=None, **kwargs
 def test_a_model_of_another_problem_type_is_refused_before_anything_is_scored(tmp_path):
     model = tiny_model("resnet")
     model.config.problem_type = "regression"
-    with pytest.raises(SMDError, match="problem_type is 'regression'.*'single_label_classification'"):
+    with pytest.raises(SMDError, match=r"problem_type is 'regression'.*'single_label_classification'"):
         make_trainer(tmp_path, model=model)
     # Its labels are lists: tests/tasks/test_multi_label.py.
     model.config.problem_type = "multi_label_classification"
