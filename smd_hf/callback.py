@@ -17,9 +17,9 @@ from .arguments.evolution_arguments import EvolutionArguments
 from .arguments.inherited_arguments import warn_of_ignored_arguments
 from .data.image_checks import ReadableRows, check_images
 from .data.map_style import check_map_style
-from .data.preparation import check_problem_type, fitting_rows, prepare_data
+from .data.preparation import fitting_rows
 from .errors import SMDError
-from .metrics.classification import check_scorers, merged, named_metrics
+from .metrics.classification import merged, named_metrics
 from .metrics.ood import OOD_METRICS
 from .parallel.processes import Processes
 from .run.batch_size import explain_oom
@@ -30,6 +30,7 @@ from .search.build import build_evaluator, build_evolution
 from .search.evolution import Evolution, Generation
 from .search.fitness import Fitness
 from .search.sigma import calibrated, scheduled_sigma
+from .tasks.protocol import GivenData
 from .tasks.registry import is_classification
 
 logger = logging.get_logger(__name__)
@@ -128,20 +129,16 @@ class EvolutionCallback(TrainerCallback):
         readable = ReadableRows(args, self.processes)
         fitness_dataset = readable(fitness_dataset, "fitness_dataset")
         self.left_out = readable.left_out
-        rows = (trainer.processing_class, fitness_dataset, None, data_collator)
-        if is_classification(task):
-            data = prepare_data(
-                model,
-                args,
-                *rows,
-                otherwise="Or give the model that is being trained the labels of its data (config.id2label), in the order in which it "
-                "is trained on them.",
-            )
-            check_problem_type(model)
-            check_scorers(args, model.config.num_labels, compute_metrics is not None)
-        else:
-            data = task.prepare(model, args, *rows)
-            fitness_dataset, data = fitting_rows(readable, fitness_dataset, data)
+        given = GivenData(
+            trainer.processing_class,
+            fitness_dataset,
+            data_collator=data_collator,
+            has_own_metrics=compute_metrics is not None,
+            otherwise="Or give the model that is being trained the labels of its data (config.id2label), in the order in which it is "
+            "trained on them.",
+        )
+        data = task.prepare(model, args, given)
+        fitness_dataset, data = fitting_rows(readable, fitness_dataset, data)
         if data.image_column is not None and args.on_bad_images == "raise":
             checked = {"processes": self.processes, "check_row": data.check_row}
             check_images(fitness_dataset, data.image_column, what="fitness_dataset", **checked)

@@ -48,6 +48,7 @@ from .scoring.bars import TickingBar
 from .search.build import build_evaluator, build_evolution, loss_of
 from .search.evolution import Evolution, Generation
 from .search.sigma import calibrated, scheduled_sigma
+from .tasks.protocol import GivenData
 
 logger = logging.get_logger(__name__)
 
@@ -137,7 +138,7 @@ class EvolutionTrainer(ForwardTrainer):
         eval_dataset = readable(eval_dataset, "eval_dataset")
         ood_dataset = readable(ood_dataset, "ood_dataset")
         rows = (processing_class, train_dataset, eval_dataset, data_collator, missing_head)
-        data = task.prepare(parent, args, *rows, compute_metrics is not None)
+        data = task.prepare(parent, args, GivenData(*rows, has_own_metrics=compute_metrics is not None))
         train_dataset, data = fitting_rows(readable, train_dataset, data)
 
         # 2. Trainer's own set-up
@@ -159,12 +160,11 @@ class EvolutionTrainer(ForwardTrainer):
         # 3. The images, in batches that fit into memory, and a head for their labels
         self.processes = processes = Processes(args.spread, args.process_index, args.world_size)
         how = (self.autocast_smart_context_manager, processes, self.accelerator.mixed_precision != "no")
-        make_evaluator = partial(build_evaluator, self.model, args, args.device, *how, reading=task)
-        self.make_evaluator = make_evaluator
+        self.make_evaluator = partial(build_evaluator, self.model, args, args.device, *how, reading=task)
         kept = (self.data_collator, processing_class, args.device, task.keeps_labels)
         make_batches = BatchMaker(args, self.model, *kept)
         tried = train_dataset if train_dataset is not None else first_of(data.eval_dataset)
-        found_batch_size = settle_batch_size(args, make_evaluator(plain=True), make_batches, tried)
+        found_batch_size = settle_batch_size(args, self.make_evaluator(plain=True), make_batches, tried)
         self.images = images = RunImages(args, make_batches, data, train_dataset, ood_dataset, readable.left_out)
         new_head = None
         if data.new_labels is not None:
@@ -177,7 +177,7 @@ class EvolutionTrainer(ForwardTrainer):
         if train_dataset is not None:
             sets = (images.fitness, images.selection, images.ood)
             self._evolution = build_evolution(
-                self.model, args, make_evaluator, fitness, *sets, objectives, compute_loss_func, task
+                self.model, args, self.make_evaluator, fitness, *sets, objectives, compute_loss_func, task
             )
         self.journal = Journal(args.folder, processes, args.should_save)
         first_parent = FirstParent(self.model, str(model) if isinstance(model, str | Path) else None, new_head)

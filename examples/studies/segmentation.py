@@ -37,7 +37,7 @@ from smd_hf.data.batches import ImageBatches
 from smd_hf.data.masks import MaskCollator
 from smd_hf.metrics.resampling import differences, values
 from smd_hf.metrics.segmentation import SegmentationMeasure
-from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.tasks.segmentation import SemanticSegmentation
 
 CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
@@ -184,8 +184,7 @@ def adapt_all(data: Path, out: Path, seeds: list[int], generations: int, populat
 def measure(task: SemanticSegmentation, model: Any, images: Dataset) -> SegmentationMeasure:
     collator = MaskCollator(processor(), "image", "annotation", len(CLASSES))
     evaluator = Evaluator(model, torch.device("cpu"), reading=task)
-    [score] = evaluator.score([Variant("model")], ImageBatches(images, collator, 8, keep_labels=False))
-    return task.measured(score)
+    return task.measured(evaluator.score_model(ImageBatches(images, collator, 8, keep_labels=False)))
 
 
 def restated(model: Any, images: Dataset) -> Any:

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from ..errors import SMDError
 from .checks import check_evolution_arguments, measured_names
-from .choices import Preset, TaskName
+from .choices import Preset
 from .label_map import read_label_map
 from .method_arguments import (
     FitnessArguments,
@@ -23,7 +23,7 @@ from .method_arguments import (
     WarmStartArguments,
 )
 from .recipes import read_recipe
-from .run_arguments import ArtifactArguments, ImageArguments, ScoringArguments
+from .run_arguments import ArtifactArguments, ImageArguments, ScoringArguments, TaskArguments
 
 DERIVED = (
     *("max_steps", "num_train_epochs", "remove_unused_columns", "save_only_model", "debug"),
@@ -37,6 +37,7 @@ class EvolutionArguments(
     ArtifactArguments,
     ScoringArguments,
     ImageArguments,
+    TaskArguments,
     RecombinationArguments,
     FitnessArguments,
     MutationArguments,
@@ -54,6 +55,7 @@ class EvolutionArguments(
     > Parameters that control the mutation and the subspaces that it is cut into: [`MutationArguments`]
     > Parameters that control the fitness, and which images it is measured on: [`FitnessArguments`]
     > Parameters that control how scored children become the next parent: [`RecombinationArguments`]
+    > Parameters that choose the task, and say what labels are in tasks other than single-label classification: [`TaskArguments`]
     > Parameters that control the images, their labels, and a new head for them: [`ImageArguments`]
     > Parameters that control how children are scored: [`ScoringArguments`]
     > Parameters that control what a run leaves, and what it pushes: [`ArtifactArguments`]
@@ -62,8 +64,6 @@ class EvolutionArguments(
     `per_device_eval_batch_size` is the batch size of all scoring; `auto_find_batch_size` halves it until it fits into memory.
 
     Args:
-        task (`str`, *optional*): what the model does, by its name on the Hub, such as `"image-segmentation"`. By default the
-            model's config.json says so.
         preset (`str`, *optional*): a recipe of the package, such as `"adapt"`: several arguments in one. An argument that is
             that is given too overrides the recipe's.
         model_init_kwargs (`dict` or JSON `str`, *optional*): how a model given by name is loaded: `revision`,
@@ -75,10 +75,6 @@ class EvolutionArguments(
 
     _argument_group_name = "Parameters that choose a recipe and load the model"
 
-    task: TaskName | None = field(
-        default=None,
-        metadata={"help": "What the model does, by its name on the Hub. By default the model's config.json says so."},
-    )
     preset: Preset | None = field(
         default=None,
         metadata={

@@ -3,18 +3,26 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .choices import EnsembleCombination, EnsembleSelection, HeadInit, OnBadImages, Precision, Racing, Runtime, Spread
+from .choices import (
+    EnsembleCombination,
+    EnsembleSelection,
+    HeadInit,
+    OnBadImages,
+    Precision,
+    Racing,
+    Runtime,
+    Spread,
+    TaskName,
+)
 
 
 @dataclass
-class ImageArguments:
-    """Parameters that control the images, their labels, and a new head for them."""
+class TaskArguments:
+    """Parameters that choose the task, and say what labels are in tasks other than single-label classification."""
 
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "The column of images. By default it is found by its type or name."}
-    )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "The column of labels. By default it is found by its type or name."}
+    task: TaskName | None = field(
+        default=None,
+        metadata={"help": "What the model does, by its name on the Hub. By default the model's config.json says so."},
     )
     label_columns: list[str] | None = field(
         default=None,
@@ -37,6 +45,25 @@ class ImageArguments:
             "photo of {}.', as in transformers' pipeline."
         },
     )
+    do_reduce_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "For image-segmentation: 0 in a mask is the background and no class, and class k is the model's k - 1. By default "
+            "the image processor decides."
+        },
+    )
+
+
+@dataclass
+class ImageArguments:
+    """Parameters that control the images, their labels, and a new head for them."""
+
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "The column of images. By default it is found by its type or name."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "The column of labels. By default it is found by its type or name."}
+    )
     on_bad_images: OnBadImages = field(
         default="raise",
         metadata={
@@ -49,13 +76,6 @@ class ImageArguments:
         metadata={
             "help": "Which class of the model a label of the data set means: a JSON or CSV file (or a JSON object) from the data "
             "set's label to the model's label or class index. Other labels are matched by name, synonym and WordNet id."
-        },
-    )
-    do_reduce_labels: bool | None = field(
-        default=None,
-        metadata={
-            "help": "For image-segmentation: 0 in a mask is the background and no class, and class k is the model's k - 1. By default "
-            "the image processor decides."
         },
     )
     head_init: HeadInit | None = field(

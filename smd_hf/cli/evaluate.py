@@ -6,20 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 
-from ..arguments.choices import TaskName
 from ..arguments.label_map import LabelMap, read_label_map
+from ..arguments.run_arguments import TaskArguments
 from ..arguments.script_arguments import DataArguments, ModelArguments
 from ..artifacts.ensemble import SMDEnsembleForImageClassification
 from ..artifacts.loading import load_with_processor
 from ..data.alignment import align_labels
-from ..data.batches import ImageBatches
 from ..data.image_checks import check_images
 from ..data.labels import encode_labels, label_names, label_values
-from ..data.pixels import codec_for
-from ..data.reading import spare_threads
 from ..data.rows import ImageCollator, find_columns
 from ..data.splits import load_splits
 from ..errors import SMDError
@@ -30,51 +26,23 @@ from ..models.inputs import input_names
 from ..models.load import num_channels
 from ..models.tasks import check_kind
 from ..reports.gain_report import format_comparison
-from ..scoring.bars import ScoringBar
-from ..scoring.evaluator import Evaluator
+from ..scoring.reading import ReadsClasses
 from ..tasks.registry import find_task, is_classification
 from ..tasks.zero_shot import ZeroShotImageClassification
 from .evaluate_task import evaluate_task
 from .parsing import CommandParser, hub_token, required
+from .scoring import score_images
 from .terminal import quiet_libraries
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(TaskArguments):
     """Parameters that control the evaluation."""
 
     against: str | None = field(
         default=None,
         metadata={
             "help": "Another model, delta or ensemble (id or folder), to compare the first one with on the same images."
-        },
-    )
-    task: TaskName | None = field(
-        default=None,
-        metadata={"help": "What the model does, by its name on the Hub. By default the model's config.json says so."},
-    )
-    do_reduce_labels: bool | None = field(
-        default=None,
-        metadata={
-            "help": "For image-segmentation: 0 in a mask is the background and no class. By default the image processor decides."
-        },
-    )
-    label_columns: list[str] | None = field(
-        default=None,
-        metadata={"help": "For multi-label classification: columns of 0 and 1, one a label."},
-    )
-    candidate_labels: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "For zero-shot-image-classification: the labels to choose from, as texts. By default those of the run that made the "
-            "model, else the names of the data set's labels."
-        },
-    )
-    hypothesis_template: str | None = field(
-        default=None,
-        metadata={
-            "help": "For zero-shot-image-classification: the text that is made of a label, with {} in its place. By default 'This is a "
-            "photo of {}.'"
         },
     )
     image_column_name: str | None = field(
@@ -216,26 +184,7 @@ def logits_in_data_order(
         alignment.names,
         input_names(member),
     )
-    use_cpu = args.use_cpu or not torch.accelerator.is_available()
-    device = (None if use_cpu else torch.accelerator.current_accelerator()) or torch.device("cpu")
-    batches = ImageBatches(
-        images,
-        collator,
-        args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-        codec=codec_for(processor),
-        input_names=input_names(model),
-        spare=spare_threads(device),
-    )
-    evaluator = Evaluator(model.to(device), device)  # pyright: ignore[reportArgumentType]
-    evaluator.work = bar = ScoringBar(f"Scoring {name}", shown=not args.disable_tqdm)
-    with bar:
-        logits = evaluator.logits(batches)
-    if not np.isfinite(logits).all():
-        raise SMDError(
-            f"'{name}' gives logits that are not finite (NaN or infinity) on this data. Check that the checkpoint fits its "
-            "image processor, and load it with --dtype float32 if it is in float16."
-        )
+    logits = score_images(name, model, processor, images, collator, args, task or ReadsClasses()).logits
     order, places = alignment.columns(logits.shape[1])
     return logits[:, order], places[encode_labels(observed, alignment.names, split="validation")]
 

@@ -4,22 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..artifacts.loading import load_with_processor
-from ..data.batches import ImageBatches
 from ..data.image_checks import check_images
-from ..data.pixels import codec_for
-from ..data.reading import spare_threads
-from ..errors import SMDError
 from ..metrics.resampling import differences, values, verdict
-from ..models.inputs import input_names
 from ..models.tasks import check_kind
 from ..reports.gain_report import format_metrics
-from ..scoring.bars import ScoringBar
-from ..scoring.evaluator import Evaluator, Variant
 from ..scoring.scores import Score
-from ..tasks.protocol import MeasuredTask
+from ..tasks.protocol import GivenData, MeasuredTask
+from .scoring import score_images
 
 
 def evaluate_task(
@@ -66,29 +58,8 @@ def _scored(task: MeasuredTask, name: str, images: Any, args: Any, loading: Mapp
     model, processor = load_with_processor(name, **loading)
     check_kind(model, task.kind)
     task.configure(model, args)
-    data = task.prepare(model, args, processor, None, images, None)
+    data = task.prepare(model, args, GivenData(processor, eval_dataset=images))
     if data.image_column is not None:
         shown = not args.disable_tqdm
         check_images(images, data.image_column, what="validation", progress=shown, check_row=data.check_row)
-    use_cpu = args.use_cpu or not torch.accelerator.is_available()
-    device = (None if use_cpu else torch.accelerator.current_accelerator()) or torch.device("cpu")
-    batches = ImageBatches(
-        images,
-        data.collator,
-        args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-        codec=codec_for(processor),
-        input_names=input_names(model),
-        spare=spare_threads(device),
-        keep_labels=task.keeps_labels,
-    )
-    evaluator = Evaluator(model.to(device), device, reading=task)  # pyright: ignore[reportArgumentType]
-    evaluator.work = bar = ScoringBar(f"Scoring {name}", shown=not args.disable_tqdm)
-    with bar:
-        [score] = evaluator.score([Variant("model")], batches, keep_logits=task.keeps_predictions)
-    if not score.finite:
-        raise SMDError(
-            f"'{name}' gives predictions that are not finite (NaN or infinity) on this data. Check that the checkpoint fits its "
-            "image processor, and load it with --dtype float32 if it is in float16."
-        )
-    return score
+    return score_images(name, model, processor, images, data.collator, args, task)

@@ -193,6 +193,8 @@ class BoxCollator:
         self._images = ImageCollator(self.processor, self.image_column, channels=self.channels, input_names=names)
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        # Sizes, inputs and labels all look at the image: it is decoded once.
+        rows = [{**row, self.image_column: to_image(row[self.image_column], self.channels)} for row in rows]
         inputs = self._inputs(rows)
         masked = self.input_names is None or "pixel_mask" in self.input_names
         shares = [(1.0, 1.0)] * len(rows)
@@ -208,7 +210,7 @@ class BoxCollator:
         return {**inputs, "labels": labels}
 
     def _inputs(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        sizes = {to_image(row[self.image_column], self.channels).size for row in rows}
+        sizes = {row[self.image_column].size for row in rows}
         if len(sizes) == 1:
             return self._images.inputs(rows)
         singles = [self._images.inputs([row]) for row in rows]
@@ -223,7 +225,7 @@ class BoxCollator:
 
     def _labels(self, row: Mapping[str, Any], width_share: float, height_share: float) -> np.ndarray:
         boxes, classes = self.objects.objects(row)
-        image = to_image(row[self.image_column], self.channels)
+        image = row[self.image_column]
         first = np.clip(boxes[:, :2], 0, image.size)
         last = np.clip(boxes[:, :2] + boxes[:, 2:], 0, image.size)
         scale = np.array([width_share, height_share]) / image.size

@@ -24,7 +24,7 @@ from ..models.quantized import as_if_not_quantised
 from ..reports.run_result import RunResult
 from ..run.evaluation_metrics import evaluate_with_labels
 from ..run.progress import EvolutionProgressCallback
-from ..scoring.evaluator import Evaluator, Variant
+from ..scoring.evaluator import Evaluator
 from ..tasks.protocol import Task
 from ..tasks.registry import is_classification
 from .publisher import Publisher, in_background
@@ -102,7 +102,7 @@ class ForwardTrainer(Trainer):
             )
         task: Any = self.task
         batches = self.result.images.make_batches(dataloader.dataset)
-        [score] = self.make_evaluator(plain=True).score([Variant("model")], batches, task.keeps_predictions)
+        score = self.make_evaluator(plain=True).score_model(batches)
         found = values(task.measured(score), score.num_images)
         return EvalLoopOutput(
             predictions=score.logits if task.keeps_predictions else np.zeros(0),

@@ -15,7 +15,7 @@ from ..metrics.statistics import reliability
 from ..models.load import num_channels
 from ..models.tasks import CLASSIFIER
 from ..run.state import RunState
-from ..scoring.evaluator import Evaluator, Variant
+from ..scoring.evaluator import Evaluator
 from ..scoring.scores import Score
 from ..search.evolution import Evolution
 from ..search.mutation import zero_share
@@ -121,8 +121,7 @@ def _ensemble_score(result: RunResult, test: TestScores) -> Score:
     """Of the ensemble on the test images; only one process measures it."""
     ensemble: Any = result.artifacts.ensemble
     evaluator = Evaluator(ensemble.eval().to(result.args.device), result.args.device, reading=result.task)
-    [score] = evaluator.score([Variant("ensemble")], test.batches, getattr(result.task, "keeps_predictions", True))
-    return score
+    return evaluator.score_model(test.batches)
 
 
 def describe_method(result: RunResult, evolution: Evolution, run: RunState) -> dict[str, Any]:

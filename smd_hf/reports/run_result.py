@@ -16,7 +16,6 @@ from ..data.batches import ImageBatches
 from ..metrics.ood import compare_auroc
 from ..run.run_images import RunImages
 from ..run.warm_start import WarmStart
-from ..scoring.evaluator import Variant
 from ..scoring.scores import Score
 from ..search.evolution import Evolution
 from ..search.mutation import zero_share
@@ -114,7 +113,7 @@ class RunResult:
         images, evaluator = self.images, evolution.evaluator
         self.parent_zero_share = zero_share(evolution.mutation.parameters)
         if images.test is not None:
-            self.parent_score = self._scored(evolution, images.test)
+            self.parent_score = evaluator.score_model(images.test)
             if images.ood is not None:
                 self._parent_ood_logits = evaluator.logits(images.ood.test)
         if self.args.save_children:
@@ -138,14 +137,8 @@ class RunResult:
         images, evaluator = self.images, evolution.evaluator
         if images.test is None or self.parent_score is None:
             return
-        self.test = test = TestScores(images.test, self.parent_score, self._scored(evolution, images.test))
+        self.test = test = TestScores(images.test, self.parent_score, evaluator.score_model(images.test))
         if images.ood is not None and self._parent_ood_logits is not None:
             self.ood = {"images": images.ood.sizes} | compare_auroc(
                 (test.parent, self._parent_ood_logits), (test.evolved, evaluator.logits(images.ood.test))
             )
-
-    def _scored(self, evolution: Evolution, batches: ImageBatches) -> Score:
-        """The score of the model as it is."""
-        keeps = getattr(self.task, "keeps_predictions", True)
-        [score] = evolution.evaluator.score([Variant("model")], batches, keep_logits=keeps)
-        return score

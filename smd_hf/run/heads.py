@@ -1,15 +1,14 @@
 """The heads that generations have solved for, in files: a record names children, and no child changes such a head."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ..errors import SMDError
+from ..files import save_arrays
 from ..search.head.linear import LinearHead
 
 FOLDER = "heads"
@@ -22,7 +21,7 @@ def head_name(generation: int) -> str:
 
 def save_heads(folder: Path, heads: Mapping[int, LinearHead]) -> None:
     """
-    Writes a file for each generation: a temporary one, which is then renamed.
+    Writes a file for each generation.
 
     Args:
         folder (`Path`): a ledger or a checkpoint. The files are in its folder `heads`.
@@ -31,13 +30,7 @@ def save_heads(folder: Path, heads: Mapping[int, LinearHead]) -> None:
     for generation, head in heads.items():
         path = folder / FOLDER / head_name(generation)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        arrays = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
-        try:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        save_arrays(path, head.arrays)
 
 
 def load_heads(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[int, LinearHead]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
@@ -14,13 +13,10 @@ from ..models.tasks import CLASSIFIER
 from ..remote_code.configuration_smd_ensemble import AUTO_MODELS
 from ..search.fitness import Fitness, MeasuredFitness
 from ..search.pareto.objectives import Objectives
+from ..tasks.common import leave_head_alone, refuse
 from ..tasks.protocol import Task, title_of
 from ..tasks.registry import find_task, is_classification
 from .evaluation_metrics import metrics_of, objectives_of
-
-logger = logging.get_logger(__name__)
-
-_SINGLE = " with one label an image"
 
 
 def task_of_run(args: EvolutionArguments, model: PreTrainedModel | Any) -> Task:
@@ -62,12 +58,7 @@ def scoring_of(
         and (task.kind is CLASSIFIER or task.kind.pipeline_tag not in AUTO_MODELS),
         "save_children": bool(args.save_children),
     }
-    senseless = [name for name, there in given.items() if there]
-    if senseless:
-        raise SMDError(
-            f"{' and '.join(senseless)} {'is' if len(senseless) == 1 else 'are'} for image classification{_SINGLE if task.kind is CLASSIFIER else ''}, and the "
-            f"task is {title_of(task)}. Leave {'it' if len(senseless) == 1 else 'them'} out."
-        )
+    refuse(given, "image classification" + (" with one label an image" if task.kind is CLASSIFIER else ""), task)
     if args.ensemble_size and args.ensemble_selection == "greedy":
         if args.was_chosen("ensemble_selection"):
             raise SMDError(
@@ -75,8 +66,5 @@ def scoring_of(
                 "'top_k', the fittest children, or 'all'."
             )
         args.ensemble_selection = "top_k"
-    for name in ("warm_start", "solve_head"):
-        if getattr(args, name):
-            logger.warning(f"{name} fits the head of a classifier, and has no effect on {title_of(task)}.")
-            setattr(args, name, False)
+    leave_head_alone(args, task)
     return MeasuredFitness(args.fitness, task), None, None  # pyright: ignore[reportArgumentType]

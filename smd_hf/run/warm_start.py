@@ -7,7 +7,6 @@ them, or the parent as it is. The generations start from there. The ledger keeps
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from transformers.utils import logging
 
 from ..data.batches import ImageBatches
 from ..errors import SMDError
+from ..files import save_arrays
 from ..models.linear_head import HeadInputs
 from ..scoring.bars import TickingBar
 from ..search.evolution import Evolution
@@ -69,21 +68,10 @@ class WarmStart:
         return float(max(fitted, key=fitted.__getitem__).removeprefix(HEAD))
 
     def save(self, path: Path, identity: str) -> None:
-        """Writes a temporary file, then renames it."""
-        arrays = {f"logits/{name}": logits for name, logits in self.test_logits.items()} | {"weight": self.head.weight}
-        if self.head.bias is not None:
-            arrays["bias"] = self.head.bias
+        """Writes all but the features, for the run of this identity."""
+        arrays = {f"logits/{name}": logits for name, logits in self.test_logits.items()} | self.head.arrays
         about = {"chosen": self.chosen, "fitness": self.fitness, "images": self.images}
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            save_file(
-                {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-                unfinished,
-                {"warm_start": json.dumps(about), "identity": identity},
-            )
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        save_arrays(path, arrays, {"warm_start": json.dumps(about), "identity": identity})
 
     @classmethod
     def load(cls, path: Path, identity: str) -> "WarmStart | None":

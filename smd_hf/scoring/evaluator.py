@@ -211,8 +211,12 @@ class Evaluator:
 
     def logits(self, batches: ImageBatches) -> np.ndarray:
         """Logits of the model as it is: float32, of shape `(num_images, num_labels)`."""
-        [score] = self.score([Variant("model")], batches, keep_logits=True)
-        return score.logits
+        return self.score_model(batches).logits
+
+    def score_model(self, batches: ImageBatches) -> Score:
+        """The score of the model as it is, with its predictions where metrics of the task need them."""
+        [score] = self.score([Variant("model")], batches, keep_logits=self.reading.keeps_predictions)
+        return score
 
     @contextmanager
     def aside(self) -> Iterator[None]:

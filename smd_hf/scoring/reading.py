@@ -16,9 +16,11 @@ class Reading(Protocol):
     Attributes:
         keeps_labels (`bool`): whether labels are one class an image, and are kept beside the scores. Other tasks put all
             that their metrics need into the cells.
+        keeps_predictions (`bool`): whether metrics need the predictions beside what is counted in cells.
     """
 
     keeps_labels: bool
+    keeps_predictions: bool
 
     def prediction(self, output: Any) -> torch.Tensor:
         """The part of the output of a forward pass that is scored, as one tensor."""
@@ -45,10 +47,20 @@ class Reading(Protocol):
         ...
 
 
-class ReadsClasses:
+class SamplesAll:
+    """The part of a [`Reading`] where all predictions are few enough to be summed over."""
+
+    def sampled(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return prediction
+
+    def sampled_labels(self, batch: Batch) -> torch.Tensor:
+        return batch.labels
+
+
+class ReadsClasses(SamplesAll):
     """Image classification: logits of shape `(batch, num_labels)`, and one class an image."""
 
-    keeps_labels = True
+    keeps_labels = keeps_predictions = True
 
     def prediction(self, output: Any) -> torch.Tensor:
         return logits_of(output)
@@ -61,9 +73,3 @@ class ReadsClasses:
 
     def flipped(self, parent: torch.Tensor, child: torch.Tensor) -> torch.Tensor:
         return (parent.argmax(-1) != child.argmax(-1)).double()
-
-    def sampled(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return prediction
-
-    def sampled_labels(self, batch: Batch) -> torch.Tensor:
-        return batch.labels

@@ -1,6 +1,5 @@
 """Image classification: one class an image."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..arguments.evolution_arguments import EvolutionArguments
@@ -10,6 +9,7 @@ from ..metrics.classification import check_scorers
 from ..metrics.resampling import Metric
 from ..models.tasks import CLASSIFIER
 from ..scoring.reading import ReadsClasses
+from .protocol import GivenData
 
 
 class ImageClassification(ReadsClasses):
@@ -33,18 +33,9 @@ class ImageClassification(ReadsClasses):
                 "whose config.problem_type is 'multi_label_classification'."
             )
 
-    def prepare(
-        self,
-        model: Any,
-        args: EvolutionArguments,
-        processing_class: Any,
-        train_dataset: Any,
-        eval_dataset: Any,
-        data_collator: Callable | None,
-        missing_head: Sequence[str] = (),
-        has_own_metrics: bool = False,
-    ) -> PreparedData:
-        data = prepare_data(model, args, processing_class, train_dataset, eval_dataset, data_collator, missing_head)
+    def prepare(self, model: Any, args: EvolutionArguments, given: GivenData) -> PreparedData:
+        sets = (given.train_dataset, given.eval_dataset, given.data_collator)
+        data = prepare_data(model, args, given.processing_class, *sets, given.missing_head, given.otherwise)
         check_problem_type(model, data.new_labels)
-        check_scorers(args, len(data.new_labels or ()) or model.config.num_labels or 0, has_own_metrics)
+        check_scorers(args, len(data.new_labels or ()) or model.config.num_labels or 0, given.has_own_metrics)
         return data

@@ -1,30 +1,60 @@
-"""What tasks check of their rows."""
+"""What tasks check of the data and arguments of a run."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from transformers.utils import logging
+
+from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..models.tasks import Kind
+from .protocol import GivenData, Task, title_of
+
+logger = logging.get_logger(__name__)
 
 
-def check_rows(train_dataset: Any, eval_dataset: Any, processing_class: Any, kind: Kind) -> dict[str, Any]:
+def check_rows(given: GivenData, kind: Kind, needs_processor: bool = True) -> dict[str, Any]:
     """
-    The data sets by name, after a check that none is empty and that there is an image processor.
+    The data sets by name, after a check that none is empty and, by default, that there is an image processor.
 
     Raises:
         `SMDError`: if not.
     """
-    splits = {"train_dataset": train_dataset} | (
-        eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    )
+    tests = given.eval_dataset
+    splits = {"train_dataset": given.train_dataset} | (tests if isinstance(tests, dict) else {"eval_dataset": tests})
     present = {what: split for what, split in splits.items() if split is not None}
     if not present:
         raise SMDError("There is neither a train_dataset nor an eval_dataset. Give at least one.")
     for what, split in present.items():
         if len(split) == 0:
             raise SMDError(f"{what} is empty. Give at least one image, or check the split and the limits on its size.")
-    if processing_class is None:
+    if needs_processor and given.processing_class is None:
         raise SMDError(
             f"There is no image processor to prepare images for {kind.words}. Pass "
             "processing_class=AutoImageProcessor.from_pretrained(...), or give the model by name."
         )
     return present
+
+
+def refuse(arguments: Mapping[str, bool], whose: str, task: Task) -> None:
+    """
+    Raises `SMDError` for arguments that do not apply to a task.
+
+    Args:
+        arguments (mapping of `str` to `bool`): by name, whether it is given.
+        whose (`str`): what such arguments are for.
+    """
+    names = [name for name, is_given in arguments.items() if is_given]
+    if names:
+        verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
+        raise SMDError(
+            f"{' and '.join(names)} {verb} for {whose}, and the task is {title_of(task)}. Leave {them} out."
+        )
+
+
+def leave_head_alone(args: EvolutionArguments, task: Task) -> None:
+    """Switches off, with a warning, what fits the head of a classifier: a preset may have chosen it."""
+    for name in ("warm_start", "solve_head"):
+        if getattr(args, name):
+            logger.warning(f"{name} fits the head of a classifier, and has no effect on {title_of(task)}.")
+            setattr(args, name, False)

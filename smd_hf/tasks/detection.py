@@ -1,6 +1,5 @@
 """Object detection: boxes, each with a class and a score."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,6 @@ import torch
 from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
-from ..data.batches import Batch
 from ..data.boxes import OBJECT_COLUMNS, BoxCollator, find_objects
 from ..data.preparation import PreparedData
 from ..data.rows import find_column, find_image_column
@@ -18,9 +16,10 @@ from ..metrics.set_loss import SetLoss, corners
 from ..models.inputs import input_names
 from ..models.load import num_channels
 from ..models.tasks import KINDS
+from ..scoring.reading import SamplesAll
 from ..scoring.scores import Cell, Score
 from .common import check_rows
-from .protocol import Loss
+from .protocol import GivenData, Loss
 
 logger = logging.get_logger(__name__)
 
@@ -30,7 +29,7 @@ SAME_BOX = 0.5
 """A query has moved on if its boxes overlap less than this, as intersection over union."""
 
 
-class ObjectDetection:
+class ObjectDetection(SamplesAll):
     """
     Scores are mean average precision and the set loss that DETR is trained by.
 
@@ -49,31 +48,21 @@ class ObjectDetection:
             args.recombination = "best"
             logger.warning("Recombination is 'best': gauss_newton, the default, does not apply to object detection.")
 
-    def prepare(
-        self,
-        model: Any,
-        args: EvolutionArguments,
-        processing_class: Any,
-        train_dataset: Any,
-        eval_dataset: Any,
-        data_collator: Callable | None,
-        missing_head: Sequence[str] = (),
-        has_own_metrics: bool = False,
-    ) -> PreparedData:
-        splits = check_rows(train_dataset, eval_dataset, processing_class, self.kind)
-        if data_collator is not None:
-            return PreparedData(data_collator, None, None, eval_dataset, None)
+    def prepare(self, model: Any, args: EvolutionArguments, given: GivenData) -> PreparedData:
+        splits = check_rows(given, self.kind)
+        if given.data_collator is not None:
+            return PreparedData(given.data_collator, None, None, given.eval_dataset, None)
         reference = next(iter(splits.values()))
         column = find_column(reference, "object", args.label_column_name, OBJECT_COLUMNS)
         image = find_image_column(reference, args.image_column_name)
         collator = BoxCollator(
-            processing_class,
+            given.processing_class,
             image,
             find_objects(reference, column, model.config.id2label),
             channels=num_channels(model),
             input_names=input_names(model),
         )
-        return PreparedData(collator, image, None, eval_dataset, None, check_row=collator.problem)
+        return PreparedData(collator, image, None, given.eval_dataset, None, check_row=collator.problem)
 
     # ---- Reading of outputs ------------------------------------------------------------------------------------------
 
@@ -115,12 +104,6 @@ class ObjectDetection:
 
     def _has_no_object(self, prediction: torch.Tensor) -> bool:
         return prediction.shape[-1] - 4 == self.set_loss.classes + 1
-
-    def sampled(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return prediction
-
-    def sampled_labels(self, batch: Batch) -> torch.Tensor:
-        return batch.labels
 
     # ---- Loss and metrics --------------------------------------------------------------------------------------------
 

@@ -1,13 +1,12 @@
 """Multi-label classification: any number of labels an image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from ..arguments.evolution_arguments import EvolutionArguments
-from ..data.batches import Batch
 from ..data.label_sets import LABEL_SET_COLUMNS, LabelSetCollator, declared_names, model_classes
 from ..data.preparation import PreparedData
 from ..data.rows import find_column, find_image_column
@@ -17,14 +16,15 @@ from ..models.inputs import input_names
 from ..models.load import num_channels
 from ..models.tasks import CLASSIFIER
 from ..remote_code.members_smd_ensemble import logits_of
+from ..scoring.reading import SamplesAll
 from ..scoring.scores import Cell, Score
 from .common import check_rows
-from .protocol import Loss
+from .protocol import GivenData, Loss
 
 PROBLEM_TYPE = "multi_label_classification"
 
 
-class MultiLabelClassification:
+class MultiLabelClassification(SamplesAll):
     """
     Image classifiers whose `config.problem_type` says that each label is there or not. Scores are binary cross-entropy, F1 and
     mean average precision.
@@ -41,28 +41,18 @@ class MultiLabelClassification:
     def configure(self, model: Any, args: EvolutionArguments) -> None:
         pass
 
-    def prepare(
-        self,
-        model: Any,
-        args: EvolutionArguments,
-        processing_class: Any,
-        train_dataset: Any,
-        eval_dataset: Any,
-        data_collator: Callable | None,
-        missing_head: Sequence[str] = (),
-        has_own_metrics: bool = False,
-    ) -> PreparedData:
-        splits = check_rows(train_dataset, eval_dataset, processing_class or data_collator, self.kind)
-        if missing_head:
+    def prepare(self, model: Any, args: EvolutionArguments, given: GivenData) -> PreparedData:
+        splits = check_rows(given, self.kind, needs_processor=given.data_collator is None)
+        if given.missing_head:
             raise SMDError(
-                f"The checkpoint has no trained classifier ({', '.join(missing_head)}), and one for several labels an image is not "
+                f"The checkpoint has no trained classifier ({', '.join(given.missing_head)}), and one for several labels an image is not "
                 "fitted. Choose a checkpoint that was trained for multi-label classification."
             )
         of_model = [model.config.id2label[place] for place in range(model.config.num_labels)]
         reference = next(iter(splits.values()))
-        if data_collator is not None:
-            _check_targets(data_collator, reference, len(of_model))
-            return PreparedData(data_collator, None, None, eval_dataset, None)
+        if given.data_collator is not None:
+            _check_targets(given.data_collator, reference, len(of_model))
+            return PreparedData(given.data_collator, None, None, given.eval_dataset, None)
         image = find_image_column(reference, args.image_column_name)
         if args.label_columns:
             columns = [find_column(reference, "label", name, ()) for name in args.label_columns]
@@ -82,7 +72,7 @@ class MultiLabelClassification:
                 )
             classes = None if names is None else model_classes(names, of_model, "The data set's labels")
         collator = LabelSetCollator(
-            processing_class,
+            given.processing_class,
             image,
             columns,
             of_model,
@@ -91,7 +81,7 @@ class MultiLabelClassification:
             channels=num_channels(model),
             input_names=input_names(model),
         )
-        return PreparedData(collator, image, None, eval_dataset, None, check_row=collator.problem)
+        return PreparedData(collator, image, None, given.eval_dataset, None, check_row=collator.problem)
 
     # ---- Reading of outputs ------------------------------------------------------------------------------------------
 
@@ -109,12 +99,6 @@ class MultiLabelClassification:
 
     def flipped(self, parent: torch.Tensor, child: torch.Tensor) -> torch.Tensor:
         return ((parent > 0) != (child > 0)).double().mean(-1)
-
-    def sampled(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return prediction
-
-    def sampled_labels(self, batch: Batch) -> torch.Tensor:
-        return batch.labels
 
     # ---- Loss and metrics --------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """What a task is: how rows become inputs, and how a model's outputs become scores, reports and cards."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..arguments.evolution_arguments import EvolutionArguments
@@ -12,6 +13,28 @@ from ..scoring.scores import Score
 
 Loss = Callable[..., Any]
 """From predictions and labels, as [`Reading.sampled`] and [`Reading.sampled_labels`] give them, to a sum over images."""
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """
+    What a run is given to read.
+
+    Args:
+        processing_class: the image processor.
+        train_dataset, eval_dataset, data_collator (*optional*): as for [`~smd_hf.trainer.EvolutionTrainer`].
+        missing_head (sequence of `str`, *optional*): weights of the head that the checkpoint lacks.
+        has_own_metrics (`bool`, *optional*, defaults to `False`): whether the user passes a `compute_metrics`.
+        otherwise (`str`, *optional*): the remedy for labels that are not the model's, where its head cannot be replaced.
+    """
+
+    processing_class: Any
+    train_dataset: Any = None
+    eval_dataset: Any = None
+    data_collator: Callable | None = None
+    missing_head: Sequence[str] = ()
+    has_own_metrics: bool = False
+    otherwise: str | None = None
 
 
 class Task(Reading, Protocol):
@@ -28,27 +51,8 @@ class Task(Reading, Protocol):
         """Takes what it needs to know of the model and the arguments. Raises `SMDError` for arguments that do not fit."""
         ...
 
-    def prepare(
-        self,
-        model: Any,
-        args: EvolutionArguments,
-        processing_class: Any,
-        train_dataset: Any,
-        eval_dataset: Any,
-        data_collator: Callable | None,
-        missing_head: Sequence[str] = (),
-        has_own_metrics: bool = False,
-    ) -> PreparedData:
-        """
-        Finds the columns and makes the collator.
-
-        Args:
-            missing_head (sequence of `str`, *optional*): weights of the head that the checkpoint lacks.
-            has_own_metrics (`bool`, *optional*): whether the user passes a `compute_metrics`.
-
-        Raises:
-            `SMDError`: for rows that do not fit the model.
-        """
+    def prepare(self, model: Any, args: EvolutionArguments, given: GivenData) -> PreparedData:
+        """Finds the columns and makes the collator. Raises `SMDError` for rows that do not fit the model."""
         ...
 
 
@@ -58,11 +62,9 @@ class MeasuredTask(Task, Protocol):
 
     Attributes:
         metrics (tuple of [`~smd_hf.metrics.resampling.Metric`]): what is reported, the most important first.
-        keeps_predictions (`bool`): whether metrics need the predictions beside the sums.
     """
 
     metrics: tuple[Metric, ...]
-    keeps_predictions: bool
 
     def loss(self, args: EvolutionArguments) -> Loss:
         """The loss that a Gauss-Newton step lowers. Raises `SMDError` with the reason if there is none."""

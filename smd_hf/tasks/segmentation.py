@@ -1,6 +1,5 @@
 """Semantic segmentation: a class for each pixel."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from ..models.load import num_channels
 from ..models.tasks import KINDS
 from ..scoring.scores import Cell, Score
 from .common import check_rows
-from .protocol import Loss
+from .protocol import GivenData, Loss
 
 PIXELS = 1024
 """Pixels of an image that a Gauss-Newton step and the calibration of sigma look at. All pixels count for scores."""
@@ -43,32 +42,22 @@ class SemanticSegmentation:
         self.classes = model.config.num_labels
         self.ignore_index = getattr(model.config, "semantic_loss_ignore_index", 255)
 
-    def prepare(
-        self,
-        model: Any,
-        args: EvolutionArguments,
-        processing_class: Any,
-        train_dataset: Any,
-        eval_dataset: Any,
-        data_collator: Callable | None,
-        missing_head: Sequence[str] = (),
-        has_own_metrics: bool = False,
-    ) -> PreparedData:
-        splits = check_rows(train_dataset, eval_dataset, processing_class, self.kind)
-        if data_collator is not None:
-            return PreparedData(data_collator, None, None, eval_dataset, None)
+    def prepare(self, model: Any, args: EvolutionArguments, given: GivenData) -> PreparedData:
+        splits = check_rows(given, self.kind)
+        if given.data_collator is not None:
+            return PreparedData(given.data_collator, None, None, given.eval_dataset, None)
         reference = next(iter(splits.values()))
         mask = find_column(reference, "mask", args.label_column_name, MASK_COLUMNS)
         image = find_image_column(reference, args.image_column_name)
         if args.do_reduce_labels is not None:
-            if not hasattr(processing_class, "do_reduce_labels"):
+            if not hasattr(given.processing_class, "do_reduce_labels"):
                 raise SMDError(
-                    f"do_reduce_labels is given, but {type(processing_class).__name__} has no such setting. Leave it out, and give "
+                    f"do_reduce_labels is given, but {type(given.processing_class).__name__} has no such setting. Leave it out, and give "
                     f"masks whose values are the model's classes, or {self.ignore_index} for pixels without a label."
                 )
-            processing_class.do_reduce_labels = args.do_reduce_labels
+            given.processing_class.do_reduce_labels = args.do_reduce_labels
         collator = MaskCollator(
-            processing_class,
+            given.processing_class,
             image,
             mask,
             classes=self.classes,
@@ -76,7 +65,7 @@ class SemanticSegmentation:
             channels=num_channels(model),
             input_names=input_names(model),
         )
-        return PreparedData(collator, image, None, eval_dataset, None, check_row=collator.problem)
+        return PreparedData(collator, image, None, given.eval_dataset, None, check_row=collator.problem)
 
     # ---- Reading of outputs ------------------------------------------------------------------------------------------
 

@@ -1,9 +1,8 @@
 """Zero-shot image classification: classes are texts, which a model compares with images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
-
-from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.class_names import ClassNames
@@ -14,9 +13,8 @@ from ..errors import SMDError
 from ..models.tasks import KINDS
 from ..models.two_towers import TEXT_PARAMETERS, compare_with_texts, tokenized
 from .classification import ImageClassification
-from .common import check_rows
-
-logger = logging.get_logger(__name__)
+from .common import check_rows, leave_head_alone, refuse
+from .protocol import GivenData
 
 DEFAULT_TEMPLATE = "This is a photo of {}."
 """As in transformers' pipeline."""
@@ -41,34 +39,16 @@ class ZeroShotImageClassification(ImageClassification):
             "save_children": bool(args.save_children),
             "head_init": args.head_init not in (None, "keep"),
         }
-        senseless = [name for name, there in given.items() if there]
-        if senseless:
-            raise SMDError(
-                f"{' and '.join(senseless)} {'is' if len(senseless) == 1 else 'are'} for classifiers with a head, and the task is "
-                f"{self.kind.pipeline_tag}. Leave {'it' if len(senseless) == 1 else 'them'} out."
-            )
-        for name in ("warm_start", "solve_head"):
-            if getattr(args, name):
-                logger.warning(f"{name} fits the head of a classifier, and has no effect on {self.kind.pipeline_tag}.")
-                setattr(args, name, False)
+        refuse(given, "classifiers with a head", self)
+        leave_head_alone(args, self)
         # The texts are encoded once, so a change of these weights would show in no score.
         if TEXT_PARAMETERS not in (args.frozen_parameters or []):
             args.frozen_parameters = [*(args.frozen_parameters or []), TEXT_PARAMETERS]
 
-    def prepare(
-        self,
-        model: Any,
-        args: EvolutionArguments,
-        processing_class: Any,
-        train_dataset: Any,
-        eval_dataset: Any,
-        data_collator: Callable | None,
-        missing_head: Sequence[str] = (),
-        has_own_metrics: bool = False,
-    ) -> PreparedData:
-        splits = check_rows(train_dataset, eval_dataset, processing_class, self.kind)
-        images = self.compare(model, args, processing_class, next(iter(splits.values())))
-        return super().prepare(model, args, images, train_dataset, eval_dataset, data_collator, (), has_own_metrics)
+    def prepare(self, model: Any, args: EvolutionArguments, given: GivenData) -> PreparedData:
+        splits = check_rows(given, self.kind)
+        images = self.compare(model, args, given.processing_class, next(iter(splits.values())))
+        return super().prepare(model, args, replace(given, processing_class=images, missing_head=()))
 
     def compare(self, model: Any, args: Any, processing_class: Any, dataset: Any) -> Any:
         """

@@ -8,10 +8,18 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from transformers import AutoModel, CLIPImageProcessor, ZeroShotImageClassificationPipeline, pipeline
+from transformers import (
+    AutoModel,
+    CLIPImageProcessor,
+    Trainer,
+    TrainingArguments,
+    ZeroShotImageClassificationPipeline,
+    pipeline,
+)
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
 from smd_hf.cli.main import main
+from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.tasks.zero_shot import DEFAULT_TEMPLATE, check_candidates
 
 from .two_towers import make, tokenizer
@@ -179,3 +187,14 @@ def test_a_model_in_memory_needs_a_tokenizer(data, tmp_path):
     processor = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
     with pytest.raises(SMDError, match="has no image_processor; a zero-shot model needs both"):
         EvolutionTrainer(make(), arguments(tmp_path), train_dataset=data[0], processing_class=processor)
+
+
+def test_a_callback_evolves_among_the_candidates(checkpoint, data, tmp_path):
+    model = load_model(checkpoint)
+    processor = load_image_processor(checkpoint, model=model)
+    evolution = arguments(tmp_path, candidate_labels=["red", "green", "blue"])
+    trainer = Trainer(
+        model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), processing_class=processor
+    )
+    [generation] = EvolutionCallback(trainer, evolution, data[1]).evolve()
+    assert generation.parent.num_images > 0 and model.config.id2label == {0: "red", 1: "green", 2: "blue"}

@@ -22,6 +22,11 @@ class LinearHead:
     weight: np.ndarray
     bias: np.ndarray | None
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Weight and, if there is one, bias, by their names in a layer."""
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Logits of features `(n, num_features)`: float32, of shape `(n, num_labels)`."""
         weight = torch.from_numpy(self.weight)

@@ -215,11 +215,11 @@ class SolvedHead:
     def changes(self, head: LinearHead) -> list[tuple[str, Change]]:
         """The head as changes of the model's weights."""
         layer = self.layer.layer
-        parts = {"weight": head.weight, "bias": head.bias}
+        parts = head.arrays
         return [
             (f"{self.layer.name}.{name}", (None, torch.from_numpy(parts[name]).to(tensor).view_as(tensor)))
             for name, tensor in layer.named_parameters()
-            if parts[name] is not None
+            if name in parts
         ]
 
 
