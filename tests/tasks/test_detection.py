@@ -1,6 +1,7 @@
 """Object detection: runs from the command line to a pipeline, and what is refused before scoring."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 from datasets import Dataset
 from transformers import pipeline
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import SMDError
 from smd_hf.cli.main import main
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.tasks.detection import ObjectDetection
+from tests.tasks import runs
 from tests.tasks.detector import NAMES, make_rows, save_detector
+
+make_trainer = partial(runs.make_trainer, per_device_eval_batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +27,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data():
     return make_rows(12), make_rows(8, seed=1)
-
-
-def make_trainer(checkpoint, folder, data, **kwargs):
-    options = {"population_size": 4, "num_generations": 1, "per_device_eval_batch_size": 4} | kwargs
-    args = EvolutionArguments(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **options)
-    return EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
 
 
 @pytest.mark.parametrize("fitness", ["nll", pytest.param("map", marks=pytest.mark.slow)])

@@ -1,6 +1,7 @@
 """Multi-label classification: metrics, lists and columns of labels, and runs from the command line to a pipeline."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from smd_hf.cli.main import main
 from smd_hf.metrics.multi_label import MultiLabelMeasure, average_precisions, label_sums
 from smd_hf.metrics.resampling import differences, values
 from smd_hf.models.load import load_image_processor
+from tests.tasks import runs
 
 NAMES = ["red", "green", "blue"]
 
@@ -61,6 +63,9 @@ def make_rows(count, seed=0):
     return Dataset.from_dict(rows, features=features)
 
 
+evolve = partial(runs.evolve, recombination="best", fitness="f1_macro", per_device_eval_batch_size=8)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("multi"))
@@ -69,16 +74,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data():
     return make_rows(20), make_rows(12, seed=1)
-
-
-def evolve(checkpoint, folder, data, **kwargs):
-    options = {"population_size": 4, "num_generations": 1, "recombination": "best", "fitness": "f1_macro"} | kwargs
-    args = EvolutionArguments(
-        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=8, **options
-    )
-    trainer = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
-    trainer.train()
-    return trainer
 
 
 @given(st.integers(0, 10**6))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,7 +27,10 @@ from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.tasks.segmentation import PIXELS, SemanticSegmentation
+from tests.tasks import runs
 from tests.tasks.segmenter import CLASSES, make_rows, save_segmenter
+
+evolve = partial(runs.evolve, recombination="best", fitness="mean_iou", per_device_eval_batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +41,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data():
     return make_rows(16), make_rows(10, seed=1)
-
-
-def evolve(checkpoint, folder, data, **kwargs):
-    options = {"population_size": 4, "num_generations": 1, "recombination": "best", "fitness": "mean_iou"} | kwargs
-    args = EvolutionArguments(
-        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=4, **options
-    )
-    trainer = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
-    trainer.train()
-    return trainer
 
 
 @given(st.integers(0, 10**6))
@@ -130,11 +124,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoint, data, tmp_path):
         """Ends a run in its midst."""
 
     folder = tmp_path / "stopped"
-    args = EvolutionArguments(
-        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=4,
-        population_size=4, fitness="mean_iou", **options,
-    )  # fmt: skip
-    trainer = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
+    options |= {"fitness": "mean_iou", "per_device_eval_batch_size": 4}
+    trainer = runs.make_trainer(checkpoint, folder, data, **options)
     write, lines = trainer.processes.stop.check, iter(range(40))
 
     def check():
@@ -145,7 +136,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoint, data, tmp_path):
     trainer.processes.stop.check = check
     with pytest.raises(Stop):
         trainer.train()
-    again = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
+    again = runs.make_trainer(checkpoint, folder, data, **options)
     again.train(resume_from_checkpoint=True)
     first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
     assert first.read_bytes() == second.read_bytes()

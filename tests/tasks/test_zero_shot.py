@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from transformers import (
     pipeline,
 )
 
-from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
+from smd_hf import EvolutionCallback, EvolutionTrainer, SMDError
 from smd_hf.cli.main import main
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.tasks.zero_shot import DEFAULT_TEMPLATE, check_candidates
+from tests.tasks import runs
 
 from .two_towers import make, tokenizer
 
@@ -38,6 +40,10 @@ def make_rows(count, seed=0):
     return Dataset.from_dict(rows, features=Features({"image": Image(), "label": ClassLabel(names=NAMES)}))
 
 
+OPTIONS = {"recombination": "best", "per_device_eval_batch_size": 8}
+arguments, evolve = partial(runs.arguments, **OPTIONS), partial(runs.evolve, **OPTIONS)
+
+
 def save_two_towers(folder):
     make().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
@@ -53,21 +59,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data():
     return make_rows(18), make_rows(12, seed=1)
-
-
-def arguments(folder, **kwargs):
-    options = {"population_size": 4, "num_generations": 1, "recombination": "best"} | kwargs
-    return EvolutionArguments(
-        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=8, **options
-    )
-
-
-def evolve(checkpoint, folder, data, **kwargs):
-    trainer = EvolutionTrainer(
-        str(checkpoint), arguments(folder, **kwargs), train_dataset=data[0], eval_dataset=data[1]
-    )
-    trainer.train()
-    return trainer
 
 
 def test_the_template_is_that_of_the_pipeline():
