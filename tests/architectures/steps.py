@@ -152,7 +152,9 @@ def _dataset(count: int, image_size: int, seed: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-@torch.inference_mode()
 def _logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    output = aligned(model.eval())(**inputs)
+    # As in the fresh process: weights that are made in inference mode take other paths (of SwiftFormer, for one).
+    model = aligned(model.eval())
+    with torch.inference_mode():
+        output = model(**inputs)
     return output.logits if "logits" in output else output[0]
