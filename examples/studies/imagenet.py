@@ -94,8 +94,8 @@ def measure(args: argparse.Namespace, measurements: Measurements) -> dict[str, A
         "arguments": chosen,
     }
     runs = []
-    for method in args.methods:
-        for seed in args.seeds:
+    for seed in args.seeds:
+        for method in args.methods:
             result = measurements.get(
                 about | {"method": method, "seed": seed},
                 lambda method=method, seed=seed: run(args, train, test, chosen | METHODS[method], seed),
