@@ -1,8 +1,9 @@
 """
 A checkpoint with many classes meets other images: what the head brings by itself, and what evolution adds to it.
 
-Compares the parent, what one pass over the features gives (temperature, class prior, the whole head), and the preset `adapt` with
-the head left to the children, with a fitted head to begin with, and with the head solved for in every generation.
+Compares the parent, what one pass over the features gives (temperature, class prior, the whole head), the preset `adapt` with
+the head left to the children, with a fitted head to begin with, and with the head solved for in every generation, and other
+methods: statistics re-estimated, SGD, evolution strategies, SPSA.
 
     python examples/studies/imagenet.py --model timm/tf_efficientnet_lite0.in1k --data FOLDER_OR_DATA_SET
 """
@@ -10,11 +11,13 @@ the head left to the children, with a fitted head to begin with, and with the he
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
 from common import (
     Measurements,
     data_key,
@@ -30,6 +33,8 @@ from common import (
     with_interval,
     write_results,
 )
+from imagenet_rivals import RIVALS, Rivals
+from imagenet_rivals import SHOWN as RIVALS_SHOWN
 
 from smd_hf import EvolutionTrainer
 
@@ -46,7 +51,8 @@ SHOWN = {
     "solve_head": "`adapt`, the head solved for in every generation",
 }
 
-QUICK = {"max_train": 60, "max_test": 40, "population_size": 4, "num_generations": 1, "images": 24, "seeds": [0]}
+QUICK = {"max_train": 60, "max_test": 40, "rival_passes": 1, "seeds": [0]}
+QUICK["set"] = ["population_size=4", "num_generations=1", "fitness_samples_per_generation=24"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,10 +62,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--trust_remote_code", action="store_true", help="The model brings its own code.")
     made.add_argument("--max_train", type=int, help="Training images: a stratified subset.")
     made.add_argument("--max_test", type=int, help="Test images: a stratified subset.")
-    made.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="Which are run.")
-    made.add_argument("--population_size", type=int, help="Children of a generation. Defaults to the preset's.")
-    made.add_argument("--num_generations", type=int, help="Generations. Defaults to the preset's.")
-    made.add_argument("--images", type=int, help="Fitness images of a generation. Defaults to the preset's.")
+    every = [*METHODS, *RIVALS]
+    made.add_argument(
+        "--methods", nargs="+", choices=every, default=every, metavar="METHOD", help=f"Of {', '.join(every)}."
+    )
+    made.add_argument("--rival_passes", type=float, default=12, help="Passes of SGD, evolution strategies and SPSA.")
+    made.add_argument(
+        "--set", nargs="+", default=[], metavar="ARGUMENT=VALUE", help="Of EvolutionArguments, beside the preset."
+    )
     made.add_argument("--runtime", default="auto", help="As --runtime of smd-hf evolve.")
     made.add_argument("--batch_size", type=int, default=75, help="Images a batch of scoring.")
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Of the runs of each method.")
@@ -80,12 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def measure(args: argparse.Namespace, measurements: Measurements) -> dict[str, Any]:
     """Runs what has not been run."""
     train, test = load_data(args.data, max_train=args.max_train, max_test=args.max_test, seed=args.seed)
-    chosen = {
-        "population_size": args.population_size,
-        "num_generations": args.num_generations,
-        "fitness_samples_per_generation": args.images,
-    }
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    chosen = {name: yaml.safe_load(value) for name, value in (each.split("=", 1) for each in args.set)}
     about = {
         "model": public_name(args.model),
         "train": data_key(train),
@@ -93,13 +98,16 @@ def measure(args: argparse.Namespace, measurements: Measurements) -> dict[str, A
         "runtime": args.runtime,
         "arguments": chosen,
     }
+    rivals = lru_cache(1)(partial(Rivals, args, train, test))
     runs = []
     for seed in args.seeds:
         for method in args.methods:
-            result = measurements.get(
-                about | {"method": method, "seed": seed},
-                lambda method=method, seed=seed: run(args, train, test, chosen | METHODS[method], seed),
-            )
+            if method in METHODS:
+                settings, measured = about, partial(run, args, train, test, chosen | METHODS[method], seed)
+            else:
+                settings = about | {"runtime": "eager", "arguments": {"passes": args.rival_passes}}
+                measured = partial(rival_run, rivals, seed, method, args.rival_passes)
+            result = measurements.get(settings | {"method": method, "seed": seed}, measured)
             runs.append({"method": method, "seed": seed} | result)
     return {
         "about": about | {"data": public_name(args.data), "train_images": len(train), "test_images": len(test)},
@@ -141,6 +149,12 @@ def run(args: argparse.Namespace, train: Any, test: Any, options: dict[str, Any]
     return found
 
 
+def rival_run(rivals: Callable[[int], Rivals], seed: int, method: str, passes: float) -> dict[str, Any]:
+    """One run of another method. The parent is loaded for what is to be measured alone."""
+    found = rivals(seed).run(method, passes)
+    return found | {"parent": scores(found["parent"]), "evolved": scores(found["evolved"])}
+
+
 def scores(entry: dict[str, Any]) -> dict[str, float]:
     return {name: entry[name] for name in ("accuracy", "nll", "calibration_error")}
 
@@ -154,7 +168,7 @@ def render(document: dict[str, Any]) -> str:
         rows.append(row(f"{name}, alone", [step | {"passes": 1.0}]))
     for method in dict.fromkeys(each["method"] for each in runs):
         mine = [each for each in runs if each["method"] == method]
-        rows.append(row(SHOWN[method], [each | {"scores": each["evolved"]} for each in mine]))
+        rows.append(row((SHOWN | RIVALS_SHOWN)[method], [each | {"scores": each["evolved"]} for each in mine]))
     head = ["", "accuracy (%)", "gain (points)", "NLL", "calibration error", "passes", "seconds"]
     lines = [
         f"# {about['model']} on {about['data']}",

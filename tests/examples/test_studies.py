@@ -79,7 +79,9 @@ def test_the_head_is_compared_in_three_ways_and_measured_once(study, images, tmp
     argv = ["--quick", "--model", str(model), "--data", images, "--output_dir", str(tmp_path), "--device", "cpu"]
     document = imagenet.main([*argv, "--runtime", "eager"])
     by_method = {run["method"]: run for run in document["runs"]}
-    assert list(by_method) == list(imagenet.METHODS)
+    assert list(by_method) == [*imagenet.METHODS, *imagenet.RIVALS]
+    assert by_method["spsa"]["passes"] == 2 and by_method["statistics"]["passes"] == 1
+    assert by_method["sgd_all"]["rate"] in imagenet.RIVALS["sgd_all"]["rates"]
     assert "steps" not in by_method["children"] and by_method["solve_head"]["chosen"]
     kinds = {name.split(",")[0] for name in by_method["solve_head"]["steps"]}
     assert kinds == {"temperature", "class prior", "head"}

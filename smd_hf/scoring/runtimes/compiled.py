@@ -33,6 +33,8 @@ class Parts:
         names = [*segment.inputs, *(node.name for node in segment.weights)]
 
         def run(*arguments: torch.Tensor) -> Sequence[torch.Tensor]:
+            # The parts of a pass share their memory in CUDA graphs; without the mark, each part would count as a pass.
+            torch.compiler.cudagraph_mark_step_begin()
             values = dict(zip(names, arguments))
             for part, compiled in zip(self.parts[first:], self.runs[first:]):
                 taken = [*part.inputs, *(node.name for node in part.weights)]

@@ -1,0 +1,152 @@
+"""What evolution is compared with in `imagenet.py`: BatchNorm statistics re-estimated, gradients, and other methods without them."""
+
+import argparse
+import copy
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from baselines import Images, evolution_strategies, sgd, spsa
+from common import image_batches
+from torch import nn
+
+from smd_hf.data.batches import ImageBatches
+from smd_hf.data.fitness_samples import split_indices
+from smd_hf.metrics.comparison import measured
+from smd_hf.metrics.statistics import nll
+from smd_hf.models.linear_head import HeadInputs
+from smd_hf.models.load import load_image_processor, load_model
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.head.baselines import baselines, best_of
+from smd_hf.search.head.features import features_of
+from smd_hf.search.head.linear import LinearHead
+from smd_hf.search.losses import cross_entropy
+
+SELECTION_FRACTION = 0.1
+
+NORMS_AND_HEAD = ["norms", "head"]
+RIVALS: dict[str, dict[str, Any]] = {
+    "statistics": {},
+    "sgd_norms_head": {"step": sgd, "parameters": NORMS_AND_HEAD, "rates": (0.003, 0.01, 0.03)},
+    "sgd_all": {"step": sgd, "parameters": ["all"], "rates": (0.001, 0.003, 0.01)},
+    "sgd_norms_head_from_head": {
+        "step": sgd, "parameters": NORMS_AND_HEAD, "rates": (0.001, 0.003, 0.01), "fitted": True,
+    },
+    "evolution_strategies": {
+        "step": evolution_strategies, "parameters": NORMS_AND_HEAD, "rates": (0.01, 0.03, 0.1), "fitted": True,
+    },
+    "spsa": {"step": spsa, "parameters": NORMS_AND_HEAD, "rates": (0.003, 0.01, 0.03), "fitted": True},
+}  # fmt: skip
+"""Parameters, the step sizes that are tried, and whether the method begins with the fitted head."""
+
+SHOWN = {
+    "statistics": "BatchNorm statistics re-estimated",
+    "sgd_norms_head": "SGD on norms and head",
+    "sgd_all": "SGD on all weights",
+    "sgd_norms_head_from_head": "SGD on norms and head, from the fitted head",
+    "evolution_strategies": "evolution strategies on norms and head, from the fitted head",
+    "spsa": "SPSA on norms and head, from the fitted head",
+}
+
+
+class Rivals:
+    """
+    A parent and its images, and what other methods make of them.
+
+    Args:
+        args (`argparse.Namespace`): of `imagenet.py`.
+        train, test (`datasets.Dataset`): as evolution is given them. A part of the former chooses step sizes.
+        seed (`int`): of the split, the order of images and the noise.
+    """
+
+    def __init__(self, args: argparse.Namespace, train: Any, test: Any, seed: int):
+        self.args, self.seed = args, seed
+        self.device = torch.device(args.device)
+        options = {"trust_remote_code": args.trust_remote_code}
+        self.parent = load_model(args.model, dtype="float32", **options).to(self.device)
+        self.processor = load_image_processor(args.model, model=self.parent, **options)
+        self.train, self.test = train, self.batches(test)
+        everything = self.batches(train)
+        self.learn, choose = split_indices(everything.labels, SELECTION_FRACTION, seed)
+        self.choose = self.batches(train, choose)
+        self.evaluator = Evaluator(self.parent, self.device, prefix_replay=False)
+
+    def batches(self, dataset: Any, indices: np.ndarray | None = None) -> ImageBatches:
+        return image_batches(self.parent, self.processor, dataset, indices, self.args.batch_size)
+
+    @cached_property
+    def images(self) -> Images:
+        return Images.read(self.batches(self.train, self.learn), self.device)
+
+    @cached_property
+    def parent_logits(self) -> np.ndarray:
+        return self.evaluator.logits(self.test)
+
+    @cached_property
+    def with_fitted_head(self) -> nn.Module:
+        """The parent with the best head that one pass over the features gives, as `warm_start` has it."""
+        model = copy.deepcopy(self.parent).eval()
+        evaluator, batches = Evaluator(model, self.device, prefix_replay=False), self.batches(self.train, self.learn)
+        head = HeadInputs(model, evaluator.inputs(batches.first_batch()))
+        learn, choose = (features_of(evaluator, head, each) for each in (batches, self.choose))
+        found = baselines(LinearHead(*head.numbers()), learn, choose, cross_entropy(), lambda score, _: -score.nll)
+        best = best_of(found).head
+        head.write(best.weight, best.bias)
+        return model
+
+    def logits(self, model: nn.Module, batches: ImageBatches) -> np.ndarray:
+        return Evaluator(model, self.device, prefix_replay=False).logits(batches)
+
+    def run(self, method: str, passes: float) -> dict[str, Any]:
+        """
+        One method, in the best of its step sizes by the selection images.
+
+        Returns:
+            `dict`: as `imagenet.py` reports a run; `passes` without those of the other step sizes, which are in `tuning_passes`.
+        """
+        began = time.monotonic()
+        rival = RIVALS[method]
+        found = {rate: self.trained(rival, rate, passes) for rate in rival.get("rates", (None,))}
+        seconds = (time.monotonic() - began) / len(found)
+        losses = {
+            rate: float(nll(self.logits(each, self.choose), self.choose.labels).mean()) for rate, each in found.items()
+        }
+        best = min(losses, key=lambda rate: np.nan_to_num(losses[rate], nan=np.inf))
+        logits = self.logits(found[best], self.test)
+        scores, difference = measured(self.parent_logits, logits, self.test.labels, "evolved", self.seed)
+        parent, _ = measured(self.parent_logits, self.parent_logits, self.test.labels, "parent", self.seed)
+        spent = (passes if rival else 1.0) + bool(rival.get("fitted"))
+        return {
+            "parent": parent, "evolved": scores, "difference": difference, "passes": spent, "seconds": seconds,
+            "rate": best, "tuning_passes": passes * (len(found) - 1),
+        }  # fmt: skip
+
+    def trained(self, rival: dict[str, Any], rate: float | None, passes: float) -> nn.Module:
+        if not rival:
+            return self.restated()
+        model = copy.deepcopy(self.with_fitted_head if rival.get("fitted") else self.parent)
+        total, spent = passes * len(self.learn), 0
+        steps: Iterator[int] = rival["step"](
+            model, self.images, parameters=rival["parameters"], rate=rate, total=total, seed=self.seed
+        )
+        for images in steps:
+            spent += images
+            if spent >= total:
+                break
+        return model.eval()
+
+    @torch.no_grad()
+    def restated(self) -> nn.Module:
+        """The parent with the statistics of its BatchNorm layers taken from the training images."""
+        model = copy.deepcopy(self.parent)
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for pixels in self.images.pixels.split(self.args.batch_size) if norms else ():
+            model(pixel_values=pixels)
+        return model.eval()
