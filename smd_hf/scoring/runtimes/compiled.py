@@ -26,8 +26,8 @@ class Parts:
     def whole(self, outputs: tuple[str, ...]) -> Run:
         return self._chain(0, self.cut.whole, outputs)
 
-    def suffix(self, part: int) -> Run:
-        return self._chain(part, self.cut.suffix(part), self.cut.whole.outputs[-1:])
+    def suffixes(self, part: int) -> list[Run]:
+        return [self._chain(part, self.cut.suffix(part), self.cut.whole.outputs[-1:])]
 
     def _chain(self, first: int, segment: Segment, outputs: tuple[str, ...]) -> Run:
         names = [*segment.inputs, *(node.name for node in segment.weights)]

@@ -51,6 +51,7 @@ class Exported:
         if signature.buffers_to_mutate:
             raise CannotExport(f"a pass changes its buffer {next(iter(signature.buffers_to_mutate.values()))}")
         self.graph: fx.Graph = program.graph
+        _take_out_copies(self.graph)
         self.nodes = [node for node in self.graph.nodes if node.op in ("call_function", "get_attr")]
         for node in self.nodes:
             if node.op == "get_attr":
@@ -150,6 +151,26 @@ def _exported(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.exp
         raise
     except Exception as error:  # whatever in a model cannot be traced
         raise CannotExport(f"it does not export ({type(error).__name__}: {error})") from error
+
+
+def _take_out_copies(graph: fx.Graph) -> None:
+    """
+    Takes out operations that return their input as it is.
+
+    At a cut, the input and the output would both be kept, though they are one tensor; and OpenVINO's front end fails on a
+    graph that gives out one tensor twice ("Tensor name is not a number").
+    """
+    for node in list(graph.nodes):
+        if _returns_its_input(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _returns_its_input(node: fx.Node) -> bool:
+    """Whether an operation does nothing: a slice of all rows (`alias`), dropout outside of training."""
+    if node.target in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):
+        return True
+    return node.target is torch.ops.aten.dropout.default and node.args[2] is False
 
 
 def _draws(node: fx.Node) -> bool:

@@ -4,7 +4,7 @@ A graph compiled by OpenVINO, for CPUs. (`pip install smd_hf[openvino]`)
 The graph is converted once, with the activations at its cuts as outputs. What begins at a cut is taken out of the converted model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -42,9 +42,10 @@ class OpenVINO:
     def whole(self, outputs: tuple[str, ...]) -> Run:
         return _Request(partial(self._compile, self._names(self.cut.whole), outputs), len(outputs))
 
-    def suffix(self, part: int) -> Run:
+    def suffixes(self, part: int) -> Iterator[Run]:
         segment = self.cut.suffix(part)
-        return _Request(partial(self._compile, self._names(segment), segment.outputs), 1)
+        for channels_last in (False, True):
+            yield _Request(partial(self._compile, self._names(segment), segment.outputs, channels_last), 1)
 
     @staticmethod
     def _names(segment: Segment) -> list[str]:
@@ -72,8 +73,8 @@ class OpenVINO:
             raise CannotExport(f"OpenVINO cannot convert it ({type(error).__name__}: {error})") from error
         return model
 
-    def _compile(self, entries: Sequence[str], outputs: Sequence[str]) -> Any:
-        """The request of the graph from these inputs, activations and weights to these outputs."""
+    def _compile(self, entries: Sequence[str], outputs: Sequence[str], channels_last: bool = False) -> Any:
+        """The request of the graph from these inputs, activations and weights to these outputs. See [`_entry`]."""
         import openvino
         from openvino import opset13
 
@@ -83,7 +84,7 @@ class OpenVINO:
         results = [opset13.result(sources[name]) for name in outputs]
         for name in entries:
             if name in sources:
-                parameters[name] = _entry(sources[name])
+                parameters[name] = _entry(sources[name], channels_last)
         options = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -106,14 +107,24 @@ def _example(segment: Segment) -> list[torch.Tensor]:
     ]
 
 
-def _entry(source: Any) -> Any:
-    """Puts an input in the place of an activation."""
+def _entry(source: Any, channels_last: bool) -> Any:
+    """
+    Puts an input in the place of an activation.
+
+    Inputs have their channels first, and OpenVINO lets sums of images (the shortcuts of a ResNet) follow the layout of what
+    they add. In the whole graph most images have their channels last, as convolutions like it; and a mean over an image
+    adds up its pixels in another order in each layout, so that the bits differ. A pooling of single pixels changes
+    no number, and gives its image the layout of convolutions.
+    """
     from openvino import opset13
 
     parameter = opset13.parameter(source.get_partial_shape(), source.get_element_type())
+    output = parameter.output(0)
+    if channels_last and len(source.get_partial_shape()) == 4:
+        output = opset13.avg_pool(parameter, [1, 1], [0, 0], [0, 0], [1, 1], exclude_pad=False).output(0)
     for target in source.get_target_inputs():
         if target.get_node().get_type_name() != "Result":
-            target.replace_source_output(parameter.output(0))
+            target.replace_source_output(output)
     return parameter
 
 

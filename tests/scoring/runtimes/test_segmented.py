@@ -82,16 +82,56 @@ def test_openvino_replays_its_own_bits(kind):
         torch.testing.assert_close(replayed, full_pass(model, changes, inputs), atol=1e-3, rtol=1e-3)
 
 
+class PlainShortcuts(nn.Module):
+    """
+    A ResNet as for CIFAR: shortcuts are slices, of all rows where the stride is 1, so that they are the tensor that they slice.
+
+    Args:
+        dropout (`float`, *optional*, defaults to 0): before each block's first convolution.
+    """
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(16, 16, 3, 1 + block % 2, 1, bias=False) for block in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in self.convs)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(16, 4)
+
+    def forward(self, pixel_values):
+        hidden = self.stem(pixel_values).relu()
+        for conv, norm in zip(self.convs, self.norms):
+            residual = hidden[:, :, :: conv.stride[0], :: conv.stride[1]]
+            hidden = (norm(conv(self.dropout(hidden))) + residual).relu()
+        return {"logits": self.classifier(hidden.mean(dim=(2, 3)))}
+
+
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
+def test_openvino_takes_a_graph_with_two_names_for_a_tensor_and_replays_its_bits(dropout):
+    torch.manual_seed(0)
+    model, inputs = PlainShortcuts(dropout).eval(), {"pixel_values": torch.rand(4, 3, 16, 16)}
+    names = [f"norms.{block}.weight" for block in range(3)]
+    replaying, whole = (SegmentedRuntime(model, "openvino", OpenVINO, batch_size=4, segments=most) for most in (16, 1))
+    torch.testing.assert_close(whole.forward(inputs), model(**inputs)["logits"], atol=1e-4, rtol=1e-4)
+    replaying.record(inputs, [{name} for name in names])
+    # A mean over an image has other bits where its channels are first than where they are last.
+    assert len({replaying._recording.start([name]) for name in names} - {0}) >= 2
+    for name in names:
+        changes = changed(model, [name])
+        with replaying.child(changes, {name}) as forward, whole.child(changes) as full:
+            assert torch.equal(forward(inputs), full(inputs)), name
+
+
 def test_a_place_from_which_bits_differ_is_not_started_at(monkeypatch):
     model, inputs = tiny_model("resnet"), {"pixel_values": tiny_pixels(2)}
     runtime = SegmentedRuntime(model, "segments", as_they_are, segments=4)
-    suffix = Parts.suffix
+    suffixes = Parts.suffixes
 
     def rounded(self, part):
-        run = suffix(self, part)
-        return lambda *arguments: [output + 1e-7 for output in run(*arguments)]
+        [run] = suffixes(self, part)
+        return [lambda *arguments: [output + 1e-7 for output in run(*arguments)]]
 
-    monkeypatch.setattr(Parts, "suffix", rounded)
+    monkeypatch.setattr(Parts, "suffixes", rounded)
     runtime.record(inputs, [{"classifier.1.weight"}])
     changes = changed(model, ["classifier.1.weight"])
     with runtime.child(changes, {"classifier.1.weight"}) as forward:
