@@ -110,7 +110,8 @@ class Evolution:
         if self.head is not None:
             self.head.prepare(self.fitness_batches)
         sums = self.recombination.sums(children)
-        with self._parent_restored():
+        head = () if self.head is None else self.head.while_scoring()
+        with self._parent_restored(), applied(self.parameters, head):
             parent, parent_fitness, scored = self._score(children, sums, on_scored)
         candidates = self._recombine(scored, sums)
         best = self._select(candidates)

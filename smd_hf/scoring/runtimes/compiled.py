@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx
 
+from .cuda_graph import CudaGraphs
 from .plan import Run
 from .segments import Cut, Segment
 
@@ -22,6 +23,8 @@ class Parts:
         self.cut = cut
         self.parts: list[Segment] = [cut.part(number) for number in range(len(cut.places))]
         self.runs = [compile(part.module) for part in self.parts]
+        weights = {node.name for part in self.parts for node in part.weights}
+        self.graphs = CudaGraphs(frozenset(weights)) if _device(cut).type == "cuda" else None
 
     def whole(self, outputs: tuple[str, ...]) -> Run:
         return self._chain(0, self.cut.whole, outputs)
@@ -33,15 +36,13 @@ class Parts:
         names = [*segment.inputs, *(node.name for node in segment.weights)]
 
         def run(*arguments: torch.Tensor) -> Sequence[torch.Tensor]:
-            # The parts of a pass share their memory in CUDA graphs; without the mark, each part would count as a pass.
-            torch.compiler.cudagraph_mark_step_begin()
             values = dict(zip(names, arguments))
             for part, compiled in zip(self.parts[first:], self.runs[first:]):
                 taken = [*part.inputs, *(node.name for node in part.weights)]
                 values |= zip(part.outputs, compiled(*(values[name] for name in taken)))
             return [values[name] for name in outputs]
 
-        return run
+        return run if self.graphs is None else self.graphs.graph(run, names)
 
 
 def compiled(cut: Cut) -> Parts:
@@ -50,6 +51,8 @@ def compiled(cut: Cut) -> Parts:
 
 
 def _by_inductor(module: fx.GraphModule) -> Run:
-    device = next(node.meta["val"].device for node in module.graph.nodes if node.op == "placeholder")
-    mode = "reduce-overhead" if device.type == "cuda" else "default"
-    return torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
+    return torch.compile(module, dynamic=False, fullgraph=True)
+
+
+def _device(cut: Cut) -> torch.device:
+    return cut.exported.logits.meta["val"].device

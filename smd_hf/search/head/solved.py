@@ -24,13 +24,17 @@ FIRST_PULL = 1e-4
 NEARBY = (10**0.5, 1.0, 10**-0.5)
 """The pulls to try in each generation, in units of the present one."""
 
+LEAST_SHARE = 0.5
+"""Share of the fitness images that a generation must leave to the head with which its children are scored."""
+
 
 class SolvedHead:
     """
     Solves for the head while children change what comes before it.
 
     Features of all fitness images are passed through the present parent once. The step over children and head takes its
-    curvature from them. When a step has been chosen, its features are measured, and the head is fitted on them: these are the
+    curvature from them. Children are scored with a head that is fitted on the other images alone: a head knows its own by heart,
+    and leaves the body little to learn from them. When a step has been chosen, its features are measured, and the head is fitted on them: these are the
     features of the next generation.
 
     Args:
@@ -69,6 +73,7 @@ class SolvedHead:
         self._features: tuple[np.ndarray, np.ndarray] | None = None
         self._next: tuple[np.ndarray, np.ndarray] | None = None
         self._coordinates: Coordinates | None = None
+        self._held_out: LinearHead | None = None
         self._fits: HeadFits | None = None
         self._next_fits: HeadFits | None = None
         self.refitted: list[tuple[float, LinearHead]] = []
@@ -103,6 +108,27 @@ class SolvedHead:
         rows = [place[row] for row in batches.indices]
         size = batches.batch_size
         self._rows = {number: rows[number * size : (number + 1) * size] for number in range(len(batches))}
+        others = np.setdiff1d(np.arange(len(labels)), rows)
+        self._held_out = self._fitted_on(others) if len(others) >= LEAST_SHARE * len(labels) else None
+
+    def _fitted_on(self, rows: np.ndarray) -> LinearHead:
+        """The head, fitted on these images alone, with the present pull."""
+        assert self._features is not None
+        features, labels = (each[rows] for each in self._features)
+
+        def fit() -> LinearHead | None:
+            if not self.first_process:
+                return None
+            fits = HeadFits(self.first, features, labels, self.loss, self._coordinates)
+            return fits.head(self.pull, self._guess(labels))
+
+        [found, *_] = self.evaluator.processes.gather(fit)
+        assert found is not None
+        return found
+
+    def while_scoring(self) -> list[tuple[str, Change]]:
+        """The head with which the children of this generation are scored, as changes of the model's weights."""
+        return [] if self._held_out is None else self.changes(self._held_out)
 
     def sums(self, children: Sequence[Child], loss: Loss) -> JointSums:
         """Sums over batches for the step of children and head."""
@@ -170,7 +196,7 @@ class SolvedHead:
         def fit() -> list[tuple[float, LinearHead]] | None:
             if not self.first_process:
                 return None
-            fits, guess, found = HeadFits(self.first, features, labels, self.loss), self._guess(), []
+            fits, guess, found = HeadFits(self.first, features, labels, self.loss), self._guess(labels), []
             for factor in NEARBY:
                 guess = fits.head(factor * self.pull, guess)
                 found.append((factor * self.pull, guess))
@@ -182,12 +208,11 @@ class SolvedHead:
         self.refitted = found
         return [(f"{HEAD}{pull:.3g}", head) for pull, head in found]
 
-    def _guess(self) -> LinearHead:
-        """The present head, with the first one's weights for classes that no fit changes."""
+    def _guess(self, labels: np.ndarray) -> LinearHead:
+        """The present head, with the first one's weights for classes that a fit on images of these labels does not change."""
         now = LinearHead(*self.layer.numbers())
         weight = self.first.weight.copy()
-        assert self._next is not None
-        classes = np.unique(self._next[1])
+        classes = np.unique(labels)
         weight[classes] = now.weight[classes]
         return LinearHead(weight, now.bias)
 
