@@ -3,8 +3,8 @@ Everything that matters on a GPU, in under ten minutes: the other benchmarks at 
 
     python gpu.py --json results/gpu.json
 
-Writes what `runtimes.py`, `throughput.py` and `generation.py` write beside it (`gpu_runtimes.json`, ...), and in its own file
-(`runs`): whole runs of evolution of the first model in each runtime, twice and after a stop, with the hash of the weights, seconds and images/s.
+Writes what `runtimes.py`, `throughput.py` and `generation.py` write beside it (`gpu_throughput.json`, ...), and in its own file
+whole runs of evolution of the first model in each runtime, twice and after a stop, with the hash of the weights, seconds and images/s.
 """
 
 import argparse
@@ -25,31 +25,37 @@ from smd_hf import EvolutionArguments, EvolutionTrainer
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor
 
-QUICK = {"models": ["resnet18"], "repeats": 2, "images": 32, "batch_size": 16, "children": 4}
+QUICK = {
+    "run_runtimes": ["eager"],
+    "models": ["resnet18"],
+    "repeats": 2,
+    "images": 32,
+    "batch_size": 16,
+    "children": 4,
+}
 
 GENERATIONS = 2
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = make_parser(
-        __doc__, ["tf_efficientnet_lite0", "resnet50", "vit_s"], children=32, images=512, batch_size=128
-    )
+    parser = make_parser(__doc__, ["tf_efficientnet_lite0", "resnet50"], children=32, images=512, batch_size=128)
+    parser.add_argument("--run-runtimes", nargs="+", default=["eager", "compiled"], help="Of the whole runs.")
+    parser.add_argument("--run-precisions", nargs="+", default=["fp32"], help="Likewise.")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="What is measured.")
     args = parser.parse_args(argv)
     settle(args, QUICK, parser)
     if not args.device.startswith("cuda") and not args.quick:
         parser.error("gpu.py measures a GPU, and torch sees none. `--device cpu --quick` shows that it works.")
     started = hardware(args)
-    found = {name: timed(name, args) for name in args.parts}
-    results = {"seconds": {name: seconds for name, (seconds, _) in found.items()}}
-    return report("gpu", args, started, results | {"models": found["runs"][1] if "runs" in found else {}})
-
-
-def timed(name: str, args: argparse.Namespace) -> tuple[float, Any]:
-    logger_line(f"gpu: {name}")
-    start = time.perf_counter()
-    result = PARTS[name](args)
-    return time.perf_counter() - start, result
+    results: dict[str, Any] = {"seconds": {}, "models": {}}
+    for name in args.parts:
+        logger_line(f"gpu: {name}")
+        start = time.perf_counter()
+        results["models"] |= PARTS[name](args) or {}
+        results["seconds"][name] = time.perf_counter() - start
+        # After each part, so that a run that is stopped leaves what it has.
+        report("gpu", args, started, results)
+    return results
 
 
 def shared(args: argparse.Namespace, name: str, **sizes: Any) -> list[str]:
@@ -63,8 +69,13 @@ def shared(args: argparse.Namespace, name: str, **sizes: Any) -> list[str]:
 
 
 def measure_runtimes(args: argparse.Namespace) -> None:
-    quick = ["--precisions", "fp32", "--no-blocks"] if args.quick else []
-    runtimes.main([*shared(args, "runtimes"), "--runtimes", "compiled", *quick])
+    quick = ["--no-blocks"] if args.quick else []
+    for model in args.models:
+        for precision in ["fp32"] if args.quick else ["fp32", "bf16"]:
+            name = f"runtimes_{model}_{precision}"
+            runtimes.main(
+                [*shared(args, name, models=[model]), "--precisions", precision, "--runtimes", "compiled", *quick]
+            )
 
 
 def measure_throughput(args: argparse.Namespace) -> None:
@@ -83,14 +94,13 @@ def measure_generation(args: argparse.Namespace) -> None:
 def measure_runs(args: argparse.Namespace) -> dict[str, Any]:
     """Runs of evolution by Gauss-Newton steps: the bytes that each leaves must be those of the same run, done again or stopped."""
     found: dict[str, Any] = {}
-    names = ["eager"] if args.quick else ["eager", "compiled"]
     with tempfile.TemporaryDirectory() as folder:
         jpegs = write_jpegs(Path(folder), args.images * 2)
         labels = np.random.default_rng(1).integers(0, NUM_CLASSES, len(jpegs)).tolist()
         images = datasets.Dataset.from_dict({"image": jpegs, "label": labels}).cast_column("image", datasets.Image())
         model = args.models[0]
-        for runtime in names:
-            for precision in ["fp32"] if args.quick else ["fp32", "bf16"]:
+        for runtime in args.run_runtimes:
+            for precision in args.run_precisions:
                 logger_line(f"runs: {model} {runtime} {precision}")
                 found[f"{model} {runtime} {precision}"] = run_three_times(
                     args, Path(folder), model, images, runtime=runtime, precision=precision

@@ -35,7 +35,7 @@ from smd_hf.scoring.runtimes.choose import identity
 from smd_hf.scoring.runtimes.compiled import compiled
 from smd_hf.scoring.runtimes.openvino import OpenVINO, has_bf16
 from smd_hf.scoring.runtimes.protocol import Runtime
-from smd_hf.scoring.runtimes.segmented import SegmentedRuntime
+from smd_hf.scoring.runtimes.segmented import SEGMENTS, SegmentedRuntime
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
@@ -75,19 +75,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return report("runtimes", args, started, results)
 
 
-def make_runtime(task: Task, runtime: str, precision: str, mutable: list[str] | None) -> Runtime:
+def make_runtime(task: Task, runtime: str, precision: str, mutable: list[str] | None, segments: int) -> Runtime:
     compile = (
         compiled if runtime == "compiled" else partial(OpenVINO, precision="bf16" if precision == "bf16" else "f32")
     )
-    return SegmentedRuntime(task.model, runtime, compile, mutable, task.batch_size)
+    return SegmentedRuntime(task.model, runtime, compile, mutable, task.batch_size, segments)
 
 
-def evaluator(task: Task, runtime: str, precision: str, mutable: list[str] | None) -> Evaluator:
+def evaluator(task: Task, runtime: str, precision: str, mutable: list[str] | None, segments: int = 1) -> Evaluator:
+    """Scores in one runtime; nothing is replayed in one segment."""
     autocast = runtime == "compiled" and precision == "bf16"
     made = task.evaluator(
         autocast=lambda: torch.autocast(torch.device(task.device).type, torch.bfloat16, enabled=autocast)
     )
-    made.runtime = make_runtime(task, runtime, precision, mutable)
+    made.runtime = make_runtime(task, runtime, precision, mutable, segments)
     return made
 
 
@@ -102,7 +103,7 @@ def measured(args: argparse.Namespace, task: Task, runtime: str, precision: str)
     head = norms_and_head(task.model)
     eager = task.evaluator(prefix_replay=False)
     limit = evaluator(task, runtime, precision, [])
-    whole = evaluator(task, runtime, precision, None)
+    whole = evaluator(task, runtime, precision, None, 1 if args.no_blocks else SEGMENTS)
     few = evaluator(task, runtime, precision, head)
     partition = task.mutation("partition", args.children)
     of_head = Mutation(

@@ -30,6 +30,7 @@ def section(document: dict[str, Any]) -> str:
         "peers": peers,
         "scaling": scaling,
         "ledger": ledger,
+        "gpu": gpu,
     }
     rows = tables[document["benchmark"]](document)
     hardware, settings = document["hardware"], document["settings"]
@@ -133,6 +134,14 @@ def ledger(document: dict[str, Any]) -> list[list[str]]:
     ]
     for name, model in document["models"].items():
         rows.append([name, number(model["ledger_time_ratio"]), number(model["disk_share"])])
+    return rows
+
+
+def gpu(document: dict[str, Any]) -> list[list[str]]:
+    rows = [["whole run", "child-images/s", "seconds", "same bytes again and after a stop"]]
+    for name, run in document["models"].items():
+        same = "yes" if run["identical_bytes"] else "NO"
+        rows.append([name, number(run["child_images_per_second"]), number(run["seconds"]), same])
     return rows
 
 

@@ -15,6 +15,7 @@ import argparse
 import copy
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ SETTINGS = {
 """Those of the preset `adapt`, which were chosen on other images and another task. There are few images: every generation sees all."""
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BATCH = 24
 GRADIENT_EPOCHS = 4
 """Passes of gradient descent over the images to adapt to: about 12 forward passes each of time."""
 
@@ -162,47 +164,63 @@ def gradient_steps(model: Any, data: Dataset, epochs: int, rate: float, choose: 
 
 
 def adapt_all(data: Path, out: Path, seeds: list[int], generations: int, population: int) -> dict[str, Any]:
-    """Scores of all methods on the shifted test images: one of each for the parent and its statistics, and one a seed."""
+    """
+    Scores of all methods on the shifted test images: one of each for the parent and its statistics, and one a seed.
+
+    What has been measured is in OUT/measures, and is not measured again.
+    """
     _, train, test = splits(data)
     parent, task = AutoModelForSemanticSegmentation.from_pretrained(out / "parent"), SemanticSegmentation()
     task.configure(parent, None)
-    found: dict[str, list[SegmentationMeasure]] = {"parent": [measure(task, parent, test)]}
-    found["statistics re-estimated"] = [measure(task, restated(copy.deepcopy(parent), train), test)]
-    norms = ("norm", "bn", "classifier")
+    found: dict[str, list[SegmentationMeasure]] = {}
+
+    def add(name: str, seed: int, method: Callable[[], SegmentationMeasure]) -> None:
+        path = out / "measures" / f"{name.replace(' ', '_')}-{seed}.npy"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, method().sums)
+        found.setdefault(name, []).append(SegmentationMeasure(np.load(path)))
+
+    def trained(seed: int, rate: float, choose: Any) -> SegmentationMeasure:
+        model = gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, choose, seed)
+        return measure(task, model, test)
+
+    def evolved(seed: int, fitness: str) -> SegmentationMeasure:
+        options = {"fitness": fitness, "population_size": population, "num_generations": generations, "seed": seed}
+        args = EvolutionArguments(
+            str(out / f"{fitness}-{seed}"),
+            per_device_eval_batch_size=BATCH,
+            use_cpu=DEVICE.type == "cpu",
+            report_to="none",
+            **SETTINGS | options,
+        )
+        trainer = EvolutionTrainer(str(out / "parent"), args, train_dataset=train, eval_dataset=test)
+        trainer.train()
+        print(f"{fitness}, seed {seed}: {trainer.report['verdict']}", flush=True)
+        return task.measured(trainer.result.test.evolved_score)
+
+    add("parent", 0, lambda: measure(task, parent, test))
+    add("statistics re-estimated", 0, lambda: measure(task, restated(copy.deepcopy(parent), train), test))
     for seed in seeds:
-        for name, chosen, rate in (
-            (
-                "SGD, norms and head",
-                lambda named: [pair for pair in named if any(part in pair[0] for part in norms)],
-                2e-3,
-            ),
-            ("SGD, all weights", list, 3e-4),
-        ):
-            model = gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, chosen, seed)
-            found.setdefault(name, []).append(measure(task, model, test))
-        for name, fitness in (("evolution by mIoU", "mean_iou"), ("evolution by the loss", "loss")):
-            options = {"fitness": fitness, "population_size": population, "num_generations": generations, "seed": seed}
-            args = EvolutionArguments(
-                str(out / f"{fitness}-{seed}"),
-                per_device_eval_batch_size=8,
-                use_cpu=DEVICE.type == "cpu",
-                report_to="none",
-                **SETTINGS | options,
-            )
-            trainer = EvolutionTrainer(str(out / "parent"), args, train_dataset=train, eval_dataset=test)
-            trainer.train()
-            found.setdefault(name, []).append(task.measured(trainer.result.test.evolved_score))
-            print(f"{name}, seed {seed}: {trainer.report['verdict']}", flush=True)
-    draw(out, test, AutoModelForSemanticSegmentation.from_pretrained(out / f"mean_iou-{seeds[0]}"))
+        add("gradients, norms and head", seed, lambda seed=seed: trained(seed, 2e-3, norms_and_head))
+        add("gradients, all weights", seed, lambda seed=seed: trained(seed, 3e-4, list))
+        add("evolution by mIoU", seed, lambda seed=seed: evolved(seed, "mean_iou"))
+        add("evolution by the loss", seed, lambda seed=seed: evolved(seed, "loss"))
+    if (out / f"mean_iou-{seeds[0]}").exists():
+        draw(out, test, AutoModelForSemanticSegmentation.from_pretrained(out / f"mean_iou-{seeds[0]}"))
     rows = [row(name, models, found["parent"][0], len(test)) for name, models in found.items()]
     (out / "segmentation.json").write_text(json.dumps(rows, indent=1))
     return {"rows": rows, "images": len(test)}
 
 
+def norms_and_head(named: list[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.Parameter]]:
+    return [pair for pair in named if any(part in pair[0] for part in ("norm", "bn", "classifier"))]
+
+
 def measure(task: SemanticSegmentation, model: Any, images: Dataset) -> SegmentationMeasure:
     collator = MaskCollator(processor(), "image", "annotation", len(CLASSES))
     evaluator = Evaluator(model.to(DEVICE), DEVICE, reading=task)
-    return task.measured(evaluator.score_model(ImageBatches(images, collator, 8, keep_labels=False)))
+    return task.measured(evaluator.score_model(ImageBatches(images, collator, BATCH, keep_labels=False)))
 
 
 def restated(model: Any, images: Dataset) -> Any:
@@ -215,7 +233,7 @@ def restated(model: Any, images: Dataset) -> Any:
     model.train()
     with torch.no_grad():
         for batch in ImageBatches(
-            images, MaskCollator(processor(), "image", "annotation", len(CLASSES)), 8, keep_labels=False
+            images, MaskCollator(processor(), "image", "annotation", len(CLASSES)), BATCH, keep_labels=False
         ):
             model(**batch.inputs(model.device, model.dtype))
     return model.eval()
