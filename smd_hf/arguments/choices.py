@@ -8,7 +8,14 @@ choice takes its names from here.
 from typing import Any, Literal, get_args
 
 Preset = Literal["adapt"]
-TaskName = Literal["image-classification", "image-segmentation", "object-detection", "zero-shot-image-classification"]
+TaskName = Literal[
+    "image-classification",
+    "image-segmentation",
+    "object-detection",
+    "zero-shot-image-classification",
+    "depth-estimation",
+]
+DepthAlignment = Literal["none", "depth", "inverse_depth"]
 Decomposition = Literal["dense", "random", "antirandom", "partition", "blocks"]
 SubspaceSchedule = Literal["dynamic", "static"]
 Allocation = Literal["uniform", "cost"]

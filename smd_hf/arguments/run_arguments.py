@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .choices import (
+    DepthAlignment,
     EnsembleCombination,
     EnsembleSelection,
     HeadInit,
@@ -50,6 +51,21 @@ class TaskArguments:
         metadata={
             "help": "For image-segmentation: 0 in a mask is the background and no class, and class k is the model's k - 1. By default "
             "the image processor decides."
+        },
+    )
+    depth_scale: float | None = field(
+        default=None,
+        metadata={
+            "help": "For depth-estimation: what depth maps are multiplied by. 0.001 makes meters of millimeters. By default the "
+            "maps are taken as they are."
+        },
+    )
+    depth_alignment: DepthAlignment | None = field(
+        default=None,
+        metadata={
+            "help": "For depth-estimation: what the model predicts. none: depth in the unit of the labels. depth or inverse_depth: up "
+            "to scale and shift, so each prediction is aligned to the labels by least squares. By default the model's config says "
+            "so."
         },
     )
 

@@ -10,7 +10,7 @@ from ..metrics.resampling import differences, values, verdict
 from ..models.tasks import check_kind
 from ..reports.gain_report import format_metrics
 from ..scoring.scores import Score
-from ..tasks.protocol import GivenData, MeasuredTask
+from ..tasks.protocol import GivenData, MeasuredTask, notes_of
 from .scoring import score_images
 
 
@@ -42,6 +42,7 @@ def evaluate_task(
             f"{metric.label:{width}}  {metric.factor * found[0][metric.key]:10.{metric.decimals}f}"
             for metric in task.metrics
         ]
+        lines += notes_of(task)
         return "\n".join(lines), {"model": models[0], "task": task.kind.pipeline_tag, **found[0]}
     difference = differences(measured[1], measured[0], count, args.seed)
     names = Path(models[1]).name, Path(models[0]).name
@@ -49,7 +50,7 @@ def evaluate_task(
     _, sentence = verdict(task.metrics[0], difference[task.metrics[0].key], count, names)
     table = format_metrics(names, found[1], found[0], difference, task.metrics)
     result = {"model": models[0], "against": models[1], "task": task.kind.pipeline_tag}
-    return f"{table}\n\n{sentence}", {
+    return "\n\n".join([table, *notes_of(task), sentence]), {
         **result, "scores": found[0], "scores_against": found[1], "difference": difference, "verdict": sentence,
     }  # fmt: skip
 

@@ -93,6 +93,14 @@ KINDS = {
             "an",
             "object detector",
         ),
+        Kind(
+            "depth-estimation",
+            "depth estimation",
+            "AutoModelForDepthEstimation",
+            "MODEL_FOR_DEPTH_ESTIMATION_MAPPING",
+            "a",
+            "model for depth estimation",
+        ),
     )
 }
 """By the task's name on the Hub."""

@@ -157,7 +157,7 @@ def format_table(report: Mapping[str, Any]) -> str:
     """The before/after table of a gain report for the terminal: the evolved model, then the ensemble, if any."""
     parent, level, rows = report["parent"], report["confidence"], metrics_of_report(report)
     evolved = _block("parent", parent, "evolved", report["evolved"], report["difference"], level, rows)
-    blocks = [evolved, report["verdict"]]
+    blocks = [evolved, *report.get("notes", ()), report["verdict"]]
     if "ensemble" in report:
         difference = report["ensemble_difference"]
         blocks.append(_block("parent", parent, "ensemble", report["ensemble"], difference, level, rows))

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..metrics.resampling import CONFIDENCE, differences, values, verdict
 from ..scoring.scores import Score
-from ..tasks.protocol import MeasuredTask, metric_named
+from ..tasks.protocol import MeasuredTask, metric_named, notes_of
 from .run_result import TestScores
 
 
@@ -21,8 +21,8 @@ def task_comparison(
         seed (`int`): of the resampling.
 
     Returns:
-        `dict`: the entries `task`, `metrics` (how each is shown), `parent`, `evolved`, `difference`, `significant`, `verdict` and
-        `confidence` of a gain report; for an ensemble also `ensemble` and `ensemble_difference`.
+        `dict`: the entries `task`, `metrics` (how each is shown), `parent`, `evolved`, `difference`, `significant`, `verdict`,
+        `confidence` and, if there are any, `notes` of a gain report; for an ensemble also `ensemble` and `ensemble_difference`.
     """
     count = test.parent_score.num_images
     parent, evolved = task.measured(test.parent_score), task.measured(test.evolved_score)
@@ -40,6 +40,8 @@ def task_comparison(
         "verdict": sentence,
         "confidence": CONFIDENCE,
     }
+    if notes := notes_of(task):
+        found["notes"] = notes
     if ensemble is not None:
         measured = task.measured(ensemble)
         change = differences(parent, measured, count, seed)

@@ -18,11 +18,21 @@ from ..tasks.protocol import Task, title_of
 from ..tasks.registry import find_task, is_classification
 from .evaluation_metrics import metrics_of, objectives_of
 
+TASK_ARGUMENTS = {
+    "image-segmentation": ("do_reduce_labels",),
+    "depth-estimation": ("depth_scale", "depth_alignment"),
+}
+"""Arguments of one task, which another one refuses."""
+
 
 def task_of_run(args: EvolutionArguments, model: PreTrainedModel | Any) -> Task:
     """The task that the arguments name, or that of the model or checkpoint."""
     loading: Any = args.model_init_kwargs or {}
-    return find_task(args.task, model, loading)
+    task = find_task(args.task, model, loading)
+    for tag, names in TASK_ARGUMENTS.items():
+        if task.kind.pipeline_tag != tag:
+            refuse({name: getattr(args, name) is not None for name in names}, tag, task)
+    return task
 
 
 def scoring_of(

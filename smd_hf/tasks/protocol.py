@@ -62,6 +62,7 @@ class MeasuredTask(Task, Protocol):
 
     Attributes:
         metrics (tuple of [`~smd_hf.metrics.resampling.Metric`]): what is reported, the most important first.
+        notes (tuple of `str`, *optional*): sentences on how it was measured, for reports and cards. See [`notes_of`].
     """
 
     metrics: tuple[Metric, ...]
@@ -73,6 +74,11 @@ class MeasuredTask(Task, Protocol):
     def measured(self, score: Score) -> Measured:
         """The metrics of one model on the images that it was scored on."""
         ...
+
+
+def notes_of(task: Task) -> list[str]:
+    """What a reader of a task's metrics must know; empty for most tasks."""
+    return list(getattr(task, "notes", ()))
 
 
 def title_of(task: Task) -> str:

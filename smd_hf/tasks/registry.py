@@ -11,6 +11,7 @@ from ..errors import SMDError
 from ..models.load import read_config
 from ..models.tasks import CLASSIFIER, KINDS, kind_of, task_of
 from .classification import ImageClassification
+from .depth_estimation import DepthEstimation
 from .detection import ObjectDetection
 from .multi_label import MultiLabelClassification, is_multi_label
 from .protocol import Task
@@ -19,7 +20,13 @@ from .zero_shot import ZeroShotImageClassification
 
 TASKS: dict[str, type[Any]] = {
     task.kind.pipeline_tag: task
-    for task in (ImageClassification, SemanticSegmentation, ObjectDetection, ZeroShotImageClassification)
+    for task in (
+        ImageClassification,
+        SemanticSegmentation,
+        ObjectDetection,
+        ZeroShotImageClassification,
+        DepthEstimation,
+    )
 }
 """By their names on the Hub."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub.server import HubServer
-from tests.tasks import detector
+from tests.tasks import depth, detector
 from tests.tasks import test_multi_label as multi_label
 from tests.tasks import test_zero_shot as zero_shot
 from tests.tasks.segmenter import make_rows, save_segmenter
@@ -43,7 +43,7 @@ def world(tmp_path_factory):
     (root / "street").mkdir()
     make_rows(12).to_parquet(root / "street" / "train.parquet")
     make_rows(8, seed=1).to_parquet(root / "street" / "test.parquet")
-    for name, module in (("tags", multi_label), ("colors", zero_shot), ("cells", detector)):
+    for name, module in (("tags", multi_label), ("colors", zero_shot), ("cells", detector), ("rooms", depth)):
         (root / name).mkdir()
         for split, count, seed in (("train", 12, 0), ("test", 8, 1)):
             module.make_rows(count, seed).to_parquet(root / name / f"{split}.parquet")
@@ -58,6 +58,8 @@ def world(tmp_path_factory):
         hub.add_repository("user/tagger", multi_label.save_tiny(root / "hub-tagger"))
         hub.add_repository("openai/clip-vit-base-patch32", zero_shot.save_two_towers(root / "hub-clip"))
         hub.add_repository("hustvl/yolos-tiny", detector.save_detector(root / "hub-detector"))
+        depth_model = depth.save_depth_model(root / "hub-depth")
+        hub.add_repository("depth-anything/Depth-Anything-V2-Small-hf", depth_model)
         hub.add_repository("user/photos", root / "hub", repo_type="dataset")
         environment = hub.environment("hf_TokenOfTheUser", home=root / "home")
         yield root, environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

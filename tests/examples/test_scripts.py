@@ -8,6 +8,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from transformers import AutoModelForImageClassification
 
+from tests.tasks.depth import make_rows as make_depth_rows
+from tests.tasks.depth import save_depth_model
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -81,6 +83,17 @@ def test_custom_metric(files, tmp_path, capsys):
     assert f"{before:.4f} before, {after:.4f} after" in capsys.readouterr().out
     [line] = (out / "children.jsonl").read_text().splitlines()
     assert all(0 <= child["fitness"] <= 1 for child in json.loads(line)["children"])
+
+
+def test_evolve_depth(tmp_path, capsys):
+    for name, count, seed in (("train", 8, 0), ("test", 4, 1)):
+        make_depth_rows(count, seed).to_parquet(tmp_path / f"{name}.parquet")
+    example, model = load_example("evolve_depth"), str(save_depth_model(tmp_path / "model", "metric"))
+    files = ["--train_file", str(tmp_path / "train.parquet"), "--validation_file", str(tmp_path / "test.parquet")]
+    arguments = ["--model", model, *files, "--output_dir", str(tmp_path / "out"), *SMALL, "--num_generations", "1"]
+    report = example.main(example.make_parser().parse_args(arguments))
+    assert report["arguments"]["fitness"] == "abs_rel"
+    assert "without any alignment" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

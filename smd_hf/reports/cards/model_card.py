@@ -54,6 +54,7 @@ _OPTIONAL: dict[str, Any] = {
     "generations": [],
     "inherited": {},
     "new_head": None,
+    "notes": [],
     "out_of_distribution": None,
     "selection": None,
     "steps": None,
