@@ -6,6 +6,7 @@ positional embedding that is resized, a weight that is standardised) is told fro
 for each child, not once for each batch.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
-from ...remote_code.members_smd_ensemble import logits_of
+from ...remote_code.members_smd_ensemble import forget_derived, keepers, logits_of
 
 Read = Callable[[Any], torch.Tensor]
 """From a model's output to the predictions in it."""
@@ -46,7 +47,13 @@ class Exported:
     """
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], read: Read = logits_of):
-        program = _exported(_Read(model, read), inputs)
+        # What a module derived from its weights and kept would be a constant of the graph, and what tracing makes has no values.
+        caching = keepers(model)
+        forget_derived(caching)
+        try:
+            program = _exported(_Read(model, read), inputs)
+        finally:
+            forget_derived(caching)
         signature = program.graph_signature
         if signature.buffers_to_mutate:
             raise CannotExport(f"a pass changes its buffer {next(iter(signature.buffers_to_mutate.values()))}")
@@ -142,7 +149,8 @@ class _Read(nn.Module):
 def _exported(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
     try:
         # Outside of inference mode, as tensors that are made there do not count their changes.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*assigned during export")  # it is forgotten
             inputs = {name: tensor.clone() for name, tensor in inputs.items()}
             program = torch.export.export(model, (), inputs, strict=False)
             # No operation is decomposed; those in place become functional.

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from torch import fx
 
 from .graph import CannotExport
 from .plan import Run
@@ -60,6 +61,7 @@ class OpenVINO:
         other = {each.dtype for each in arguments if each.is_floating_point()} - {torch.float32}
         if other:
             raise CannotExport(f"its weights are in {other.pop()}, and OpenVINO is given float32")
+        _fit(whole.module)
         try:
             with torch.no_grad():
                 program = torch.export.export(whole.module, tuple(arguments), strict=False)
@@ -96,6 +98,27 @@ class OpenVINO:
         except Exception as error:
             raise CannotExport(f"OpenVINO cannot compile it ({type(error).__name__}: {error})") from error
         return compiled.create_infer_request()
+
+
+def _fit(module: fx.GraphModule) -> None:
+    """
+    Says in other words, and with the same result, what OpenVINO refuses.
+
+    An average over a window larger than the image is that over the image (EfficientNet of transformers), and an empty tensor of
+    one dimension adds nothing to others (ImageGPT's cache).
+    """
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.avg_pool2d.default:
+            source, window, *rest = node.args
+            stride, padding = [*rest[:2], *([], [0, 0])[len(rest) :]]
+            size = source.meta["val"].shape[-2:]
+            if not any(padding) and any(length > most for length, most in zip(window, size)):
+                fitted = [min(length, most) for length, most in zip(window, size)]
+                node.args = (source, fitted, stride or window, *rest[1:])
+        elif node.target is torch.ops.aten.cat.default:
+            parts, *rest = node.args
+            node.args = ([part for part in parts if part.meta["val"].shape != (0,)] or parts, *rest)
+    module.recompile()
 
 
 def _example(segment: Segment) -> list[torch.Tensor]:

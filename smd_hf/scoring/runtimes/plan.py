@@ -170,10 +170,10 @@ class Plan:
         return {node: computed[node].contiguous() for node in wanted}
 
     def _versions(self, of_mutable: bool) -> dict[str, int]:
-        """How often each tensor has been changed so far."""
+        """How often each tensor has been changed so far. Those that a pass has made in inference mode are not counted."""
         names = self.exported.names
         return {
-            place: tensor._version
+            place: 0 if tensor.is_inference() else tensor._version
             for place, tensor in self.exported.tensors.items()
             if (names.get(place) in self.mutable) is of_mutable
         }

@@ -82,6 +82,36 @@ def test_openvino_replays_its_own_bits(kind):
         torch.testing.assert_close(replayed, full_pass(model, changes, inputs), atol=1e-3, rtol=1e-3)
 
 
+class Caching(nn.Module):
+    """Keeps what it has derived from a weight until its mode changes, as LeViT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.rand(8))
+        self.classifier = nn.Linear(3, 4)
+        self.derived = None
+
+    def train(self, mode=True):
+        self.derived = None
+        return super().train(mode)
+
+    def forward(self, pixel_values):
+        if self.derived is None:
+            self.derived = self.bias[::2]
+        return {"logits": self.classifier(pixel_values.mean((2, 3))) + self.derived}
+
+
+def test_what_a_pass_has_kept_of_a_weight_is_no_constant_of_the_graph():
+    model, inputs = Caching().eval(), {"pixel_values": torch.rand(2, 3, 4, 4)}
+    with torch.inference_mode():
+        before = model(**inputs)["logits"].clone()
+    runtime = SegmentedRuntime(model, "segments", as_they_are)
+    assert torch.equal(runtime.forward(inputs), before)
+    with runtime.child([("bias", (None, model.bias.detach() + 1))]) as forward:
+        torch.testing.assert_close(forward(inputs), before + 1)
+    assert torch.equal(model(**inputs)["logits"], before)
+
+
 class PlainShortcuts(nn.Module):
     """
     A ResNet as for CIFAR: shortcuts are slices, of all rows where the stride is 1, so that they are the tensor that they slice.
@@ -120,6 +150,25 @@ def test_openvino_takes_a_graph_with_two_names_for_a_tensor_and_replays_its_bits
         changes = changed(model, [name])
         with replaying.child(changes, {name}) as forward, whole.child(changes) as full:
             assert torch.equal(forward(inputs), full(inputs)), name
+
+
+class LargeWindow(nn.Module):
+    """An average over more than the image, as in EfficientNet of transformers, and an empty part, as in ImageGPT."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.AvgPool2d(64, ceil_mode=True), nn.Flatten(), nn.Linear(8, 4)
+        )
+
+    def forward(self, pixel_values):
+        return {"logits": self.layers(torch.cat([torch.zeros(0), pixel_values], dim=1))}
+
+
+def test_openvino_takes_an_average_over_a_window_larger_than_the_image_and_an_empty_part():
+    model, inputs = LargeWindow().eval(), {"pixel_values": torch.rand(2, 3, 12, 10)}
+    found = SegmentedRuntime(model, "openvino", OpenVINO, segments=1).forward(inputs)
+    torch.testing.assert_close(found, model(**inputs)["logits"], atol=1e-5, rtol=1e-5)
 
 
 def test_a_place_from_which_bits_differ_is_not_started_at(monkeypatch):
