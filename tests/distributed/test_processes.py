@@ -18,12 +18,14 @@ TIMED = ("seconds", "parent_passes")  # of the cost: parts of a pass are counted
 LAUNCHED_IN = 500  # seconds after which a launch counts as a hang
 ENDED_IN = COMMON["ddp_timeout"] - 10  # seconds in which a failure ends all processes, before any is tired of waiting
 
-EACH = [f"{case}-{spread}" for case in CASES for spread in ("data", "children", "auto")]
+RUNTIMES = ["openvino", "compiled", "bf16"]
+EACH = [f"{case}-{spread}" for case in CASES if case not in RUNTIMES for spread in ("data", "children", "auto")]
+IN_RUNTIMES = [f"{case}-{spread}" for case in RUNTIMES for spread in ("data", "children")]
 SOME = [
     *("partition-children", "blocks-data", "blocks-auto", "race-children", "metric-data"),
     *("steps-data", "soup-children", "front-data", "front-children", "few-data", "few-children"),
 ]
-FEW = ["partition-children", "blocks-data", "front-data", "few-children"]
+FEW = ["partition-children", "openvino-data", "front-data", "few-children"]
 FAILS = [f"fail-{what}" for what in FAILURES]
 
 
@@ -139,9 +141,10 @@ def assert_equal_to_one_process(alone, folder, processes, names):
         pytest.param(1, EACH, marks=pytest.mark.slow),
         pytest.param(2, [*SOME, "everything-data", "everything-children"], marks=pytest.mark.slow),
         pytest.param(3, SOME, marks=pytest.mark.slow),
+        *[pytest.param(processes, IN_RUNTIMES, marks=pytest.mark.slow) for processes in (2, 3)],
         *[pytest.param(processes, EACH, marks=pytest.mark.slow) for processes in (2, 3, 4)],
     ],
-    ids=["2-few", "1-each", "2-some", "3-some", "2-each", "3-each", "4-each"],
+    ids=["2-few", "1-each", "2-some", "3-some", "2-runtimes", "3-runtimes", "2-each", "3-each", "4-each"],
 )
 def test_any_number_of_processes_gives_the_same_bytes(processes, names, alone, tmp_path):
     folder = tmp_path / "run"

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from smd_hf import EvolutionArguments, EvolutionTrainer
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.run.lines import LineWriter
+from smd_hf.scoring.runtimes.openvino import has_bf16
 from tests.tiny import label_names, tiny_images, tiny_model, tiny_processor
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -66,6 +67,11 @@ CASES: dict[str, dict[str, Any]] = {
         bad=3,
         on_bad_images="skip",
     ),
+    # Other runtimes than eager: each child starts at a cut of a graph, with the bits of a whole pass.
+    "openvino": BLOCKS | dict(runtime="openvino"),
+    "compiled": BLOCKS | dict(runtime="compiled"),
+    # Children in bfloat16; in OpenVINO where the processor computes in it, as elsewhere it silently takes float32.
+    "bf16": BLOCKS | dict(runtime="openvino" if has_bf16() else "eager", precision="bf16"),
     # All that a run can leave, and Trainer's own evaluation, over all processes.
     "everything": dict(
         kind="timm_resnet",
