@@ -1,28 +1,31 @@
 """From images with boxes around objects to batches of model inputs."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from torch.nn import functional as F
+from PIL import Image as PILImage
 from transformers.utils import logging
 
 from ..errors import SMDError
 from ..messages import did_you_mean
 from .class_names import ClassNames, normalise
-from .images import to_image
+from .images import PIL_MODES, image_sizes, to_image
 from .labels import some, sorted_names
 from .rows import ImageCollator
 
 logger = logging.get_logger(__name__)
 
+ONE_SIZE = "give the image processor one size: size={'height': 640, 'width': 640}, for example"
+"""What to do about images of several sizes."""
 OBJECT_COLUMNS = ("objects", "annotations", "labels", "label")
 """Usual names of the column of objects, as in transformers' example script and on the Hub."""
 BOX_KEYS = ("bbox", "bboxes", "boxes", "box")
 CLASS_KEYS = ("category", "categories", "category_id", "label", "labels")
+CROWD_KEYS = ("iscrowd", "is_crowd")
 
 SLACK = 1.0
 """Pixels by which a box may reach beyond its image: a rounded coordinate. It is cut off there."""
@@ -37,12 +40,14 @@ class ObjectColumn:
         name (`str`): the column.
         boxes, classes (`str`): the keys of boxes and classes in a row of it.
         names (mapping of `str` or `int` to `int`): from the data set's class to the model's.
+        crowds (`str`, *optional*): the key that marks, as COCO does, boxes of many objects that are not told apart.
     """
 
     name: str
     boxes: str
     classes: str
     names: Mapping[Any, int]
+    crowds: str | None = None
 
     def objects(self, row: Mapping[str, Any]) -> tuple[np.ndarray, list[Any]]:
         """
@@ -71,6 +76,20 @@ class ObjectColumn:
             raise SMDError("Its boxes are not lists of four numbers. Expected [x, y, width, height] in pixels.")
         return array, classes
 
+    def are_crowds(self, row: Mapping[str, Any]) -> np.ndarray:
+        """Whether each of a row's boxes is a crowd: bool, of shape `(n,)`."""
+        found = row[self.name]
+        size = len(found[self.boxes]) if isinstance(found, Mapping) else len(found)
+        if self.crowds is None:
+            return np.zeros(size, dtype=bool)
+        marks = found.get(self.crowds) if isinstance(found, Mapping) else [each.get(self.crowds) for each in found]
+        marks = [0] * size if marks is None else [mark or 0 for mark in marks]
+        if len(marks) != size or any(mark not in (0, 1) for mark in marks):
+            raise SMDError(
+                f"Its {self.crowds} are {marks}, for {size} boxes. Give one of 0 and 1 for each box: 1 marks a crowd."
+            )
+        return np.array(marks, dtype=bool)
+
 
 def find_objects(dataset: Any, column: str, id2label: Mapping[Any, str]) -> ObjectColumn:
     """
@@ -93,7 +112,7 @@ def find_objects(dataset: Any, column: str, id2label: Mapping[Any, str]) -> Obje
             f"The objects in the column {column!r} have no {what} ({', '.join(usual)}). They have: {', '.join(keys)}. Rename one, or "
             "choose another column with label_column_name."
         )
-    raw = ObjectColumn(column, boxes, classes, {})
+    raw = ObjectColumn(column, boxes, classes, {}, next((key for key in CROWD_KEYS if key in keys), None))
     names = _declared_names(dataset, column, classes)
     observed: set[Any] = set()
     for row in _without_images(dataset, column):
@@ -103,15 +122,15 @@ def find_objects(dataset: Any, column: str, id2label: Mapping[Any, str]) -> Obje
             continue
     if names is None and any(isinstance(value, str) for value in observed):
         names = sorted_names([str(value) for value in observed])
-        return ObjectColumn(column, boxes, classes, dict(zip(names, _matched(names, id2label))))
+        return replace(raw, names=dict(zip(names, _matched(names, id2label))))
     if names is None:
         count = len(id2label)
         logger.warning(
             f"The classes of the objects are integers without names: k was taken for the model's class k "
             f"({some(f'{index}: {name}' for index, name in id2label.items())}). Check that the orders agree."
         )
-        return ObjectColumn(column, boxes, classes, {label: label for label in range(count)})
-    return ObjectColumn(column, boxes, classes, dict(enumerate(_matched(names, id2label))))
+        return replace(raw, names={label: label for label in range(count)})
+    return replace(raw, names=dict(enumerate(_matched(names, id2label))))
 
 
 def _matched(names: list[str], id2label: Mapping[Any, str]) -> list[int]:
@@ -163,15 +182,18 @@ def _declared_names(dataset: Any, column: str, key: str) -> list[str] | None:
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
+def _sizes(shapes: Iterable[tuple[int, int]]) -> str:
+    return " and ".join(f"{height} x {width}" for height, width in sorted(set(shapes))[:2])
+
+
 @dataclass(eq=False)
 class BoxCollator:
     """
     Rows as a batch: the model's inputs, and `"labels"`: float64, of shape `(batch, most, 5)`.
 
-    Of each object there are its class and its box: center x, center y, width, height, as shares of the image. An image with fewer
-    objects than the others has rows of class -1. Images that the processor brings to several sizes are processed as a pipeline does it,
-    one at a time, and padded on the right and at the bottom. A model that takes no `pixel_mask` sees the padding as a part
-    of the image, so its boxes are shares of the padded image.
+    Of each object there are its class and its box: center x, center y, width, height, as shares of the input. An image with fewer
+    objects than the others has rows of class -1. A crowd of class k follows the objects, as class -2 - k. The images of a
+    batch must come to one size: padding would make what a model finds in one depend on the others ([`sizes_differ`]).
 
     Args:
         processor (image processor of transformers): the checkpoint's own.
@@ -195,7 +217,15 @@ class BoxCollator:
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         # Sizes, inputs and labels all look at the image: it is decoded once.
         rows = [{**row, self.image_column: to_image(row[self.image_column], self.channels)} for row in rows]
-        inputs = self._inputs(rows)
+        sizes = {row[self.image_column].size for row in rows}
+        if len(sizes) > 1:
+            shapes = {self.shape(size) for size in sizes}
+            if len(shapes) > 1:
+                raise SMDError(
+                    f"The image processor brings the images of a batch to several sizes (height x width): {_sizes(shapes)}. Score one "
+                    f"image at a time (per_device_eval_batch_size=1), or {ONE_SIZE}."
+                )
+        inputs = self._images.inputs(rows)
         masked = self.input_names is None or "pixel_mask" in self.input_names
         shares = [(1.0, 1.0)] * len(rows)
         if "pixel_mask" in inputs and not masked:
@@ -209,19 +239,27 @@ class BoxCollator:
             own[: len(each)] = torch.from_numpy(each)
         return {**inputs, "labels": labels}
 
-    def _inputs(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        sizes = {row[self.image_column].size for row in rows}
-        if len(sizes) == 1:
-            return self._images.inputs(rows)
-        singles = [self._images.inputs([row]) for row in rows]
-        shapes = [each["pixel_values"].shape[-2:] for each in singles]
-        height, width = (max(sides) for sides in zip(*shapes))
-        if len(set(shapes)) > 1:
-            for each, (own_height, own_width) in zip(singles, shapes):
-                mask = each.get("pixel_mask", torch.ones(1, own_height, own_width, dtype=torch.int64))
-                space = (0, width - own_width, 0, height - own_height)
-                each["pixel_values"], each["pixel_mask"] = F.pad(each["pixel_values"], space), F.pad(mask, space)
-        return {name: torch.cat([each[name] for each in singles]) for name in singles[0]}
+    def shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The height and width that an image of this width and height has in the model's input."""
+        blank = PILImage.new(PIL_MODES[self.channels], size)
+        return tuple(self._images.inputs([{self.image_column: blank}])["pixel_values"].shape[-2:])
+
+    def sizes_differ(self, splits: Iterable[Any]) -> str | None:
+        """
+        Two sizes that the processor brings images of these data sets to, in words; `None` if there is only one.
+
+        Only the headers of files are read, and nothing where the processor knows a single size.
+        """
+        if len({self.shape(size) for size in ((64, 48), (48, 64), (400, 100))}) == 1:
+            return None
+        known: dict[tuple[int, int], tuple[int, int]] = {}
+        for split in splits:
+            for size in image_sizes(split, self.image_column, self.channels):
+                if size not in known:
+                    known[size] = self.shape(size)
+                    if len(set(known.values())) > 1:
+                        return _sizes(known.values())
+        return None
 
     def _labels(self, row: Mapping[str, Any], width_share: float, height_share: float) -> np.ndarray:
         boxes, classes = self.objects.objects(row)
@@ -231,12 +269,16 @@ class BoxCollator:
         scale = np.array([width_share, height_share]) / image.size
         labels = [[self.objects.names[value]] for value in classes]
         numbers = np.array(labels, dtype=np.float64).reshape(-1, 1)
-        return np.concatenate([numbers, (first + last) / 2 * scale, (last - first) * scale], axis=1)
+        found = np.concatenate([numbers, (first + last) / 2 * scale, (last - first) * scale], axis=1)
+        crowds = self.objects.are_crowds(row)
+        found[crowds, 0] = -2 - found[crowds, 0]
+        return np.concatenate([found[~crowds], found[crowds]])
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """What is wrong with the objects of a row, as a sentence; `None` if nothing is."""
         try:
             boxes, classes = self.objects.objects(row)
+            self.objects.are_crowds(row)
         except SMDError as error:
             return str(error)
         width, height = to_image(row[self.image_column], self.channels).size

@@ -1,7 +1,9 @@
 """Images: whatever form one comes in, it becomes an upright 8-bit PIL image."""
 
+import io
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,28 @@ def to_image(value: Any, channels: int = 3) -> Image.Image:
         # PIL names a stream by its address in memory, which differs in every run.
         reason = re.sub(r" ?<_io\.BytesIO object at 0x\w+>", "", str(error)).strip() or type(error).__name__
         raise SMDError(f"An image cannot be read: {one_line(reason)}.") from error
+
+
+def image_sizes(dataset: Any, column: str, channels: int = 3) -> Iterator[tuple[int, int]]:
+    """The width and height of each image of a data set, upright; unreadable images are left out."""
+    feature = getattr(dataset, "features", {}).get(column) if isinstance(dataset, datasets.Dataset) else None
+    if isinstance(feature, datasets.Image) and dataset.format["type"] is None:
+        headers = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        values = (row[column] for row in headers)
+    else:
+        values = (dataset[index].get(column) for index in range(len(dataset)))
+    for value in values:
+        try:
+            if isinstance(value, Mapping) and (value.get("bytes") or os.path.exists(value.get("path") or "")):
+                content = value.get("bytes")
+                with Image.open(io.BytesIO(content) if content else value["path"]) as header:
+                    # Of PNG files, the method of their own class decodes the image.
+                    turned = Image.Image.getexif(header).get(ExifTags.Base.Orientation, 1) >= 5
+                    yield header.size[::-1] if turned else header.size
+            else:
+                yield to_image(value, channels).size
+        except (SMDError, OSError, ValueError, SyntaxError):  # reported with its index, when rows are checked
+            continue
 
 
 def is_processed(value: Any) -> bool:

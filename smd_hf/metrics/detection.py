@@ -65,7 +65,7 @@ def matched(labels: np.ndarray, boxes: torch.Tensor, targets: torch.Tensor) -> n
     Args:
         labels (`numpy.ndarray`), boxes (`torch.Tensor`): of the detections, the most confident first, of shape `(batch, n)` and
             `(batch, n, 4)`.
-        targets (`torch.Tensor`): of shape `(batch, most, 5)`: class, or -1 for no object, and box.
+        targets (`torch.Tensor`): of shape `(batch, most, 5)`: class, -1 for no object or -2 - class for a crowd, and box.
     """
     iou = pairwise_iou(corners(boxes.double()), corners(targets[..., 1:].double()))[0].numpy()
     iou = np.where(labels[..., None] == targets[:, None, :, 0].numpy(), iou, -1.0)
@@ -82,21 +82,39 @@ def matched(labels: np.ndarray, boxes: torch.Tensor, targets: torch.Tensor) -> n
     return found
 
 
+def in_crowds(labels: np.ndarray, boxes: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+    """
+    Whether each detection lies in a crowd of its class, as COCO defines it: by the share of the detection that the crowd covers.
+
+    Takes the arguments of [`matched`], and returns the same shape.
+    """
+    first, second = corners(boxes.double())[:, :, None], corners(targets[..., 1:].double())[:, None]
+    sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    area = (first[..., 2:] - first[..., :2]).prod(-1).clamp_min(torch.finfo(torch.float64).tiny)
+    share = (sides.clamp_min(0).prod(-1) / area).numpy()
+    share = np.where(labels[..., None] == -2 - targets[:, None, :, 0].numpy(), share, -1.0)
+    return share.max(-1)[..., None] >= IOU_THRESHOLDS
+
+
 def kept_detections(prediction: torch.Tensor, targets: torch.Tensor, classes: int) -> np.ndarray:
     """
     What the metrics need of a batch's detections. Takes the arguments of [`best_detections`] and [`matched`].
 
     Returns:
-        `numpy.ndarray`: float32, of shape `(batch, 3 * DETECTIONS)`: for each detection its score, its class, and the thresholds at
-        which it is right, as bits. Detections that there are not have the class -1.
+        `numpy.ndarray`: float32, of shape `(batch, 3 * DETECTIONS)`: for each detection its score, its class, and as bits the
+        thresholds at which it is right, and then those at which it does not count, as it lies in a crowd. Detections that
+        there are not have the class -1.
     """
     scores, labels, boxes = (each.cpu() for each in best_detections(prediction.float(), classes))
-    found = matched(labels.numpy(), boxes, targets.cpu())
+    targets, numbers = targets.cpu(), labels.numpy()
+    found = matched(numbers, boxes, targets)
+    if (targets[..., 0] < -1).any():
+        found = np.concatenate([found, in_crowds(numbers, boxes, targets) & ~found], axis=-1)
     kept = np.zeros((len(scores), DETECTIONS, 3), dtype=np.float32)
     kept[..., 1] = -1
     count = scores.shape[1]
     kept[:, :count, 0], kept[:, :count, 1] = scores.numpy(), labels.numpy()
-    kept[:, :count, 2] = found @ (2.0 ** np.arange(len(IOU_THRESHOLDS)))
+    kept[:, :count, 2] = found @ (2.0 ** np.arange(found.shape[-1]))
     return kept.reshape(len(kept), -1)
 
 
@@ -153,10 +171,12 @@ class DetectionMeasure:
         """Average precision and recall of a class at each threshold, each of shape `(resamples,)`."""
         own = self._label == label
         drawn, bits = weights[:, self._image[own]], self._bits[own]
-        total = drawn.cumsum(1)
+        total, crowded = drawn.cumsum(1), (bits >> len(IOU_THRESHOLDS)).any()
         for threshold in range(len(IOU_THRESHOLDS)):
             # Interpolated precision is that of a right detection: the others only count in the total.
             right = np.flatnonzero(bits >> threshold & 1)
+            if crowded:
+                total = (drawn * (1 - (bits >> threshold + len(IOU_THRESHOLDS) & 1))).cumsum(1)
             if not len(right):
                 yield np.zeros(len(weights)), np.zeros(len(weights))
                 continue

@@ -67,7 +67,8 @@ class SetLoss:
         Args:
             prediction (`torch.Tensor`): of shape `(batch, queries, columns + 4)`: logits, and boxes (center x, center y, width,
                 height) as shares of the image. With `classes + 1` columns, the last is "no object".
-            labels (`torch.Tensor`): of shape `(batch, most, 5)`: class, or -1 for no object, and box.
+            labels (`torch.Tensor`): of shape `(batch, most, 5)`: class and box; a negative class, after all objects, for none. Crowds
+                have no part in the loss, as where transformers trains detectors.
 
         Returns:
             `numpy.ndarray`: float64, of shape `(batch,)`; NaN where a prediction is not finite.

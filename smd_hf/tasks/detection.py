@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
-from ..data.boxes import OBJECT_COLUMNS, BoxCollator, find_objects
+from ..data.boxes import OBJECT_COLUMNS, ONE_SIZE, BoxCollator, find_objects
 from ..data.preparation import PreparedData
 from ..data.rows import find_column, find_image_column
 from ..errors import SMDError
@@ -23,8 +23,14 @@ from .protocol import GivenData, Loss
 
 logger = logging.get_logger(__name__)
 
+OTHERS = "Choose a detector like DETR, YOLOS, RT-DETR, D-FINE or RF-DETR."
 WATCHED = 20
 """The most confident queries of an image, by which sigma is calibrated."""
+UNSCORED = {
+    "pp_ocr": "marks regions of text in a map of pixels and has no boxes of queries, so there is nothing that mAP could score",
+    "pp_doclayout": "reads the order of a page's parts beside their boxes, and mAP would not see it change",
+}
+"""By the beginning of their model type: detectors that are refused."""
 SAME_BOX = 0.5
 """A query has moved on if its boxes overlap less than this, as intersection over union."""
 
@@ -43,6 +49,9 @@ class ObjectDetection(SamplesAll):
     set_loss = SetLoss(0)
 
     def configure(self, model: Any, args: EvolutionArguments) -> None:
+        for start, reason in UNSCORED.items():
+            if str(model.config.model_type).startswith(start):
+                raise SMDError(f"The model is a {type(model).__name__}, which {reason}. {OTHERS}")
         self.set_loss = SetLoss.of(model.config)
         if getattr(args, "recombination", None) == "gauss_newton" and not args.was_chosen("recombination"):
             args.recombination = "best"
@@ -62,6 +71,12 @@ class ObjectDetection(SamplesAll):
             channels=num_channels(model),
             input_names=input_names(model),
         )
+        if args.per_device_eval_batch_size > 1 and (sizes := collator.sizes_differ(splits.values())):
+            args.per_device_eval_batch_size = 1
+            logger.warning(
+                f"The image processor brings images to several sizes (height x width: {sizes}), and padding them to one would change what "
+                f"the model finds. So images are scored one at a time (per_device_eval_batch_size=1). For larger batches, {ONE_SIZE}."
+            )
         return PreparedData(collator, image, None, given.eval_dataset, None, check_row=collator.problem)
 
     # ---- Reading of outputs ------------------------------------------------------------------------------------------
@@ -69,8 +84,7 @@ class ObjectDetection(SamplesAll):
     def prediction(self, output: Any) -> torch.Tensor:
         if not hasattr(output, "pred_boxes"):
             raise SMDError(
-                f"The model returns {type(output).__name__}, which has no boxes of queries (pred_boxes), as detectors of text regions do "
-                "not. Choose a detector like DETR, YOLOS, RT-DETR or D-FINE."
+                f"The model returns {type(output).__name__}, which has no boxes of queries (pred_boxes). {OTHERS}"
             )
         return torch.cat([output.logits, output.pred_boxes], dim=-1)
 

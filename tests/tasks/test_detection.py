@@ -1,13 +1,14 @@
 """Object detection: runs from the command line to a pipeline, and what is refused before scoring."""
 
 import json
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import pipeline
+from datasets import Dataset, concatenate_datasets
+from transformers import YolosImageProcessor, pipeline
 
 from smd_hf import SMDError
 from smd_hf.cli.main import main
@@ -99,6 +100,17 @@ def _classes(names):
     from datasets import ClassLabel
 
     return ClassLabel(names=names)
+
+
+def test_images_of_several_sizes_are_scored_one_at_a_time(checkpoint, tmp_path, caplog):
+    model = shutil.copytree(checkpoint, tmp_path / "parent")
+    YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(model)
+    train = concatenate_datasets([make_rows(3), make_rows(3, width=30, height=40)])
+    trainer = make_trainer(model, tmp_path, (train, None))
+    assert trainer.args.per_device_eval_batch_size == 1
+    assert "scored one at a time" in caplog.text
+    alike = make_trainer(model, tmp_path, (make_rows(3), None))
+    assert alike.args.per_device_eval_batch_size == 4
 
 
 def test_a_model_without_boxes_of_queries_is_refused():

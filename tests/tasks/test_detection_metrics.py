@@ -56,9 +56,11 @@ def by_torchmetrics(prediction, labels, images):
     metric = MeanAveragePrecision(rec_thresholds=RECALLS.tolist())
     scores, classes, boxes = best_detections(prediction, CLASSES)
     for image in images:
-        own = labels[image][labels[image, :, 0] >= 0]
+        own = labels[image][labels[image, :, 0] != -1]
+        crowds = own[:, 0] < 0
         found = {"boxes": corners(boxes[image]).double(), "scores": scores[image], "labels": classes[image]}
-        metric.update([found], [{"boxes": corners(own[:, 1:]), "labels": own[:, 0].long()}])
+        objects = torch.where(crowds, -2 - own[:, 0], own[:, 0]).long()
+        metric.update([found], [{"boxes": corners(own[:, 1:]), "labels": objects, "iscrowd": crowds.long()}])
     return metric.compute()
 
 
@@ -71,6 +73,23 @@ def test_mean_average_precision_is_that_of_torchmetrics(seed, columns):
     for name in ("map", "map_50", "map_75", "mar_100"):
         assert found[name] == pytest.approx(float(expected[name]), abs=1e-6), name
     assert 0.05 < found["map"] < found["map_50"] < 1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_crowds_are_ignored_as_torchmetrics_ignores_them(seed):
+    prediction, labels = made_up(12, 15, seed)
+    marked = labels.clone()
+    for image in range(2, 12, 2):
+        last = int((labels[image, :, 0] >= 0).sum()) - 1
+        marked[image, last, 0] = -2 - labels[image, last, 0]
+        marked[image, last, 3:] *= 1.5
+    found = values(measure_of(prediction, marked), 12)
+    expected = by_torchmetrics(prediction, marked, range(12))
+    for name in ("map", "map_50", "map_75", "mar_100"):
+        assert found[name] == pytest.approx(float(expected[name]), abs=1e-6), name
+    dropped = torch.where(marked[..., :1] < 0, torch.tensor([-1.0, 0, 0, 0, 0]), marked)
+    assert found["map"] > values(measure_of(prediction, dropped), 12)["map"]
+    assert found["loss"] == values(measure_of(prediction, dropped), 12)["loss"]
 
 
 def test_images_count_as_often_as_they_are_drawn():
