@@ -38,9 +38,10 @@ from transformers.utils import (
 from ..errors import SMDError
 from ..messages import one_line
 from .adapters import check_no_adapter_file
+from .declared import declared_kind
 from .head_classes import name_classes
 from .loading_errors import explain_loading_error
-from .tasks import CLASSIFIER, PRETRAINING, Kind, check_task, checkpoint_tasks, foreign_weights, kind_of, remedy
+from .tasks import CLASSIFIER, PRETRAINING, Kind, check_task, checkpoint_tasks, foreign_weights, remedy
 from .two_towers import ImageTextProcessor, has_two_towers
 
 logger = logging.get_logger(__name__)
@@ -126,7 +127,7 @@ def load_model_for_new_head(
 ) -> tuple[PreTrainedModel, list[str]]:
     """
     As [`load_model`], but accepts a checkpoint without a classifier head, for a caller who replaces the head. A model of
-    another `kind` needs its head; for `None`, the checkpoint's config.json says what it is.
+    another `kind` needs its head; for `None`, the checkpoint says what it is ([`declared_kind`]).
 
     Returns:
         `tuple[PreTrainedModel, list[str]]`: the model, in eval mode, and the names of the head's weights that the checkpoint
@@ -137,7 +138,7 @@ def load_model_for_new_head(
     name = _expand(name_or_path)
     source = {"revision": revision, "token": token, "cache_dir": cache_dir}
     config_dict = read_config(name, source)
-    kind = kind or kind_of(config_dict)
+    kind = kind or declared_kind(name, config_dict, source)
     check_task(name, config_dict, kind)
     _check_kind(name, config_dict, trust_remote_code, kind)
     with _plain_errors(name, source), _quiet():

@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from ..arguments.choices import TaskName, names
 from ..errors import SMDError
+from ..models.declared import declared_kind
 from ..models.load import read_config
-from ..models.tasks import CLASSIFIER, KINDS, kind_of, task_of
+from ..models.tasks import CLASSIFIER, KINDS, task_of
 from .classification import ImageClassification
 from .depth_estimation import DepthEstimation
 from .detection import ObjectDetection
@@ -47,9 +48,10 @@ def find_task(name: str | None, model: PreTrainedModel | str | os.PathLike, load
         words, config = task_of(type(model).__name__), model.config
         found = next((tag for tag, kind in KINDS.items() if kind.words == words), CLASSIFIER.pipeline_tag)
     else:
+        source, found = {key: loading.get(key) for key in ("revision", "token", "cache_dir")}, CLASSIFIER.pipeline_tag
         with suppress(SMDError):  # loading the model says more, and a delta has no configuration
-            config = read_config(str(model), {key: loading.get(key) for key in ("revision", "token", "cache_dir")})
-        found = kind_of(config).pipeline_tag
+            config = read_config(str(model), source)
+            found = found if name else declared_kind(str(model), config, source).pipeline_tag
     task = TASKS[name or found]
     return MultiLabelClassification() if task is ImageClassification and is_multi_label(config) else task()
 

@@ -105,7 +105,7 @@ def _classes(names):
 def test_images_of_several_sizes_are_scored_one_at_a_time(checkpoint, tmp_path, caplog):
     model = shutil.copytree(checkpoint, tmp_path / "parent")
     YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(model)
-    train = concatenate_datasets([make_rows(3), make_rows(3, width=30, height=40)])
+    train = concatenate_datasets([make_rows(3, width=60), make_rows(3, width=30, height=60)])
     trainer = make_trainer(model, tmp_path, (train, None))
     assert trainer.args.per_device_eval_batch_size == 1
     assert "scored one at a time" in caplog.text

@@ -19,12 +19,10 @@ from tests.tasks.detector import NAMES, make_rows
 
 SIZE = 64
 QUERIES = 12
-RESNET = transformers.ResNetConfig(
-    embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, layer_type="basic", out_features=["stage4"]
-)
-PYRAMID = transformers.RTDetrResNetConfig(
-    embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, layer_type="basic", out_indices=[2, 3, 4]
-)
+LAYERS = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "layer_type": "basic"}
+RESNET = transformers.ResNetConfig(**LAYERS, out_features=["stage4"])
+TWO_LEVELS = transformers.ResNetConfig(**LAYERS, out_features=["stage3", "stage4"])
+PYRAMID = transformers.RTDetrResNetConfig(**LAYERS, out_indices=[2, 3, 4])
 TRANSFORMER = {
     "backbone_config": RESNET,
     "d_model": 16,
@@ -56,7 +54,7 @@ CONFIGS = {
     "conditional_detr": TRANSFORMER,
     "d_fine": HYBRID,
     "dab-detr": {name: value for name, value in TRANSFORMER.items() if name != "d_model"} | {"hidden_size": 16},
-    "deformable_detr": TRANSFORMER | {"num_feature_levels": 2},
+    "deformable_detr": TRANSFORMER | {"backbone_config": TWO_LEVELS, "num_feature_levels": 2, "d_model": 32},
     "deimv2": HYBRID,
     "detr": TRANSFORMER,
     "lw_detr": GROUPS
