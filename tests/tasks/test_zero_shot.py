@@ -4,11 +4,9 @@ import inspect
 import json
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Value
-from PIL import Image as PILImage
+from datasets import Value
 from transformers import (
     AutoModel,
     CLIPImageProcessor,
@@ -24,31 +22,10 @@ from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.tasks.zero_shot import DEFAULT_TEMPLATE, check_candidates
 from tests.tasks import runs
 
-from .two_towers import make, tokenizer
-
-NAMES = ["red", "green", "blue"]
-
-
-def make_rows(count, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = {"image": [], "label": []}
-    for place in range(count):
-        pixels = rng.integers(0, 60, (12, 12, 3))
-        pixels[..., place % 3] += 180
-        rows["image"].append(PILImage.fromarray(pixels.astype(np.uint8)))
-        rows["label"].append(place % 3)
-    return Dataset.from_dict(rows, features=Features({"image": Image(), "label": ClassLabel(names=NAMES)}))
-
+from .two_towers import NAMES, make, make_rows, save_two_towers
 
 OPTIONS = {"recombination": "best", "per_device_eval_batch_size": 8}
 arguments, evolve = partial(runs.arguments, **OPTIONS), partial(runs.evolve, **OPTIONS)
-
-
-def save_two_towers(folder):
-    make().save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,17 @@
-"""Tiny models of real architectures that compare images with texts, with a tokenizer of a few words."""
+"""Tiny models of real architectures that compare images with texts, a tokenizer of a few words, and images to classify."""
 
+import numpy as np
 import torch
 import transformers
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
+NAMES = ["red", "green", "blue"]
 WORDS = (
     "[pad]",
     "[bos]",
@@ -86,3 +90,21 @@ def make(architecture="CLIPModel"):
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
         return model
+
+
+def save_two_towers(folder):
+    make().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
+def make_rows(count, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = {"image": [], "label": []}
+    for place in range(count):
+        pixels = rng.integers(0, 60, (12, 12, 3))
+        pixels[..., place % 3] += 180
+        rows["image"].append(PILImage.fromarray(pixels.astype(np.uint8)))
+        rows["label"].append(place % 3)
+    return Dataset.from_dict(rows, features=Features({"image": Image(), "label": ClassLabel(names=NAMES)}))

@@ -1,0 +1,53 @@
+"""
+One process of runs of tasks over several: does what it is told to, one after another.
+
+    torchrun --standalone --nproc_per_node 2 --module tests.distributed.task_worker FOLDER TASK-SPREAD ...
+
+The checkpoint is FOLDER/../../TASK, and the run is left in FOLDER/../TASK-SPREAD. As killed:TASK-SPREAD, the last process is killed when it has written some of its scores;
+as resumed:TASK-SPREAD, a run goes on.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smd_hf.run.lines import LineWriter
+from tests.tasks.each import TASKS
+
+KILLED_AFTER = 8
+
+
+def be_killed() -> None:
+    """Kills this process when it has written so many cells, if it is the last."""
+    if int(os.environ.get("RANK", "0")) != int(os.environ.get("WORLD_SIZE", "1")) - 1:
+        return
+    write, written = LineWriter.write, 0
+
+    def watched(writer: LineWriter, entry: dict[str, Any]) -> None:
+        nonlocal written
+        write(writer, entry)
+        written += 1
+        if written == KILLED_AFTER:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    LineWriter.write = watched
+
+
+def main() -> None:
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    torch.set_num_threads(1)
+    for name in names:
+        what, _, run = name.rpartition(":")
+        if what == "killed":
+            be_killed()
+        task, _, spread = run.partition("-")
+        trainer = TASKS[task].trainer(folder.parent / run, folder.parents[1] / task, spread=spread)
+        trainer.train(resume_from_checkpoint=what == "resumed")
+
+
+if __name__ == "__main__":
+    main()
