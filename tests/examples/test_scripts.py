@@ -96,6 +96,29 @@ def test_evolve_depth(tmp_path, capsys):
     assert "without any alignment" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_evolve_openvino_int8(files, tmp_path, capsys):
+    pytest.importorskip("nncf")
+    model, out = save_tiny_checkpoint("resnet", tmp_path / "model"), tmp_path / "out"
+    example = load_example("evolve_openvino_int8")
+    arguments = [
+        "--model",
+        model,
+        *files,
+        "--output_dir",
+        str(out),
+        *SMALL,
+        "--num_generations",
+        "1",
+        "--sigma",
+        "0.2",
+    ]
+    counts = ["--train_images", "12", "--test_images", "8", "--calibration_images", "4"]
+    scores = example.main(example.make_parser().parse_args([*arguments, *counts]))
+    assert list(scores) == ["float", "int8", "int8, evolved"] and (out / "int8.xml").exists()
+    assert "int8, evolved" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_no_example_names_a_path_of_its_own(path):
     code = re.sub(r'^""".*?"""', "", path.read_text(), flags=re.DOTALL)
