@@ -14,6 +14,7 @@ TaskName = Literal[
     "object-detection",
     "zero-shot-image-classification",
     "depth-estimation",
+    "image-feature-extraction",
 ]
 DepthAlignment = Literal["none", "depth", "inverse_depth"]
 Decomposition = Literal["dense", "random", "antirandom", "partition", "blocks"]

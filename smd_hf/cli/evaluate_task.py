@@ -7,7 +7,8 @@ from typing import Any
 from ..artifacts.loading import load_with_processor
 from ..data.image_checks import check_images
 from ..metrics.resampling import differences, values, verdict
-from ..models.tasks import check_kind
+from ..models.load import load_image_processor, load_model_for_new_head
+from ..models.tasks import BACKBONE, check_kind
 from ..reports.gain_report import format_metrics
 from ..scoring.scores import Score
 from ..tasks.protocol import GivenData, MeasuredTask, notes_of
@@ -56,10 +57,16 @@ def evaluate_task(
 
 
 def _scored(task: MeasuredTask, name: str, images: Any, args: Any, loading: Mapping[str, Any]) -> Score:
-    model, processor = load_with_processor(name, **loading)
+    missing: list[str] = []
+    if task.kind is BACKBONE:
+        # By its name alone, a backbone would be loaded as a classifier.
+        model, missing = load_model_for_new_head(name, kind=task.kind, **loading)
+        processor = load_image_processor(name, model=model, **loading)
+    else:
+        model, processor = load_with_processor(name, **loading)
     check_kind(model, task.kind)
     task.configure(model, args)
-    data = task.prepare(model, args, GivenData(processor, eval_dataset=images))
+    data = task.prepare(model, args, GivenData(processor, eval_dataset=images, missing_head=missing))
     if data.image_column is not None:
         shown = not args.disable_tqdm
         check_images(images, data.image_column, what="validation", progress=shown, check_row=data.check_row)

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file, is_timm_config_dict
 
-from .tasks import KINDS, Kind, checkpoint_tasks, kind_of
+from .tasks import BACKBONE, KINDS, Kind, checkpoint_tasks, kind_of
 
 CARD_NAME = "README.md"
 
@@ -22,7 +22,9 @@ def declared_kind(name: str, config_dict: dict[str, Any], source: dict[str, Any]
         source (`dict`): revision, token and cache_dir.
     """
     silent = not any(checkpoint_tasks(config_dict).values()) and not is_timm_config_dict(config_dict)
-    return KINDS.get(pipeline_tag(name, source) or "", kind_of(config_dict)) if silent else kind_of(config_dict)
+    found = KINDS.get(pipeline_tag(name, source) or "") if silent else None
+    # The card of every backbone says that it makes features. Without a word of the user, it gets a classifier.
+    return kind_of(config_dict) if found is None or found is BACKBONE else found
 
 
 def pipeline_tag(name: str, source: dict[str, Any]) -> str | None:

@@ -41,7 +41,7 @@ from .adapters import check_no_adapter_file
 from .declared import declared_kind
 from .head_classes import name_classes
 from .loading_errors import explain_loading_error
-from .tasks import CLASSIFIER, PRETRAINING, Kind, check_task, checkpoint_tasks, foreign_weights, remedy
+from .tasks import BACKBONE, CLASSIFIER, PRETRAINING, Kind, check_task, checkpoint_tasks, foreign_weights, remedy
 from .two_towers import ImageTextProcessor, has_two_towers
 
 logger = logging.get_logger(__name__)
@@ -144,7 +144,7 @@ def load_model_for_new_head(
     with _plain_errors(name, source), _quiet():
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
         _check_has_class(name, config, config_dict, kind)
-        _mend_timm_config(config)
+        _mend_timm_config(config, kind)
         if kind is CLASSIFIER:
             name_classes(config, f"'{name}'", config_dict)
         _check_safetensors(name, source)
@@ -262,7 +262,7 @@ def _check_has_class(name: str, config: PreTrainedConfig, config_dict: dict[str,
     )
 
 
-def _mend_timm_config(config: PreTrainedConfig) -> None:
+def _mend_timm_config(config: PreTrainedConfig, kind: Kind) -> None:
     """
     Makes timm's own configurations loadable, in place.
 
@@ -274,7 +274,7 @@ def _mend_timm_config(config: PreTrainedConfig) -> None:
         return
     if config.model_args:
         config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
-    if config.num_labels == 0:
+    if config.num_labels == 0 and kind is not BACKBONE:
         config.num_labels = 2
 
 
@@ -310,6 +310,9 @@ def _check_weights(
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("num_batches_tracked"))
     _check_foreign_weights(name, model, missing, info["unexpected_keys"], config_dict, kind)
     head = [key for key in missing if _belongs_to_head(key, model)]
+    if kind is BACKBONE and all("pooler" in key for key in missing):
+        # Features do without it then.
+        return missing
     if kind is not CLASSIFIER and missing:
         raise SMDError(
             f"The checkpoint '{name}' lacks weights of {type(model).__name__}: {_enumerate(missing)}. Expected {kind.a_model} that "

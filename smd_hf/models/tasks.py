@@ -65,6 +65,14 @@ CLASSIFIER = Kind(
     "an",
     "image classifier",
 )
+BACKBONE = Kind(
+    "image-feature-extraction",
+    "image feature extraction",
+    "AutoModel",
+    "MODEL_FOR_IMAGE_MAPPING",
+    "a",
+    "backbone of images",
+)
 KINDS = {
     kind.pipeline_tag: kind
     for kind in (
@@ -101,6 +109,7 @@ KINDS = {
             "a",
             "model for depth estimation",
         ),
+        BACKBONE,
     )
 }
 """By the task's name on the Hub."""
@@ -111,6 +120,8 @@ PRETRAINING = ("masked image modeling", "causal image modeling", "pre-training")
 def remedy(kind: Kind) -> str:
     """What to do about a checkpoint of another task."""
     others = ", ".join(f"{each.words} (--task {each.pipeline_tag})" for each in KINDS.values() if each is not kind)
+    if kind is BACKBONE:
+        return f"Choose a backbone without a head. Other tasks: {others}."
     choose = f"Choose a checkpoint that was fine-tuned for {kind.words}"
     if kind is CLASSIFIER:
         choose += ", or a backbone without a head, which gets a new classifier"
@@ -162,7 +173,7 @@ def check_task(name: str, config_dict: dict[str, Any], kind: Kind = CLASSIFIER) 
         kind ([`Kind`], *optional*): what is wanted. A classifier by default.
     """
     tasks = checkpoint_tasks(config_dict)
-    accepted = (None, kind.words, *(PRETRAINING if kind is CLASSIFIER else ()))
+    accepted = (None, kind.words, *(PRETRAINING if kind in (CLASSIFIER, BACKBONE) else ()))
     others = [each for each, task in tasks.items() if task not in accepted]
     if others and kind.words not in tasks.values():
         described = _described(one_line(others[0]), tasks[others[0]], kind)
@@ -196,6 +207,8 @@ def check_kind(model: nn.Module, kind: Kind = CLASSIFIER) -> None:
     task = task_of(cls.__name__)
     if task not in (None, kind.words):
         raise SMDError(f"The model is for {_described(cls.__name__, task, kind)}. {remedy(kind)}")
+    if kind is BACKBONE:
+        return
     if task is None and type(model.config) in MODEL_MAPPING and MODEL_MAPPING[type(model.config)] is cls:
         if kind is not CLASSIFIER:
             raise SMDError(

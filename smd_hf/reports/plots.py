@@ -73,7 +73,7 @@ def plot_fitness(
 def plot_gain(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """
     Plots two metrics of parent, evolved model and ensemble (if any) from a gain report: accuracy and NLL for classification,
-    else the most important metric and the loss.
+    else the most important metric and the loss, or the last metric where there is no loss.
 
     A bar is the interval of the paired difference to the parent, drawn around the model's value. If it does not touch the
     parent's line, the interval excludes zero.
@@ -83,7 +83,8 @@ def plot_gain(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     figure = Figure(figsize=(7, 0.9 + 0.75 * len(names)), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     metrics = metrics_of_report(report)
-    for axes, metric in zip(panels, (metrics[0], next(each for each in metrics if each.key in ("nll", "loss")))):
+    second = next((each for each in metrics if each.key in ("nll", "loss")), metrics[-1])
+    for axes, metric in zip(panels, (metrics[0], second)):
         key, factor, digits = metric.key, metric.factor, metric.decimals
         label = "NLL" if key == "nll" else metric.label
         title = f"{label}, {'higher' if metric.greater_is_better else 'lower'} is better"

@@ -14,7 +14,7 @@ from ..remote_code.configuration_smd_ensemble import AUTO_MODELS
 from ..search.fitness import Fitness, MeasuredFitness
 from ..search.pareto.objectives import Objectives
 from ..tasks.common import leave_head_alone, refuse
-from ..tasks.protocol import Task, title_of
+from ..tasks.protocol import Task, metric_named, title_of
 from ..tasks.registry import find_task, is_classification
 from .evaluation_metrics import metrics_of, objectives_of
 
@@ -77,4 +77,8 @@ def scoring_of(
             )
         args.ensemble_selection = "top_k"
     leave_head_alone(args, task)
+    measured: Any = task
+    if metric_named(measured.metrics, args.fitness) is None and not args.was_chosen("fitness"):
+        # The default is the loss, and this task has none.
+        args.fitness = measured.metrics[0].key
     return MeasuredFitness(args.fitness, task), None, None  # pyright: ignore[reportArgumentType]

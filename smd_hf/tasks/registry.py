@@ -14,6 +14,7 @@ from ..models.tasks import CLASSIFIER, KINDS, task_of
 from .classification import ImageClassification
 from .depth_estimation import DepthEstimation
 from .detection import ObjectDetection
+from .feature_extraction import ImageFeatureExtraction
 from .multi_label import MultiLabelClassification, is_multi_label
 from .protocol import Task
 from .segmentation import SemanticSegmentation
@@ -27,6 +28,7 @@ TASKS: dict[str, type[Any]] = {
         ObjectDetection,
         ZeroShotImageClassification,
         DepthEstimation,
+        ImageFeatureExtraction,
     )
 }
 """By their names on the Hub."""

@@ -9,6 +9,7 @@ import pytest
 
 from tests.hub.server import HubServer
 from tests.tasks import depth, detector
+from tests.tasks import test_features as features
 from tests.tasks import test_multi_label as multi_label
 from tests.tasks import test_zero_shot as zero_shot
 from tests.tasks.segmenter import make_rows, save_segmenter
@@ -58,6 +59,7 @@ def world(tmp_path_factory):
         hub.add_repository("user/tagger", multi_label.save_tiny(root / "hub-tagger"))
         hub.add_repository("openai/clip-vit-base-patch32", zero_shot.save_two_towers(root / "hub-clip"))
         hub.add_repository("hustvl/yolos-tiny", detector.save_detector(root / "hub-detector"))
+        hub.add_repository("facebook/dinov2-small", features.save_backbone(root / "hub-backbone"))
         depth_model = depth.save_depth_model(root / "hub-depth")
         hub.add_repository("depth-anything/Depth-Anything-V2-Small-hf", depth_model)
         hub.add_repository("user/photos", root / "hub", repo_type="dataset")

@@ -10,6 +10,7 @@ from transformers import AutoModelForImageClassification
 
 from tests.tasks.depth import make_rows as make_depth_rows
 from tests.tasks.depth import save_depth_model
+from tests.tasks.test_features import save_backbone
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -117,6 +118,14 @@ def test_evolve_openvino_int8(files, tmp_path, capsys):
     scores = example.main(example.make_parser().parse_args([*arguments, *counts]))
     assert list(scores) == ["float", "int8", "int8, evolved"] and (out / "int8.xml").exists()
     assert "int8, evolved" in capsys.readouterr().out
+
+
+def test_evolve_features(folders, tmp_path, capsys):
+    example, model = load_example("evolve_features"), str(save_backbone(tmp_path / "model"))
+    arguments = ["--model", model, *folders, "--output_dir", str(tmp_path / "out"), *SMALL, "--num_generations", "1"]
+    report = example.main(example.make_parser().parse_args(arguments))
+    assert report["task"] == "image-feature-extraction"
+    assert "Tokens of an image: (1, 17, 16)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
