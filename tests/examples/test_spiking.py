@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from tests.examples.test_scripts import EXAMPLES, load_example
@@ -18,6 +19,7 @@ print(sorted((each["label"], round(each["score"], 5)) for each in found))
 """
 
 
+@pytest.mark.slow
 def test_a_spiking_classifier_evolves(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     for split, count, seed in (("train", 16, 1), ("test", 8, 2)):
