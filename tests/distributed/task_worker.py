@@ -18,11 +18,11 @@ import torch
 from smd_hf.run.lines import LineWriter
 from tests.tasks.each import TASKS
 
-KILLED_AFTER = 8
+KILLED_AFTER = 2
 
 
 def be_killed() -> None:
-    """Kills this process when it has written so many cells, if it is the last."""
+    """Kills this process when it has written so many lines of cells, if it is the last."""
     if int(os.environ.get("RANK", "0")) != int(os.environ.get("WORLD_SIZE", "1")) - 1:
         return
     write, written = LineWriter.write, 0
