@@ -110,8 +110,11 @@ class EvolutionCallback(TrainerCallback):
             )
         check_map_style(fitness_dataset, "fitness_dataset")
         warn_of_ignored_arguments(args)
-        if args.warm_start:
-            logger.warning("warm_start has no effect in EvolutionCallback: the Trainer trains the head. Leave it out.")
+        for name in ("warm_start", "refit_head"):
+            if getattr(args, name):
+                logger.warning(
+                    f"{name} has no effect in EvolutionCallback: the Trainer trains the head. Leave it out."
+                )
         self.trainer = trainer
         self.args = args
         self.when = when

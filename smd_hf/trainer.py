@@ -43,9 +43,9 @@ from .run.run_images import BatchMaker, RunImages, first_of
 from .run.run_task import scoring_of, task_of_run
 from .run.run_work import run_work, scoring_shown
 from .run.trainer_state import callback_states, state_folder, without_log
-from .run.warm_start import warm_start
+from .run.warm_start import HeadSteps
 from .scoring.bars import TickingBar
-from .search.build import build_evaluator, build_evolution, loss_of
+from .search.build import build_evaluator, build_evolution
 from .search.evolution import Evolution, Generation
 from .search.sigma import calibrated, scheduled_sigma
 from .tasks.protocol import GivenData
@@ -166,19 +166,17 @@ class EvolutionTrainer(ForwardTrainer):
         tried = train_dataset if train_dataset is not None else first_of(data.eval_dataset)
         found_batch_size = settle_batch_size(args, self.make_evaluator(plain=True), make_batches, tried)
         self.images = images = RunImages(args, make_batches, data, train_dataset, ood_dataset, readable.left_out)
-        new_head = None
-        if data.new_labels is not None:
-            with explain_oom(args):
-                new_head = fit_new_head(self.model, data.new_labels, images, args)
+        with explain_oom(args):
+            labels = data.new_labels
+            new_head = None if labels is None else fit_new_head(self.model, labels, images, args)
         processes.broadcast(stored_tensors(self.model))
 
         # 4. The method, and what a run leaves
         self._evolution: Evolution | None = None
         if train_dataset is not None:
             sets = (images.fitness, images.selection, images.ood)
-            self._evolution = build_evolution(
-                self.model, args, self.make_evaluator, fitness, *sets, objectives, compute_loss_func, task
-            )
+            method = (self.make_evaluator, fitness, *sets, objectives, compute_loss_func, task)
+            self._evolution = build_evolution(self.model, args, *method)
         self.journal = Journal(args.folder, processes, args.should_save)
         first_parent = FirstParent(self.model, str(model) if isinstance(model, str | Path) else None, new_head)
         self.result = RunResult(args, images, first_parent, processing_class, found_batch_size, task)
@@ -246,9 +244,10 @@ class EvolutionTrainer(ForwardTrainer):
             self.result = dataclasses.replace(self.result)
             with journal.scope(PARENT_SCOPE), self._scoring("Testing the parent"):
                 self.result.measure_parent(evolution)
-            if args.warm_start or evolution.head is not None:
-                loss = loss_of(args, self.model.config.num_labels or 0, self.compute_loss_func)
-                self.result.warm_start = warm_start(evolution, loss, self.images.test, journal, self._shows_bars)
+            self.heads = HeadSteps(
+                args, evolution, self.images.test, journal, self._shows_bars, self.compute_loss_func
+            )
+            self.result.warm_start = self.heads.before()
         return super().train(**kwargs)
 
     def _inner_training_loop(
@@ -291,10 +290,12 @@ class EvolutionTrainer(ForwardTrainer):
             self._after_generation(generation, trial, ignore_keys)
 
         self.result.stopped = limits.stopped
+        self.result.refit_head = self.heads.after()
         cost = journal.run.cost(images.fitness.num_images)
         work.collect()
         with journal.scope(end_scope(self.state.global_step)):
             self.result.collect(evolution)
+        self.heads.put_last()
         self._tr_loss, self._total_loss_scalar, self._initial_global_step = torch.tensor(0.0), journal.run.loss, 0
         num_samples = images.per_generation * args.population_size * args.num_generations
         output = self._finalize_training(trial, num_samples, start)
@@ -322,9 +323,8 @@ class EvolutionTrainer(ForwardTrainer):
             return args.sigma or 0.0
         with self.journal.scope(CALIBRATION_SCOPE), self._scoring("Calibrating sigma"):
             if run.calibration is None:
-                run.calibration = found = calibrated(
-                    self.evolution, self.images.fitness, args.calibration_samples, args.calibration_target
-                )
+                how = (args.calibration_samples, args.calibration_target)
+                run.calibration = found = calibrated(self.evolution, self.images.fitness, *how)
                 logger.warning(str(found))
                 self.log({"calibrated_sigma": found.sigma, "calibrated_flipped": found.flipped})
         return run.calibration.sigma

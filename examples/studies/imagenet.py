@@ -1,9 +1,8 @@
 """
 A checkpoint with many classes meets other images: what the head brings by itself, and what evolution adds to it.
 
-Compares the parent, what one pass over the features gives (temperature, class prior, the whole head), the preset `adapt` with
-the head left to the children, with a fitted head to begin with, and with the head solved for in every generation, and other
-methods: statistics re-estimated, SGD, evolution strategies, SPSA.
+Compares the parent, what one pass over the features gives (temperature, class prior, the whole head), the preset `adapt` in four
+forms, which differ in what is done with the head, and other methods: statistics re-estimated, SGD, evolution strategies, SPSA.
 
     python examples/studies/imagenet.py --model timm/tf_efficientnet_lite0.in1k --data FOLDER_OR_DATA_SET
 """
@@ -39,16 +38,18 @@ from imagenet_rivals import SHOWN as RIVALS_SHOWN
 from smd_hf import EvolutionTrainer
 
 METHODS: dict[str, dict[str, Any]] = {
-    "children": {"warm_start": False, "solve_head": False},
-    "warm_start": {"warm_start": True, "solve_head": False},
-    "solve_head": {"warm_start": True, "solve_head": True},
+    "adapt": {},
+    "children": {"warm_start": False, "refit_head": False},
+    "head_first": {"refit_head": False},
+    "solve_head": {"refit_head": False, "solve_head": True},
 }
 """What is done with the head, by arguments beside `--preset adapt`."""
 
 SHOWN = {
-    "children": "`adapt`, children change the head too",
-    "warm_start": "`adapt` from the fitted head, children change it too",
-    "solve_head": "`adapt`, the head solved for in every generation",
+    "adapt": "`adapt`: class prior or temperature first, the head fitted last",
+    "children": "the same children, without the two",
+    "head_first": "the same children, from the fitted head",
+    "solve_head": "the same children, the head solved for in every generation",
 }
 
 QUICK = {"max_train": 60, "max_test": 40, "rival_passes": 1, "seeds": [0]}

@@ -68,10 +68,15 @@ def check_evolution_arguments(args: Any) -> None:
         raise SMDError(
             "recombination='gauss_newton' measures all children on all fitness images, and racing='halving' does not. Choose one."
         )
-    if (args.warm_start or args.solve_head) and args.fitness in OOD_METRICS:
+    fits = [name for name in ("warm_start", "solve_head", "refit_head") if getattr(args, name)]
+    if fits and args.fitness in OOD_METRICS:
         raise SMDError(
-            f"{'warm_start' if args.warm_start else 'solve_head'} fits the head on labelled images and chooses by their fitness, which fitness='{args.fitness}' is not. "
+            f"{fits[0]} fits the head on labelled images and chooses by their fitness, which fitness='{args.fitness}' is not. "
             "Leave it out, or choose another fitness."
+        )
+    if args.solve_head and args.refit_head:
+        raise SMDError(
+            "solve_head fits the head again in every generation, so refit_head has nothing to do after the last. Choose one of them."
         )
     if args.mutation == "prune":
         check_pruning(args)

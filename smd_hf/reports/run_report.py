@@ -103,7 +103,7 @@ def run_report(
     if result.ood is not None:
         extra["out_of_distribution"] = result.ood
     if result.warm_start is not None:
-        extra["steps"] = describe_steps(result.warm_start, test, evolution.fitness, args.seed)
+        extra["steps"] = describe_steps(result.warm_start, result.refit_head, test, evolution.fitness, args.seed)
     report = gain_report(
         test.parent,
         test.evolved,

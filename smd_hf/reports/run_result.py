@@ -15,7 +15,7 @@ from ..artifacts.first_parent import FirstParent
 from ..data.batches import ImageBatches
 from ..metrics.ood import compare_auroc
 from ..run.run_images import RunImages
-from ..run.warm_start import WarmStart
+from ..run.warm_start import HeadStep
 from ..scoring.scores import Score
 from ..search.evolution import Evolution
 from ..search.mutation import zero_share
@@ -81,7 +81,7 @@ class RunResult:
         first_parent ([`~transformers.PreTrainedModel`], *optional*): a copy, if deltas are wanted.
         artifacts ([`Artifacts`]): ensemble and deltas.
         front ([`RunFront`], *optional*): the front of a run by several objectives.
-        warm_start ([`WarmStart`], *optional*): what came before the first generation.
+        warm_start, refit_head ([`HeadStep`], *optional*): what came before the first generation and after the last one.
         stopped (`dict`, *optional*): which limit ended the run, and after how many generations.
         report (`dict`, *optional*): the contents of `gain_report.json`.
     """
@@ -99,7 +99,8 @@ class RunResult:
     first_parent: PreTrainedModel | None = field(default=None, init=False)
     artifacts: Artifacts = field(default_factory=Artifacts, init=False)
     front: RunFront | None = field(default=None, init=False)
-    warm_start: WarmStart | None = field(default=None, init=False)
+    warm_start: HeadStep | None = field(default=None, init=False)
+    refit_head: HeadStep | None = field(default=None, init=False)
     stopped: dict[str, Any] | None = field(default=None, init=False)
     report: dict[str, Any] | None = field(default=None, init=False)
     _parent_ood_logits: np.ndarray | None = field(default=None, init=False)

@@ -197,6 +197,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
     old.setdefault("runtime", "eager")  # versions without runtimes
     old.setdefault("warm_start", False)  # versions without it
     old.setdefault("solve_head", False)
+    old.setdefault("refit_head", False)
     new = now["arguments"]
     differences = [
         f"{name} was {_shown(old, name)} and is {_shown(new, name)}"

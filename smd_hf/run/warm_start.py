@@ -1,14 +1,18 @@
 """
-The first step of a run with `warm_start`: the best head that one pass gives, and what each such head is worth.
+The first and the last step of a run: the best head that one pass gives, and what each such head is worth.
 
 Class prior, temperature and head are fitted on the features of the fitness images, and the selection images choose one of
-them, or the parent as it is. The generations start from there. The ledger keeps what was found, for a run that goes on.
+them, or the model as it is. With `warm_start` the generations start from there; with `refit_head` they are followed by it. The
+ledger keeps what was found, for a run that goes on.
+
+A head knows the images that it was fitted on by heart, and children that are scored on the same images with it learn little. So
+where the head is fitted at the end, the generations start from the class prior or a temperature at most.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
+from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
 from ..errors import SMDError
 from ..files import save_arrays
+from ..models.checkpoints import weights_hash
 from ..models.linear_head import HeadInputs
 from ..scoring.bars import TickingBar
+from ..search.build import loss_of
 from ..search.evolution import Evolution
 from ..search.head.baselines import HEAD, PARENT, Baseline, baselines, best_of
 from ..search.head.features import features_of
@@ -33,22 +40,24 @@ logger = logging.get_logger(__name__)
 
 FILE_NAME = "warm_start.safetensors"
 
+LAST_FILE_NAME = "refit_head.safetensors"
+
 HOLD_OUT = 5
 """Without selection images, every so many of the fitness images choose among the heads."""
 
 
 @dataclass
-class WarmStart:
+class HeadStep:
     """
-    What the first step of a run has found.
+    What the first or the last step of a run has found.
 
     Args:
-        chosen (`str`): name of the chosen baseline, `"parent"` if none is better.
+        chosen (`str`): name of the chosen baseline, `"parent"` if none is better than the model as it was.
         head ([`LinearHead`]): its weight and bias.
         fitness (dict of `str` to `float`): of each baseline on the selection images.
         images (`int`): how many images were passed through the model.
-        test_logits (dict of `str` to `numpy.ndarray`): the best baseline of each kind on the test images, if there are any:
-            float32, of shape `(n, num_labels)`.
+        test_logits (dict of `str` to `numpy.ndarray`): the best baseline of each kind on the test images, if there are any, and
+            the model as it was (`"parent"`): float32, of shape `(n, num_labels)`.
         seconds (`float`, *optional*, defaults to 0): how long passes and fits took. It is not kept.
         features (`tuple` of two `numpy.ndarray`, *optional*): of the fitness images, and their labels. They are not kept.
     """
@@ -67,6 +76,14 @@ class WarmStart:
         fitted = {name: value for name, value in self.fitness.items() if name.startswith(HEAD)}
         return float(max(fitted, key=fitted.__getitem__).removeprefix(HEAD))
 
+    def put(self, evolution: Evolution) -> None:
+        """Puts the head into the model, if a baseline was chosen."""
+        if self.chosen != PARENT:
+            evaluator = evolution.evaluator
+            inputs: Any = evaluator.inputs(evolution.fitness_batches.first_batch())
+            HeadInputs(evaluator.model, inputs).write(self.head.weight, self.head.bias)
+            evolution.mutation.parent_changed()
+
     def save(self, path: Path, identity: str) -> None:
         """Writes all but the features, for the run of this identity."""
         arrays = {f"logits/{name}": logits for name, logits in self.test_logits.items()} | self.head.arrays
@@ -74,7 +91,7 @@ class WarmStart:
         save_arrays(path, arrays, {"warm_start": json.dumps(about), "identity": identity})
 
     @classmethod
-    def load(cls, path: Path, identity: str) -> "WarmStart | None":
+    def load(cls, path: Path, identity: str) -> "HeadStep | None":
         """What a file holds; `None` if there is none of this run, or it is damaged. It is then found again."""
         try:
             with safe_open(path, "np") as file:
@@ -90,56 +107,108 @@ class WarmStart:
             return None
 
 
-def warm_start(
-    evolution: Evolution,
-    loss: Loss,
-    test: ImageBatches | None,
-    journal: Journal,
-    shown: bool,
-) -> WarmStart | None:
+class HeadSteps:
     """
-    Fits the head, on all processes, and puts the best one into the model.
+    Fits the head before the first generation and after the last one, on all processes, as the arguments want it.
 
     Args:
-        evolution ([`Evolution`]): before its first generation. The model holds the first parent.
-        loss ([`Loss`]): what the fits lower.
-        test ([`ImageBatches`], *optional*): the baselines are reported on them. They choose nothing.
+        args ([`EvolutionArguments`]): of the run.
+        evolution ([`Evolution`]): its model holds the parent.
+        test ([`ImageBatches`], *optional*): heads are reported on them. They choose nothing.
         journal ([`Journal`]): open. It says where the run keeps its files, what it is, and whether it goes on.
-        shown (`bool`): shows a progress bar.
-
-    Returns:
-        [`WarmStart`] or `None`: `None`, with a warning, if the logits are not the output of one linear layer.
+        shown (`bool`): shows progress bars.
+        compute_loss_func (`Callable`, *optional*): as of [`EvolutionTrainer`]: what the fits lower, in place of `args.loss`.
     """
-    evaluator = evolution.evaluator
-    processes, first = evaluator.processes, evaluator.processes.process_index == 0
-    path, digest = journal.ledger.folder / FILE_NAME, _digest(journal.identity)
-    evaluator.model.eval()
-    batch = evolution.fitness_batches.first_batch()
-    try:
-        head = HeadInputs(evaluator.model, evaluator.inputs(batch))  # type: ignore[arg-type]
-    except SMDError as error:
-        if first:
-            logger.warning(f"warm_start is skipped. {error}")
-        return None
-    [found, *_] = processes.gather(lambda: WarmStart.load(path, digest) if first and journal.ledger.resumed else None)
-    if found is None:
-        found = _find(evolution, loss, test, head, shown)
-        processes.gather(lambda: found.save(path, digest) if first else None)
-    if found.chosen != PARENT:
-        head.write(found.head.weight, found.head.bias)
-        evolution.mutation.parent_changed()
-    if evolution.head is not None:
-        evolution.head.pull = found.pull
-        if found.features is not None:
-            evolution.head.know(*found.features)
-    if first:
-        logger.warning(f"Warm start: {_best_line(found, evolution)}")
-    if not journal.run.generations:
-        journal.run.add_before(found.images, found.seconds)
-    return found
+
+    def __init__(
+        self,
+        args: EvolutionArguments,
+        evolution: Evolution,
+        test: ImageBatches | None,
+        journal: Journal,
+        shown: bool,
+        compute_loss_func: Callable | None = None,
+    ):
+        self.args = args
+        self.evolution = evolution
+        self.test = test
+        self.journal = journal
+        self.shown = shown
+        self.compute_loss_func = compute_loss_func
+        self.first: HeadStep | None = None
+        self.last: HeadStep | None = None
+
+    def before(self) -> HeadStep | None:
+        """
+        The step before the first generation. The best head is put into the model.
+
+        Returns:
+            [`HeadStep`] or `None`: `None` if there is no such step, or, with a warning, if the logits are not the output of one
+            linear layer.
+        """
+        args, evolution, journal = self.args, self.evolution, self.journal
+        if not (args.warm_start or args.refit_head or evolution.head is not None):
+            return None
+        self.first = found = self._step(FILE_NAME, "warm_start", {}, whole=not args.refit_head)
+        if found is None:
+            return None
+        found.put(evolution)
+        if evolution.head is not None:
+            evolution.head.pull = found.pull
+            if found.features is not None:
+                evolution.head.know(*found.features)
+        self._tell(f"Warm start: {_best_line(found, evolution, 'parent')}")
+        if not journal.run.generations:
+            journal.run.add_before(found.images, found.seconds)
+        return found
+
+    def after(self) -> HeadStep | None:
+        """The step after the last generation. [`HeadSteps.put_last`] puts its head into the model."""
+        if not self.args.refit_head or self.first is None:
+            return None
+        # It depends on the weights that the generations have left, of which the run's identity says nothing.
+        weights = {"weights": weights_hash(self.evolution.evaluator.model)}
+        self.last = found = self._step(LAST_FILE_NAME, "refit_head", weights, whole=True)
+        if found is not None:
+            self._tell(f"Head after the last generation: {_best_line(found, self.evolution, 'evolved model')}")
+            # The run's own clock has counted the seconds.
+            self.journal.run.add_before(found.images, 0.0)
+        return found
+
+    def put_last(self) -> None:
+        """Puts the head that was found after the last generation into the model."""
+        if self.last is not None:
+            self.last.put(self.evolution)
+
+    def _step(self, file_name: str, step: str, further: Mapping[str, Any], whole: bool) -> HeadStep | None:
+        """What the ledger keeps of a step, or what is found now."""
+        evaluator, journal = self.evolution.evaluator, self.journal
+        processes, first = evaluator.processes, evaluator.processes.process_index == 0
+        evaluator.model.eval()
+        batch = self.evolution.fitness_batches.first_batch()
+        try:
+            head = HeadInputs(evaluator.model, evaluator.inputs(batch))  # type: ignore[arg-type]
+        except SMDError as error:
+            self._tell(f"{step} is skipped. {error}")
+            return None
+        path, digest = journal.ledger.folder / file_name, _digest({**journal.identity, **further})
+        [found, *_] = processes.gather(
+            lambda: HeadStep.load(path, digest) if first and journal.ledger.resumed else None
+        )
+        if found is None:
+            loss = loss_of(self.args, evaluator.model.config.num_labels or 0, self.compute_loss_func)
+            found = _find(self.evolution, loss, self.test, head, self.shown, whole)
+            processes.gather(lambda: found.save(path, digest) if first else None)
+        return found
+
+    def _tell(self, line: str) -> None:
+        if self.evolution.evaluator.processes.process_index == 0:
+            logger.warning(line)
 
 
-def _find(evolution: Evolution, loss: Loss, test: ImageBatches | None, head: HeadInputs, shown: bool) -> WarmStart:
+def _find(
+    evolution: Evolution, loss: Loss, test: ImageBatches | None, head: HeadInputs, shown: bool, whole: bool
+) -> HeadStep:
     evaluator, began = evolution.evaluator, time.monotonic()
     start = LinearHead(*head.numbers())
     sets = [evolution.fitness_batches]
@@ -159,8 +228,8 @@ def _find(evolution: Evolution, loss: Loss, test: ImageBatches | None, head: Hea
 
         [found, *_] = evaluator.processes.gather(fit)
     assert found is not None
-    best = best_of(found)
-    result = WarmStart(
+    best = best_of([each for each in found if whole or not each.name.startswith(HEAD)])
+    result = HeadStep(
         best.name,
         best.head,
         {each.name: each.fitness for each in found},
@@ -177,9 +246,9 @@ def _find(evolution: Evolution, loss: Loss, test: ImageBatches | None, head: Hea
 
 def _shown(found: Sequence[Baseline], best: Baseline) -> list[Baseline]:
     """The best baseline of each kind, and the chosen one."""
-    kinds = dict.fromkeys(each.name.split(",")[0] for each in found if each.name != PARENT)
+    kinds = dict.fromkeys(each.name.split(",")[0] for each in found)
     chosen = {each.name: each for each in (*(best_of(list(found), kind) for kind in kinds), best)}
-    return [each for name, each in chosen.items() if name != PARENT]
+    return list(chosen.values())
 
 
 def _split(features: np.ndarray, labels: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
@@ -187,12 +256,12 @@ def _split(features: np.ndarray, labels: np.ndarray) -> tuple[tuple[np.ndarray, 
     return (features[~chooses], labels[~chooses]), (features[chooses], labels[chooses])
 
 
-def _best_line(found: WarmStart, evolution: Evolution) -> str:
+def _best_line(found: HeadStep, evolution: Evolution, start: str) -> str:
     raw, name = evolution.fitness.raw, evolution.fitness.name
     before, after = raw(found.fitness[PARENT]), raw(found.fitness[found.chosen])
     if found.chosen == PARENT:
         return (
-            f"no fitted head has a better {name} than the parent ({before:.4g}) on the images that choose; it stays."
+            f"no fitted head has a better {name} than the {start} ({before:.4g}) on the images that choose; it stays."
         )
     return f"{found.chosen} is chosen; {name} {before:.4g} before, {after:.4g} after, on the images that choose."
 

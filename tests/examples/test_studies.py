@@ -86,7 +86,7 @@ def test_the_head_is_compared_in_three_ways_and_measured_once(study, images, tmp
     kinds = {name.split(",")[0] for name in by_method["solve_head"]["steps"]}
     assert kinds == {"temperature", "class prior", "head"}
     # The fit of each next parent's head costs a pass.
-    assert by_method["solve_head"]["passes"] > by_method["warm_start"]["passes"]
+    assert by_method["solve_head"]["passes"] > by_method["head_first"]["passes"]
     no_pass()
     assert imagenet.main([*argv, "--runtime", "eager"]) == document
     table = (tmp_path / "imagenet_parent.md").read_text()

@@ -9,7 +9,7 @@ from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.linear_head import HeadInputs
 from smd_hf.reports.steps import steps_lines
-from smd_hf.run.warm_start import FILE_NAME
+from smd_hf.run.warm_start import FILE_NAME, HeadSteps
 from smd_hf.search.head import baselines
 from tests.test_trainer import make_dataset
 from tests.tiny import ALL_KINDS, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
@@ -159,3 +159,66 @@ def test_logits_of_several_layers_are_left_alone_with_one_warning(data, tmp_path
 def test_a_fitness_without_labels_is_refused(tmp_path):
     with pytest.raises(SMDError, match="warm_start fits the head on labelled images"):
         EvolutionArguments(str(tmp_path), warm_start=True, fitness="ood_auroc", recombination="best")
+
+
+# ---- refit_head -------------------------------------------------------------------------------------------------------
+
+
+def refitting(checkpoint, folder, data, **kwargs):
+    defaults = dict(refit_head=True, mutable_parameters=["norms"], recombination="gauss_newton", elitism=False)
+    return make_trainer(checkpoint, folder, data, warm_start=False, **defaults | kwargs)
+
+
+def test_the_whole_head_is_fitted_after_the_last_generation_and_not_before(checkpoint, data, tmp_path):
+    trainer = refitting(checkpoint, tmp_path, data, save_children=1, ensemble_size=2)
+    trainer.train()
+    steps, report = trainer.report["steps"], trainer.report
+    assert steps["warm_start"] in ("parent", "temperature", "class prior")
+    assert any("test" in entry for name, entry in steps["baselines"].items() if name.startswith("head"))
+    last = steps["refit_head"]
+    assert last["chosen"] != "parent" and last["test"]["nll"] == report["evolved"]["nll"]
+    parts = (
+        steps["evolution"]["before"]["nll"] - report["parent"]["nll"],
+        steps["evolution"]["difference"]["nll"]["estimate"],
+        last["difference"]["nll"]["estimate"],
+    )
+    assert sum(parts) == pytest.approx(report["difference"]["nll"]["estimate"], abs=1e-5)
+    # What was reported is what was saved.
+    model = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    logits = np.concatenate(
+        [
+            model(**batch.inputs("cpu", torch.float32)).logits.detach().numpy()
+            for group in trainer.images.test.groups()
+            for batch in group
+        ]
+    )
+    assert (logits.argmax(1) == trainer.images.test.labels).mean() == pytest.approx(report["evolved"]["accuracy"])
+    assert "the head after them" in "\n".join(steps_lines(steps))
+    card = (tmp_path / "README.md").read_text()
+    assert "after the last fit of the head" in card and "after the generations" in card
+    # Two passes of all images, before and after.
+    assert report["cost"]["images_forwarded"] >= 2 * 60 + 2 * 4 * 48
+
+
+def test_a_run_that_is_stopped_before_its_last_head_is_fitted_ends_in_the_same_weights(
+    checkpoint, data, tmp_path, monkeypatch
+):
+    refitting(checkpoint, tmp_path / "whole", data).train()
+    folder = tmp_path / "other"
+    trainer = refitting(checkpoint, folder, data)
+    monkeypatch.setattr(HeadSteps, "after", lambda steps: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        trainer.train()
+    monkeypatch.undo()
+    for _ in ("goes on", "is finished already"):
+        resumed = refitting(checkpoint, folder, data)
+        resumed.train(resume_from_checkpoint=True)
+        assert evolved(folder) == evolved(tmp_path / "whole")
+        whole, again = (json.loads((place / "gain_report.json").read_text()) for place in (tmp_path / "whole", folder))
+        assert again["steps"] == whole["steps"]
+        assert again["cost"]["images_forwarded"] == whole["cost"]["images_forwarded"]
+
+
+def test_two_ways_to_fit_the_head_again_are_refused(tmp_path):
+    with pytest.raises(SMDError, match="refit_head has nothing to do"):
+        EvolutionArguments(str(tmp_path), solve_head=True, refit_head=True, recombination="gauss_newton")
