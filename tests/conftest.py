@@ -9,7 +9,8 @@ import shutil
 import tempfile
 
 import pytest
-from matplotlib.figure import Figure
+
+from tests.figures import draw
 
 HF_HOME = tempfile.mkdtemp(prefix="smd-hf-tests-")
 
@@ -28,26 +29,12 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(HF_HOME, ignore_errors=True)
 
 
-# Drawing takes most of the time of a tiny run, and hundreds of tests make one. Only tests of figures draw them.
 DRAWING = {"test_plots.py", "test_demo.py", "test_space.py", "test_trackers.py", "test_notebook.py", "test_pareto.py"}
-drawn_figure, is_drawing = Figure.savefig, False
-
-
-def savefig(self, path, *args, **kwargs):
-    if not is_drawing:
-        self.clear()
-        self.set_layout_engine("none")
-        self.set_size_inches(0.1, 0.1)
-    return drawn_figure(self, path, *args, **kwargs)
-
-
-Figure.savefig = savefig
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
-    global is_drawing
-    is_drawing = item.path.name in DRAWING or "examples" in item.path.parts
+    draw(item.path.name in DRAWING or "examples" in item.path.parts)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from smd_hf import EvolutionArguments, EvolutionTrainer
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.run.lines import LineWriter
 from smd_hf.scoring.runtimes.openvino import has_bf16
+from tests import figures  # noqa: F401
 from tests.tiny import label_names, tiny_images, tiny_model, tiny_processor
 
 RANK = int(os.environ.get("RANK", "0"))

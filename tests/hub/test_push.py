@@ -51,6 +51,7 @@ EVOLVE = """
 
     import smd_hf
     from smd_hf import EvolutionArguments, EvolutionTrainer
+    from tests import figures
     from tests.test_trainer import make_dataset
     from tests.tiny import tiny_pixels, tiny_processor
 
