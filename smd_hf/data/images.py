@@ -56,7 +56,7 @@ def image_sizes(dataset: Any, column: str, channels: int = 3) -> Iterator[tuple[
     feature = getattr(dataset, "features", {}).get(column) if isinstance(dataset, datasets.Dataset) else None
     if isinstance(feature, datasets.Image) and dataset.format["type"] is None:
         headers = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        values = (row[column] for row in headers)
+        values: Iterator[Any] = (headers[place][column] for place in range(len(headers)))
     else:
         values = (dataset[index].get(column) for index in range(len(dataset)))
     for value in values:
@@ -66,7 +66,8 @@ def image_sizes(dataset: Any, column: str, channels: int = 3) -> Iterator[tuple[
                 with Image.open(io.BytesIO(content) if content else value["path"]) as header:
                     # Of PNG files, the method of their own class decodes the image.
                     turned = Image.Image.getexif(header).get(ExifTags.Base.Orientation, 1) >= 5
-                    yield header.size[::-1] if turned else header.size
+                    width, height = header.size
+                    yield (height, width) if turned else (width, height)
             else:
                 yield to_image(value, channels).size
         except (SMDError, OSError, ValueError, SyntaxError):  # reported with its index, when rows are checked

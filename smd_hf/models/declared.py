@@ -32,5 +32,5 @@ def pipeline_tag(name: str, source: dict[str, Any]) -> str | None:
     # Whether there is a card does not matter to whoever loads a model: what hinders reading it shows elsewhere.
     with suppress(Exception):
         path = cached_file(name, CARD_NAME, _raise_exceptions_for_missing_entries=False, **source)
-        return None if path is None else ModelCard.load(path, ignore_metadata_errors=True).data.pipeline_tag
+        return None if path is None else ModelCard.load(path, ignore_metadata_errors=True).data.get("pipeline_tag")
     return None
