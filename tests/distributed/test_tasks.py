@@ -54,6 +54,7 @@ def assert_equal(alone, base, name):
     assert_same_results(base / name, alone(task) / f"{task}-run", name)
 
 
+@pytest.mark.slow
 def test_a_detector_is_evolved_to_the_same_bytes_over_two_processes(alone, base):
     code, log = launched(alone, base, 2, ["detection-children"])
     assert code == 0, log

@@ -90,7 +90,7 @@ def card_of(folder, label, name, value):
     return render_card("child", folder, report)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(NAMES, NAMES, NAMES)
 def test_no_name_is_markup(label, name, value):
     with tempfile.TemporaryDirectory() as temporary:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from tests import figures
 from tests.test_trainer import make_dataset
 from tests.tiny import label_names, tiny_processor
 

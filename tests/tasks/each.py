@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from smd_hf import EvolutionTrainer
+from tests import figures  # noqa: F401
 from tests.tasks import detector, runs, segmenter, tagged, two_towers
 
 

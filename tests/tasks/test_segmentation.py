@@ -259,6 +259,7 @@ def test_a_trainer_of_segmentation_evolves_after_its_epoch(checkpoint, data, tmp
     assert any("evolution_parent_mean_iou" in entry for entry in trainer.state.log_history)
 
 
+@pytest.mark.slow
 def test_openvino_scores_as_eager_does(checkpoint, data):
     model, task = load_model(checkpoint), SemanticSegmentation()
     task.configure(model, None)
@@ -287,6 +288,7 @@ print(sorted(found.items()))
 """
 
 
+@pytest.mark.slow
 def test_an_ensemble_predicts_without_smd_hf_what_was_measured(checkpoint, data, tmp_path):
     trainer = evolve(checkpoint, tmp_path, data, ensemble_size=3)
     report, ensemble = trainer.report, smd_hf.load(tmp_path / "ensemble")

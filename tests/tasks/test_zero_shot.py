@@ -70,6 +70,7 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(options, checkpoint, data, tm
         assert [scores[name] for name in NAMES] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_resumed_to_the_same_bytes(checkpoint, data, tmp_path):
     evolve(checkpoint, tmp_path / "whole", data, recombination="gauss_newton", num_generations=2)
     evolve(checkpoint, tmp_path / "parts", data, recombination="gauss_newton")
