@@ -6,6 +6,7 @@ All of it is environment, set before any library is imported, so that processes 
 
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -23,6 +24,8 @@ os.environ.update(
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
 )
 os.environ.pop("HF_TOKEN", None)
+# OpenVINO's statistics of use go out through a fork of the test process, from one of its threads.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def pytest_unconfigure() -> None:
