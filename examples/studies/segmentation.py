@@ -56,6 +56,7 @@ SETTINGS = {
     "fitness_samples_per_generation": None,
     "selection_fraction": 0.25,
     "warm_start": False,
+    "refit_head": False,
 }
 """Those of the preset `adapt`, which were chosen on other images and another task. There are few images: every generation sees all."""
 
