@@ -3,6 +3,9 @@ An image classifier as OpenVINO serves it, int8 included, whose scales, biases a
 
 A child is the model with other constants, compiled as it would be served: it runs on the kernels, and to the bits, that it
 will be served with. Compiling takes a second, so score it in batches of hundreds of images.
+
+A known fault: where it was tested (OpenVINO 2026.4, Python 3.11), a process in which such a model has run ends with a segmentation
+fault when a signal such as Ctrl-C arrives. What was scored until then is in the ledger.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
