@@ -3,9 +3,6 @@ An image classifier as OpenVINO serves it, int8 included, whose scales, biases a
 
 A child is the model with other constants, compiled as it would be served: it runs on the kernels, and to the bits, that it
 will be served with. Compiling takes a second, so score it in batches of hundreds of images.
-
-A known fault: where it was tested (OpenVINO 2026.4, Python 3.11), a process in which such a model has run ends with a segmentation
-fault when a signal such as Ctrl-C arrives. What was scored until then is in the ledger.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import SMDError
+from ..parallel.signal_stack import signal_stack_kept
 
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 
@@ -97,7 +95,8 @@ class OpenVINOClassifier(nn.Module):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
         }
-        return openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        with signal_stack_kept():
+            return openvino.Core().compile_model(model, "CPU", options).create_infer_request()
 
 
 def quantised(path: str | Path, images: Iterable[np.ndarray], batch: int = 32) -> OpenVINOClassifier:

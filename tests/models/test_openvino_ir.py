@@ -51,9 +51,6 @@ def test_scales_biases_and_the_classifier_are_parameters(model):
     assert model.config.num_labels == 5
 
 
-# Apart from the others: after OpenVINO has run int8 layers, a signal that Python handles ends the process with a segmentation
-# fault, here at tests/parallel/test_stopping.py. The cause is not known.
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["layers.0.scale", "layers.0.bias", "layers.1.weight", "layers.1.bias"])
 def test_a_child_is_what_runs_and_what_is_saved_and_the_parent_comes_back(model, name, tmp_path):
     images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # more than the graph takes at once

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...parallel.signal_stack import signal_stack_kept
 from .graph import CannotExport
 from .plan import Run
 from .segments import Cut, Segment
@@ -94,7 +95,8 @@ class OpenVINO:
         }
         try:
             graph = openvino.Model(results, [parameters[name] for name in entries])  # pyright: ignore
-            compiled = openvino.Core().compile_model(graph, "CPU", options)
+            with signal_stack_kept():
+                compiled = openvino.Core().compile_model(graph, "CPU", options)
         except Exception as error:
             raise CannotExport(f"OpenVINO cannot compile it ({type(error).__name__}: {error})") from error
         return compiled.create_infer_request()

@@ -1,6 +1,8 @@
 """Segments with weights as inputs: a child that starts in the middle has the bits of a full pass, and nothing is written into the model."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -251,3 +253,21 @@ def test_what_is_no_pure_function_is_refused_with_the_reason(how, reason):
     runtime = SegmentedRuntime(Counting(how).eval(), "segments", as_they_are)
     with pytest.raises(CannotExport, match=reason):
         runtime.forward({"pixel_values": torch.rand(2, 3, 4, 4)})
+
+
+def test_a_signal_is_heard_after_openvino_has_compiled():
+    code = """
+import faulthandler, signal
+faulthandler.enable()
+import torch
+from smd_hf.scoring.runtimes.openvino import OpenVINO
+from smd_hf.scoring.runtimes.segmented import SegmentedRuntime
+from tests.tiny import tiny_model, tiny_pixels
+model = tiny_model("timm_efficientnet").eval()
+with torch.inference_mode():
+    SegmentedRuntime(model, "openvino", OpenVINO).forward({"pixel_values": tiny_pixels()})
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "heard\n", done.stderr[-2000:]
