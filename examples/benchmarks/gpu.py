@@ -1,5 +1,5 @@
 """
-Everything that matters on a GPU, in under ten minutes: the other benchmarks at sizes for it, and runs that must give equal bytes.
+Everything that matters on a GPU: the other benchmarks at sizes for it, and runs that must give equal bytes.
 
     python gpu.py --json results/gpu.json
 

@@ -7,7 +7,7 @@ as forward passes. Step sizes are arguments (`rate`); they fall linearly to 0 ov
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -136,6 +136,19 @@ def _forward_steps(
         coordinates.set(z)
         spent += passes * len(labels)
         yield passes * len(labels)
+
+
+@torch.no_grad()
+def restated(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> nn.Module:
+    """The model, in eval mode, with the statistics of its BatchNorm layers taken from these batches of its inputs."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for inputs in batches if norms else ():
+        model(**inputs)
+    return model.eval()
 
 
 @torch.no_grad()

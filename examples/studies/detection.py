@@ -12,7 +12,6 @@ once, at the end.
 DATA is a folder with train.parquet and test.parquet, with the columns image and objects (bbox, category).
 """
 
-import argparse
 import copy
 import json
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from baselines import restated
 from common import panels
 from datasets import Dataset, load_dataset
-from detector import BATCH, DEVICE, batches, build, gradient_steps, processor
+from detector import BATCH, batches, build, gradient_steps, processor
 from matplotlib.patches import Rectangle
-from segmentation import shifted
-from torch import nn
+from shift import DEVICE, make_parser, shifted
 from transformers import RTDetrForObjectDetection
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
@@ -53,21 +52,7 @@ DRAWN_SCORE = 0.5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("parent")
-    train.add_argument("backbone", type=Path)
-    adapt = commands.add_parser("adapt")
-    for each in (train, adapt):
-        each.add_argument("data", type=Path)
-        each.add_argument("out", type=Path)
-        each.add_argument("--max_images", type=int, help="of each file, for a trial")
-        each.add_argument("--threads", type=int, default=1)
-    train.add_argument("--epochs", type=int, default=120)
-    adapt.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    adapt.add_argument("--generations", type=int, default=20)
-    adapt.add_argument("--population", type=int, default=48)
-    args = parser.parse_args()
+    args = make_parser(__doc__, epochs=120, generations=20, population=48).parse_args()
     torch.set_num_threads(args.threads)
     parts = splits(args.data, args.max_images)
     if args.command == "parent":
@@ -100,7 +85,8 @@ def adapt_all(
     parent = RTDetrForObjectDetection.from_pretrained(out / "parent")
     unshifted = scores(measure(parent, clean))
     found = {"parent": [measure(parent, test)]}
-    found["statistics re-estimated"] = [measure(restated(copy.deepcopy(parent), train), test)]
+    seen = (batch.inputs(DEVICE, torch.float32) for batch in batches(train))
+    found["statistics re-estimated"] = [measure(restated(copy.deepcopy(parent).to(DEVICE), seen), test)]
     parts_of_head = ("norm", "bn", *HEADS)
     for seed in seeds:
         for name, chosen, rate in (
@@ -130,20 +116,6 @@ def measure(model: Any, images: Dataset) -> DetectionMeasure:
     task = ObjectDetection()
     task.configure(model, None)  # pyright: ignore[reportArgumentType]
     return task.measured(Evaluator(model.to(DEVICE), DEVICE, reading=task).score_model(batches(images)))
-
-
-def restated(model: Any, images: Dataset) -> Any:
-    """The model with the statistics of its BatchNorm layers taken from these images."""
-    model.to(DEVICE)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None
-    model.train()
-    with torch.no_grad():
-        for batch in batches(images):
-            model(**batch.inputs(model.device, model.dtype))
-    return model.eval()
 
 
 @torch.inference_mode()

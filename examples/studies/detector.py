@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
+from shift import DEVICE
 from torch import nn
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, TimmBackboneConfig
 
@@ -21,7 +22,6 @@ SIZE = {"height": 256, "width": 320}
 BATCH = 16
 SMALLEST_CROP = 0.7
 """Of a side, when the parent trains."""
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build(backbone: Path) -> RTDetrForObjectDetection:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import Images, evolution_strategies, sgd, spsa
+from baselines import Images, evolution_strategies, restated, sgd, spsa
 from common import image_batches
 from torch import nn
 
@@ -126,7 +126,8 @@ class Rivals:
 
     def trained(self, rival: dict[str, Any], rate: float | None, passes: float) -> nn.Module:
         if not rival:
-            return self.restated()
+            pixels = self.images.pixels.split(self.args.batch_size)
+            return restated(copy.deepcopy(self.parent), ({"pixel_values": each} for each in pixels))
         model = copy.deepcopy(self.with_fitted_head if rival.get("fitted") else self.parent)
         total, spent = passes * len(self.learn), 0
         steps: Iterator[int] = rival["step"](
@@ -136,17 +137,4 @@ class Rivals:
             spent += images
             if spent >= total:
                 break
-        return model.eval()
-
-    @torch.no_grad()
-    def restated(self) -> nn.Module:
-        """The parent with the statistics of its BatchNorm layers taken from the training images."""
-        model = copy.deepcopy(self.parent)
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        for pixels in self.images.pixels.split(self.args.batch_size) if norms else ():
-            model(pixel_values=pixels)
         return model.eval()

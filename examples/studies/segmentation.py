@@ -11,9 +11,7 @@ are. The rest of them, shifted, are what all methods adapt to. The test images, 
 DATA is a folder with train.parquet and test.parquet, with the columns image and annotation.
 """
 
-import argparse
 import copy
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from baselines import restated
 from common import panels
 from datasets import Dataset, load_dataset
-from PIL import Image, ImageEnhance
 from safetensors.torch import load_file
+from shift import DEVICE, make_parser, shifted
 from torch import nn
 from transformers import (
     AutoModelForSemanticSegmentation,
@@ -49,7 +48,6 @@ SIZE = {"height": 192, "width": 256}
 TRAINING_SHARE = 250
 """The first so many training images train the parent; the others are adapted to."""
 
-BRIGHTNESS, QUALITY = 0.4, 30
 SETTINGS = {
     **read_recipe("adapt"),
     "mutable_parameters": ["norms", "*classifier*"],
@@ -60,50 +58,28 @@ SETTINGS = {
 }
 """Those of the preset `adapt`, which were chosen on other images and another task. There are few images: every generation sees all."""
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 24
 GRADIENT_EPOCHS = 4
 """Passes of gradient descent over the images to adapt to: about 12 forward passes each of time."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("parent")
-    train.add_argument("backbone", type=Path)
-    adapt = commands.add_parser("adapt")
-    for each in (train, adapt):
-        each.add_argument("data", type=Path)
-        each.add_argument("out", type=Path)
-        each.add_argument("--threads", type=int, default=1)
-    train.add_argument("--epochs", type=int, default=40)
-    adapt.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    adapt.add_argument("--generations", type=int, default=5)
-    adapt.add_argument("--population", type=int, default=96)
-    args = parser.parse_args()
+    args = make_parser(__doc__, epochs=40, generations=5, population=96).parse_args()
     torch.set_num_threads(args.threads)
+    parts = splits(args.data, args.max_images)
     if args.command == "parent":
-        train_parent(args.backbone, args.data, args.out, args.epochs)
+        train_parent(args.backbone, parts, args.out, args.epochs)
     else:
-        print(table(adapt_all(args.data, args.out, args.seeds, args.generations, args.population)))
+        print(table(adapt_all(parts, args.out, args.seeds, args.generations, args.population)))
 
 
-def splits(data: Path) -> tuple[Dataset, Dataset, Dataset]:
+def splits(data: Path, most: int | None = None) -> tuple[Dataset, Dataset, Dataset]:
     """Images to train the parent on, to adapt to, and to test on; the latter two are shifted."""
     files = {name: str(data / f"{name}.parquet") for name in ("train", "test")}
     parts = load_dataset("parquet", data_files=files)
-    train, test = parts["train"], parts["test"]
+    train, test = (part.select(range(min(most or len(part), len(part)))) for part in (parts["train"], parts["test"]))
     count = min(TRAINING_SHARE, len(train) // 2)
     return train.select(range(count)), shifted(train.select(range(count, len(train)))), shifted(test)
-
-
-def shifted(dataset: Dataset) -> Dataset:
-    def change(row: dict[str, Any]) -> dict[str, Any]:
-        file = io.BytesIO()
-        ImageEnhance.Brightness(row["image"].convert("RGB")).enhance(BRIGHTNESS).save(file, "JPEG", quality=QUALITY)
-        return {"image": Image.open(file)}
-
-    return dataset.map(change, features=dataset.features)
 
 
 def build(backbone: Path) -> UperNetForSemanticSegmentation:
@@ -128,10 +104,9 @@ def processor() -> SegformerImageProcessor:
     return SegformerImageProcessor(size=SIZE, do_reduce_labels=False)
 
 
-def train_parent(backbone: Path, data: Path, out: Path, epochs: int) -> None:
+def train_parent(backbone: Path, parts: tuple[Dataset, ...], out: Path, epochs: int) -> None:
     torch.manual_seed(0)
-    train, _, _ = splits(data)
-    model = gradient_steps(build(backbone), train, epochs, 5e-4, list)
+    model = gradient_steps(build(backbone), parts[0], epochs, 5e-4, list)
     model.save_pretrained(out / "parent")
     processor().save_pretrained(out / "parent")
 
@@ -164,13 +139,15 @@ def gradient_steps(model: Any, data: Dataset, epochs: int, rate: float, choose: 
     return model.eval()
 
 
-def adapt_all(data: Path, out: Path, seeds: list[int], generations: int, population: int) -> dict[str, Any]:
+def adapt_all(
+    parts: tuple[Dataset, ...], out: Path, seeds: list[int], generations: int, population: int
+) -> dict[str, Any]:
     """
     Scores of all methods on the shifted test images: one of each for the parent and its statistics, and one a seed.
 
     What has been measured is in OUT/measures, and is not measured again.
     """
-    _, train, test = splits(data)
+    _, train, test = parts
     parent, task = AutoModelForSemanticSegmentation.from_pretrained(out / "parent"), SemanticSegmentation()
     task.configure(parent, None)
     found: dict[str, list[SegmentationMeasure]] = {}
@@ -200,8 +177,9 @@ def adapt_all(data: Path, out: Path, seeds: list[int], generations: int, populat
         print(f"{fitness}, seed {seed}: {trainer.report['verdict']}", flush=True)
         return task.measured(trainer.result.test.evolved_score)
 
+    seen = (batch.inputs(DEVICE, torch.float32) for batch in batches(train))
     add("parent", 0, lambda: measure(task, parent, test))
-    add("statistics re-estimated", 0, lambda: measure(task, restated(copy.deepcopy(parent), train), test))
+    add("statistics re-estimated", 0, lambda: measure(task, restated(copy.deepcopy(parent).to(DEVICE), seen), test))
     for seed in seeds:
         add("gradients, norms and head", seed, lambda seed=seed: trained(seed, 2e-3, norms_and_head))
         add("gradients, all weights", seed, lambda seed=seed: trained(seed, 3e-4, list))
@@ -218,26 +196,13 @@ def norms_and_head(named: list[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.
     return [pair for pair in named if any(part in pair[0] for part in ("norm", "bn", "classifier"))]
 
 
-def measure(task: SemanticSegmentation, model: Any, images: Dataset) -> SegmentationMeasure:
+def batches(images: Dataset) -> ImageBatches:
     collator = MaskCollator(processor(), "image", "annotation", len(CLASSES))
-    evaluator = Evaluator(model.to(DEVICE), DEVICE, reading=task)
-    return task.measured(evaluator.score_model(ImageBatches(images, collator, BATCH, keep_labels=False)))
+    return ImageBatches(images, collator, BATCH, keep_labels=False)
 
 
-def restated(model: Any, images: Dataset) -> Any:
-    """The model with the statistics of its BatchNorm layers taken from these images."""
-    model.to(DEVICE)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None
-    model.train()
-    with torch.no_grad():
-        for batch in ImageBatches(
-            images, MaskCollator(processor(), "image", "annotation", len(CLASSES)), BATCH, keep_labels=False
-        ):
-            model(**batch.inputs(model.device, model.dtype))
-    return model.eval()
+def measure(task: SemanticSegmentation, model: Any, images: Dataset) -> SegmentationMeasure:
+    return task.measured(Evaluator(model.to(DEVICE), DEVICE, reading=task).score_model(batches(images)))
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from ..errors import SMDError
 from ..messages import one_line
 from ..models.inputs import input_names
 from ..models.load import num_channels
+from ..models.openvino_compiler import compiled_for_cpu
 from ..remote_code.members_smd_ensemble import logits_of
 
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
@@ -159,8 +160,7 @@ def _to_openvino(program: torch.export.ExportedProgram, path: Path) -> Callable[
     converted.inputs[0].get_tensor().set_names({"pixel_values"})
     converted.outputs[0].get_tensor().set_names({"logits"})
     openvino.save_model(converted, str(path), compress_to_fp16=False)
-    # By default, OpenVINO computes in bfloat16 where the processor is faster at it.
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compiled_for_cpu(str(path))
     return lambda images: compiled(images)[0]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import SMDError
-from ..parallel.signal_stack import signal_stack_kept
+from .openvino_compiler import compiled_for_cpu
 
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 
@@ -86,17 +86,9 @@ class OpenVINOClassifier(nn.Module):
         openvino.save_model(self.model, str(path), compress_to_fp16=False)
 
     def _compile(self, image: Sequence[int]) -> Any:
-        import openvino
-
         model = self.model.clone()
         model.reshape([self.images, *image])
-        options = {
-            "INFERENCE_PRECISION_HINT": "f32",  # of what is not quantised
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-        }
-        with signal_stack_kept():
-            return openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        return compiled_for_cpu(model).create_infer_request()
 
 
 def quantised(path: str | Path, images: Iterable[np.ndarray], batch: int = 32) -> OpenVINOClassifier:

@@ -69,10 +69,10 @@ class CostModel:
             seen = self.seen_in_race(len(children))
         else:
             seen = [images] * len(children)
-        refits = (self.evolution.head is not None) + (
-            self.args.refit_head and generation == self.args.num_generations - 1
-        )
-        refit = refits * self.images.fitness.num_images
+        refit = self.images.fitness.num_images if self.evolution.head is not None else 0
+        if self.args.refit_head and generation == self.args.num_generations - 1:
+            selection = self.images.selection
+            refit += self.images.fitness.num_images + (0 if selection is None else selection.num_images)
         return self._cost(images, seen, shares, self.candidates(generation, len(children)), refit)
 
     def candidates(self, generation: int, num_children: int) -> int:

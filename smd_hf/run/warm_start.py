@@ -76,14 +76,6 @@ class HeadStep:
         fitted = {name: value for name, value in self.fitness.items() if name.startswith(HEAD)}
         return float(max(fitted, key=fitted.__getitem__).removeprefix(HEAD))
 
-    def put(self, evolution: Evolution) -> None:
-        """Puts the head into the model, if a baseline was chosen."""
-        if self.chosen != PARENT:
-            evaluator = evolution.evaluator
-            inputs: Any = evaluator.inputs(evolution.fitness_batches.first_batch())
-            HeadInputs(evaluator.model, inputs).write(self.head.weight, self.head.bias)
-            evolution.mutation.parent_changed()
-
     def save(self, path: Path, identity: str) -> None:
         """Writes all but the features, for the run of this identity."""
         arrays = {f"logits/{name}": logits for name, logits in self.test_logits.items()} | self.head.arrays
@@ -135,8 +127,8 @@ class HeadSteps:
         self.journal = journal
         self.shown = shown
         self.compute_loss_func = compute_loss_func
-        self.first: HeadStep | None = None
         self.last: HeadStep | None = None
+        self._head: HeadInputs | None = None
 
     def before(self) -> HeadStep | None:
         """
@@ -149,10 +141,16 @@ class HeadSteps:
         args, evolution, journal = self.args, self.evolution, self.journal
         if not (args.warm_start or args.refit_head or evolution.head is not None):
             return None
-        self.first = found = self._step(FILE_NAME, "warm_start", {}, whole=not args.refit_head)
-        if found is None:
+        evaluator = evolution.evaluator
+        evaluator.model.eval()
+        try:
+            inputs: Any = evaluator.inputs(evolution.fitness_batches.first_batch())
+            self._head = HeadInputs(evaluator.model, inputs)
+        except SMDError as error:
+            self._tell(f"warm_start is skipped. {error}")
             return None
-        found.put(evolution)
+        found = self._step(self._head, FILE_NAME, journal.identity, whole=not args.refit_head)
+        self._put(self._head, found)
         if evolution.head is not None:
             evolution.head.pull = found.pull
             if found.features is not None:
@@ -164,34 +162,33 @@ class HeadSteps:
 
     def after(self) -> HeadStep | None:
         """The step after the last generation. [`HeadSteps.put_last`] puts its head into the model."""
-        if not self.args.refit_head or self.first is None:
+        if not self.args.refit_head or self._head is None:
             return None
         # It depends on the weights that the generations have left, of which the run's identity says nothing.
-        weights = {"weights": weights_hash(self.evolution.evaluator.model)}
-        self.last = found = self._step(LAST_FILE_NAME, "refit_head", weights, whole=True)
-        if found is not None:
-            self._tell(f"Head after the last generation: {_best_line(found, self.evolution, 'evolved model')}")
-            # The run's own clock has counted the seconds.
-            self.journal.run.add_before(found.images, 0.0)
+        identity = {**self.journal.identity, "weights": weights_hash(self.evolution.evaluator.model)}
+        self.last = found = self._step(self._head, LAST_FILE_NAME, identity, whole=True)
+        self._tell(f"Head after the last generation: {_best_line(found, self.evolution, 'evolved model')}")
+        # The run's own clock has counted the seconds.
+        self.journal.run.add_before(found.images, 0.0)
         return found
 
     def put_last(self) -> None:
         """Puts the head that was found after the last generation into the model."""
-        if self.last is not None:
-            self.last.put(self.evolution)
+        if self._head is not None and self.last is not None:
+            self._put(self._head, self.last)
 
-    def _step(self, file_name: str, step: str, further: Mapping[str, Any], whole: bool) -> HeadStep | None:
+    def _put(self, head: HeadInputs, found: HeadStep) -> None:
+        """Puts a head into the model, if a baseline was chosen."""
+        if found.chosen != PARENT:
+            head.write(found.head.weight, found.head.bias)
+            self.evolution.mutation.parent_changed()
+
+    def _step(self, head: HeadInputs, file_name: str, identity: Mapping[str, Any], whole: bool) -> HeadStep:
         """What the ledger keeps of a step, or what is found now."""
         evaluator, journal = self.evolution.evaluator, self.journal
         processes, first = evaluator.processes, evaluator.processes.process_index == 0
         evaluator.model.eval()
-        batch = self.evolution.fitness_batches.first_batch()
-        try:
-            head = HeadInputs(evaluator.model, evaluator.inputs(batch))  # type: ignore[arg-type]
-        except SMDError as error:
-            self._tell(f"{step} is skipped. {error}")
-            return None
-        path, digest = journal.ledger.folder / file_name, _digest({**journal.identity, **further})
+        path, digest = journal.ledger.folder / file_name, _digest(identity)
         [found, *_] = processes.gather(
             lambda: HeadStep.load(path, digest) if first and journal.ledger.resumed else None
         )
@@ -215,7 +212,7 @@ def _find(
     if evolution.selection_batches is not evolution.fitness_batches:
         sets.append(evolution.selection_batches)
     images = sum(batches.num_images for batches in sets)
-    with _bar("Fitting the head", shown, images) as bar:
+    with TickingBar("Fitting the head", shown, images) as bar:
         parts = [features_of(evaluator, head, batches, bar.counting) for batches in sets]
         fitness_set, selection_set = parts if len(parts) == 2 else _split(*parts[0])
         features = parts[0]
@@ -238,7 +235,7 @@ def _find(
         features=features,
     )
     if test is not None:
-        with _bar("Testing the heads", shown, test.num_images) as bar:
+        with TickingBar("Testing the heads", shown, test.num_images) as bar:
             features, _ = features_of(evaluator, head, test, bar.counting)
         result.test_logits = {each.name: each.head.logits(features) for each in _shown(found, best)}
     return result
@@ -264,10 +261,6 @@ def _best_line(found: HeadStep, evolution: Evolution, start: str) -> str:
             f"no fitted head has a better {name} than the {start} ({before:.4g}) on the images that choose; it stays."
         )
     return f"{found.chosen} is chosen; {name} {before:.4g} before, {after:.4g} after, on the images that choose."
-
-
-def _bar(description: str, shown: bool, images: int) -> TickingBar:
-    return TickingBar(description, shown, images)
 
 
 def _digest(identity: Mapping[str, Any]) -> str:

@@ -8,14 +8,12 @@ as resumed:TASK-SPREAD, a run goes on.
 """
 
 import os
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from smd_hf.run.lines import LineWriter
+from tests.distributed.worker import RANK, kill_after
 from tests.tasks.each import TASKS
 
 KILLED_AFTER = 2
@@ -23,18 +21,8 @@ KILLED_AFTER = 2
 
 def be_killed() -> None:
     """Kills this process when it has written so many lines of cells, if it is the last."""
-    if int(os.environ.get("RANK", "0")) != int(os.environ.get("WORLD_SIZE", "1")) - 1:
-        return
-    write, written = LineWriter.write, 0
-
-    def watched(writer: LineWriter, entry: dict[str, Any]) -> None:
-        nonlocal written
-        write(writer, entry)
-        written += 1
-        if written == KILLED_AFTER:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    LineWriter.write = watched
+    if int(os.environ.get("WORLD_SIZE", "1")) - 1 == RANK:
+        kill_after(KILLED_AFTER)
 
 
 def main() -> None:

@@ -178,15 +178,19 @@ def fail(folder: Path, name: str) -> None:
 
 def be_lost(after: int) -> None:
     """Process 1 is killed when it has written so many cells; but not when the launcher has started it again."""
-    if RANK != 1 or os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
-        return
+    if RANK == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        kill_after(after)
+
+
+def kill_after(cells: int) -> None:
+    """Kills this process when it has written so many cells."""
     write, written = LineWriter.write, 0
 
     def watched(writer: LineWriter, entry: dict[str, Any]) -> None:
         nonlocal written
         write(writer, entry)
         written += 1
-        if written == after:
+        if written == cells:
             os.kill(os.getpid(), signal.SIGKILL)
 
     LineWriter.write = watched

@@ -9,6 +9,7 @@ from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.linear_head import HeadInputs
 from smd_hf.reports.steps import steps_lines
+from smd_hf.run.cost_model import CostModel
 from smd_hf.run.warm_start import FILE_NAME, HeadSteps
 from smd_hf.search.head import baselines
 from tests.test_trainer import make_dataset
@@ -196,6 +197,8 @@ def test_the_whole_head_is_fitted_after_the_last_generation_and_not_before(check
     assert "the head after them" in "\n".join(steps_lines(steps))
     card = (tmp_path / "README.md").read_text()
     assert "after the last fit of the head" in card and "after the generations" in card
+    costs = CostModel(trainer.evolution, trainer.images, trainer.args)
+    assert costs.ahead(1).images == costs.ahead(0).images + 60
     # Two passes of all images, before and after.
     assert report["cost"]["images_forwarded"] >= 2 * 60 + 2 * 4 * 48
 

@@ -1,5 +1,7 @@
 """Small runs, for tests of tasks."""
 
+import pytest
+
 from smd_hf import EvolutionArguments, EvolutionTrainer
 
 
@@ -20,3 +22,21 @@ def evolve(checkpoint, folder, data, **options):
     trainer = make_trainer(checkpoint, folder, data, **options)
     trainer.train()
     return trainer
+
+
+class Stop(Exception):
+    """Ends a run in its midst."""
+
+
+def stop_in_its_midst(trainer, checks=40):
+    """Trains until a process has looked for a signal so many times."""
+    check, left = trainer.processes.stop.check, iter(range(checks))
+
+    def counted():
+        if next(left, None) is None:
+            raise Stop
+        check()
+
+    trainer.processes.stop.check = counted
+    with pytest.raises(Stop):
+        trainer.train()

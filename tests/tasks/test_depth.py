@@ -151,19 +151,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoints, data, tmp_path):
     evolve(checkpoints["relative"], tmp_path / "whole", data, **options)
     trainer = make_trainer(checkpoints["relative"], tmp_path / "stopped", data, **options)
 
-    class Stop(Exception):
-        """Ends a run in its midst."""
-
-    write, lines = trainer.processes.stop.check, iter(range(40))
-
-    def check():
-        if next(lines, None) is None:
-            raise Stop
-        write()
-
-    trainer.processes.stop.check = check
-    with pytest.raises(Stop):
-        trainer.train()
+    runs.stop_in_its_midst(trainer)
     make_trainer(checkpoints["relative"], tmp_path / "stopped", data, **options).train(resume_from_checkpoint=True)
     first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
     assert first.read_bytes() == second.read_bytes()

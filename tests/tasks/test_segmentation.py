@@ -120,22 +120,10 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoint, data, tmp_path):
     options = {"num_generations": 2, "recombination": "gauss_newton"}
     evolve(checkpoint, tmp_path / "whole", data, **options)
 
-    class Stop(Exception):
-        """Ends a run in its midst."""
-
     folder = tmp_path / "stopped"
     options |= {"fitness": "mean_iou", "per_device_eval_batch_size": 4}
     trainer = runs.make_trainer(checkpoint, folder, data, **options)
-    write, lines = trainer.processes.stop.check, iter(range(40))
-
-    def check():
-        if next(lines, None) is None:
-            raise Stop
-        write()
-
-    trainer.processes.stop.check = check
-    with pytest.raises(Stop):
-        trainer.train()
+    runs.stop_in_its_midst(trainer)
     again = runs.make_trainer(checkpoint, folder, data, **options)
     again.train(resume_from_checkpoint=True)
     first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))

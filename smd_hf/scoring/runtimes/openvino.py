@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...parallel.signal_stack import signal_stack_kept
+from ...models.openvino_compiler import compiled_for_cpu
 from .graph import CannotExport
 from .plan import Run
 from .segments import Cut, Segment
@@ -88,15 +88,9 @@ class OpenVINO:
         for name in entries:
             if name in sources:
                 parameters[name] = _entry(sources[name], channels_last)
-        options = {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-        }
         try:
             graph = openvino.Model(results, [parameters[name] for name in entries])  # pyright: ignore
-            with signal_stack_kept():
-                compiled = openvino.Core().compile_model(graph, "CPU", options)
+            compiled = compiled_for_cpu(graph, self.precision)
         except Exception as error:
             raise CannotExport(f"OpenVINO cannot compile it ({type(error).__name__}: {error})") from error
         return compiled.create_infer_request()

@@ -34,8 +34,8 @@ class SolvedHead:
 
     Features of all fitness images are passed through the present parent once. The step over children and head takes its
     curvature from them. Children are scored with a head that is fitted on the other images alone: a head knows its own by heart,
-    and leaves the body little to learn from them. When a step has been chosen, its features are measured, and the head is fitted on them: these are the
-    features of the next generation.
+    and leaves the body little to learn from them. When a step has been chosen, its features are measured, and the head is
+    fitted on them: these are the features of the next generation.
 
     Args:
         layer ([`HeadInputs`]): the head in the model.

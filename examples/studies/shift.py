@@ -1,0 +1,40 @@
+"""What `segmentation.py` and `detection.py` share: the shift and the command line."""
+
+import argparse
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image, ImageEnhance
+
+BRIGHTNESS, QUALITY = 0.4, 30
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_parser(description: str | None, epochs: int, generations: int, population: int) -> argparse.ArgumentParser:
+    """The commands `parent` and `adapt`, with these defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train, adapt = commands.add_parser("parent"), commands.add_parser("adapt")
+    train.add_argument("backbone", type=Path)
+    for each in (train, adapt):
+        each.add_argument("data", type=Path)
+        each.add_argument("out", type=Path)
+        each.add_argument("--max_images", type=int, help="of each file, for a trial")
+        each.add_argument("--threads", type=int, default=1)
+    train.add_argument("--epochs", type=int, default=epochs)
+    adapt.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    adapt.add_argument("--generations", type=int, default=generations)
+    adapt.add_argument("--population", type=int, default=population)
+    return parser
+
+
+def shifted(dataset: Dataset) -> Dataset:
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        file = io.BytesIO()
+        ImageEnhance.Brightness(row["image"].convert("RGB")).enhance(BRIGHTNESS).save(file, "JPEG", quality=QUALITY)
+        return {"image": Image.open(file)}
+
+    return dataset.map(change, features=dataset.features)
