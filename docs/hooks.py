@@ -35,10 +35,12 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Replaces the markers, and leads links to where the shared folders are on the site."""
     place = page.file.src_uri
+    depth = place.count("/")
     if place.startswith(SHARED):
+        # `docs/` is the root of the site.
+        markdown = markdown.replace(f"]({'../' * depth}docs/", f"]({'../' * depth}")
         # Links of a README to what is not on the site (the measurements themselves) are left as text.
         return re.sub(r"\[([^\]]*)\]\([^)]*\.jsonl\)", r"\1", markdown)
-    depth = place.count("/")
     up, here = "../" * (depth + 1), "../" * depth
     for name in SHARED:
         markdown = markdown.replace(f"]({up}{name}/", f"]({here}{name}/")
