@@ -1,7 +1,7 @@
 """
 A checkpoint with many classes meets other images: what the head brings by itself, and what evolution adds to it.
 
-Compares the parent, what one pass over the features gives (temperature, class prior, the whole head), the preset `adapt` in four
+Compares the parent, what one pass over the features gives (temperature, class prior, the whole head), the preset `adapt` in three
 forms, which differ in what is done with the head, and other methods: statistics re-estimated, SGD, evolution strategies, SPSA.
 
     python examples/studies/imagenet.py --model timm/tf_efficientnet_lite0.in1k --data FOLDER_OR_DATA_SET
@@ -41,7 +41,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "adapt": {},
     "children": {"warm_start": False, "refit_head": False},
     "head_first": {"refit_head": False},
-    "solve_head": {"refit_head": False, "solve_head": True},
 }
 """What is done with the head, by arguments beside `--preset adapt`."""
 
@@ -49,7 +48,6 @@ SHOWN = {
     "adapt": "`adapt`: class prior or temperature first, the head fitted last",
     "children": "the same children, without the two",
     "head_first": "the same children, from the fitted head",
-    "solve_head": "the same children, the head solved for in every generation",
 }
 
 QUICK = {"max_train": 60, "max_test": 40, "rival_passes": 1, "seeds": [0]}

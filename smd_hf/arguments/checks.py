@@ -68,15 +68,11 @@ def check_evolution_arguments(args: Any) -> None:
         raise SMDError(
             "recombination='gauss_newton' measures all children on all fitness images, and racing='halving' does not. Choose one."
         )
-    fits = [name for name in ("warm_start", "solve_head", "refit_head") if getattr(args, name)]
+    fits = [name for name in ("warm_start", "refit_head") if getattr(args, name)]
     if fits and args.fitness in OOD_METRICS:
         raise SMDError(
             f"{fits[0]} fits the head on labelled images and chooses by their fitness, which fitness='{args.fitness}' is not. "
             "Leave it out, or choose another fitness."
-        )
-    if args.solve_head and args.refit_head:
-        raise SMDError(
-            "solve_head fits the head again in every generation, so refit_head has nothing to do after the last. Choose one of them."
         )
     if args.mutation == "prune":
         check_pruning(args)
@@ -150,7 +146,6 @@ def check_objectives(args: Any) -> None:
         "fitness_greater_is_better": args.fitness_greater_is_better is not None,
         "recombination": args.recombination != "best",
         "racing": args.racing != "none",
-        "solve_head": args.solve_head,
         "elitism": not args.elitism,
         "load_best_model_at_end": args.load_best_model_at_end,
     }

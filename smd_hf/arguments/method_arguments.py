@@ -40,7 +40,7 @@ class PopulationArguments:
 
 @dataclass
 class WarmStartArguments:
-    """Parameters that control how the classifier head is fitted, before the first generation, in each, and after the last."""
+    """Parameters that control how the classifier head is fitted, before the first generation and after the last."""
 
     warm_start: bool = field(
         default=False,
@@ -49,14 +49,6 @@ class WarmStartArguments:
             "head, pulled to the old one, on the parent's features of the fitness images. It costs one pass and takes no "
             "gradient through the model. The selection split chooses one, or the parent as it is. With refit_head, the whole head is "
             "reported but not chosen: it knows the fitness images by heart, and leaves the children little to learn from them."
-        },
-    )
-    solve_head: bool = field(
-        default=False,
-        metadata={
-            "help": "Solve for the classifier head in every generation instead of having children change it: a gauss_newton step is "
-            "taken over children and head together, and the head is fitted again on the features of the next parent, which costs one "
-            "pass a generation. Begins with warm_start. A head that is not one linear layer is left to the children, with a warning."
         },
     )
     refit_head: bool = field(

@@ -14,8 +14,6 @@ from ..models.blocks import find_blocks
 from ..scoring.costs import suffix_costs
 from ..scoring.racing import rounds
 from ..search.evolution import PARENT, Evolution
-from ..search.head.baselines import HEAD
-from ..search.head.solved import NEARBY
 from ..search.mutation import Child
 from ..search.sigma import PROBES
 from .run_images import RunImages
@@ -69,16 +67,15 @@ class CostModel:
             seen = self.seen_in_race(len(children))
         else:
             seen = [images] * len(children)
-        refit = self.images.fitness.num_images if self.evolution.head is not None else 0
+        refit = 0
         if self.args.refit_head and generation == self.args.num_generations - 1:
             selection = self.images.selection
-            refit += self.images.fitness.num_images + (0 if selection is None else selection.num_images)
+            refit = self.images.fitness.num_images + (0 if selection is None else selection.num_images)
         return self._cost(images, seen, shares, self.candidates(generation, len(children)), refit)
 
     def candidates(self, generation: int, num_children: int) -> int:
         """The most candidates that a generation can score on the selection split, with its parent."""
         children = self.evolution.recombination.most_candidates(num_children)
-        children += 0 if self.evolution.head is None else len(NEARBY)
         return children + (self.evolution.elitism and self._scores_parent(generation))
 
     def behind(self, record: dict[str, Any]) -> Cost:
@@ -88,9 +85,7 @@ class CostModel:
         candidates = len(record["selection"])
         if self.evolution.elitism and not self._scores_parent(record["generation"]):
             candidates -= 1
-        refitted = any(HEAD in name for name in record["selection"])
-        refit = self.images.fitness.num_images if refitted else 0
-        return self._cost(record["parent"]["num_images"], seen, shares, candidates, refit)
+        return self._cost(record["parent"]["num_images"], seen, shares, candidates)
 
     def calibration(self, run: RunState) -> Cost:
         """What the calibration of sigma has cost."""

@@ -31,6 +31,9 @@ FORMAT = 1
 RENAMED = {"objective": "loss"}
 """Arguments that earlier versions called otherwise."""
 
+REMOVED = {"solve_head": False}
+"""Arguments that earlier versions had, with the value that had no effect."""
+
 NO_EFFECT = (
     *(
         "preset",
@@ -196,13 +199,18 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
     old: dict[str, Any] = {RENAMED.get(str(name), str(name)): value for name, value in before["arguments"].items()}
     old.setdefault("runtime", "eager")  # versions without runtimes
     old.setdefault("warm_start", False)  # versions without it
-    old.setdefault("solve_head", False)
     old.setdefault("refit_head", False)
+    removed = {name: old.pop(name) for name in REMOVED if name in old}
     new = now["arguments"]
     differences = [
         f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
+    ]
+    differences += [
+        f"{name} was {json.dumps(value)}, which this version of smd_hf does not have"
+        for name, value in removed.items()
+        if value != REMOVED[name]
     ]
     for name in sorted(before["data"].keys() | now["data"].keys()):
         if before["data"].get(name) != now["data"].get(name):

@@ -16,7 +16,6 @@ from ..models.checkpoints import load_weights, weights_hash
 from ..parallel.processes import Processes
 from ..search.evolution import Evolution
 from ..search.generation import Generation
-from .heads import save_heads
 from .ledger import LEDGER_NAME, Ledger
 from .resume import ResumePoint, find_resume_point, seed
 from .state import RunState
@@ -111,10 +110,7 @@ class Journal:
             )
         self.run.start(evolution.evaluator)
         for record in records[point.generations_in_weights :]:
-            selected = point.selected if record is records[-1] else None
-            evolution.restore(record, selected, self.run.heads.get(record["generation"]))
-        if evolution.head is not None and records:
-            evolution.head.restore(records[-1]["pull"])
+            evolution.restore(record, point.selected if record is records[-1] else None)
         if self.writes:
             write_lines(self.folder / CHILDREN_NAME, records, mode="w")
 
@@ -126,8 +122,6 @@ class Journal:
         """Adds a generation to the run."""
         record = generation.record()
         self.run.generations.append(record)
-        if generation.chosen.head is not None:
-            self.run.heads[generation.generation] = generation.chosen.head
         self.run.loss += generation.selected.nll
         if self.writes:
             write_lines(self.folder / CHILDREN_NAME, [record], mode="a")
@@ -143,10 +137,6 @@ class Journal:
         """
         after = {"totals": self.run.totals(), "state": state, "log": log, "selected": True, "stopped": stopped}
         number = generation.generation
-        heads = {} if generation.chosen.head is None else {number: generation.chosen.head}
-        self.processes.gather(
-            lambda: save_heads(self.ledger.folder, heads if self.processes.process_index == 0 else {})
-        )
         self.ledger.finish(number, {"record": self.run.generations[-1], "after": after}, generation.selected)
         self.ledger.drop(CALIBRATION_SCOPE, generation_scope(number))
 

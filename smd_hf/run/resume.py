@@ -15,7 +15,6 @@ from ..files import check_entries
 from ..messages import one_line
 from ..scoring.scores import Score
 from .cells import read_score
-from .heads import load_heads, save_heads
 from .identity import check_same
 from .ledger import ENDED_NAME, FINISHED_NAME, LEDGER_NAME, Ledger, read_header, selected_name
 from .lines import check_keys, damaged, read_lines
@@ -171,7 +170,6 @@ def read_finished(folder: Path) -> ResumePoint:
         check_state(after["state"], run)
     except ValueError as error:
         raise damaged(path, line, str(error)) from None
-    run.heads = load_heads(folder, records)
     selected = read_score(folder / selected_name(len(records)))
     if after["selected"] and selected is None:
         raise SMDError(
@@ -221,5 +219,4 @@ def seed(ledger: Ledger, point: ResumePoint) -> None:
     entries = [{"record": record, "after": None} for record in point.run.generations]
     if entries:
         entries[-1]["after"] = after | {"state": state}
-        save_heads(ledger.folder, point.run.heads)
         ledger.write_finished(entries)

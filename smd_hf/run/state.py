@@ -14,9 +14,7 @@ from ..errors import SMDError
 from ..files import write_json
 from ..messages import one_line
 from ..scoring.evaluator import Evaluator
-from ..search.head.linear import LinearHead
 from ..search.sigma import Calibration
-from .heads import load_heads, save_heads
 
 STATE_NAME = "evolution_state.json"
 
@@ -33,7 +31,6 @@ class RunState:
         calibration ([`Calibration`], *optional*): how sigma was found, if it was not given.
         images_before (`int`), passes_before (`float`), seconds_before (`float`): spent before this process resumed the run.
         loss (`float`): the sum over generations of the loss that Trainer logs.
-        heads (dict of `int` to [`LinearHead`]): by generation, the heads that were solved for.
     """
 
     generations: list[dict[str, Any]] = field(default_factory=list)
@@ -42,7 +39,6 @@ class RunState:
     passes_before: float = 0.0
     seconds_before: float = 0.0
     loss: float = 0.0
-    heads: dict[int, LinearHead] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._evaluator: Evaluator | None = None
@@ -153,7 +149,6 @@ class RunState:
             weights (`str`): hash of the checkpoint's weights.
         """
         state = self.totals() | {"generations": self.generations, "identity": identity, "weights": weights}
-        save_heads(folder, self.heads)
         write_json(folder / STATE_NAME, state)
 
 
@@ -175,13 +170,11 @@ def read_state(folder: Path) -> tuple[RunState, dict[str, Any], str]:
         kinds = {"generations": list, "identity": dict, "weights": str}
         if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in kinds.items()):
             raise ValueError(f"expected {', '.join(kinds)}")
-        run = RunState.from_totals(state["generations"], state)
+        return RunState.from_totals(state["generations"], state), state["identity"], state["weights"]
     except (ValueError, RecursionError) as error:
         raise SMDError(
             f"'{path}' is not as a run has written it ({one_line(str(error))}). Resume from another checkpoint, or start anew."
         ) from error
-    run.heads = load_heads(folder, run.generations)
-    return run, state["identity"], state["weights"]
 
 
 def check_record(record: Any, generation: int) -> None:
@@ -198,8 +191,6 @@ def check_record(record: Any, generation: int) -> None:
         and record["chosen"] in record["selection"]
         and isinstance(record["parent"], dict)
         and "fitness" in record["parent"]
-        and type(record.get("new_head", False)) is bool
-        and ("new_head" not in record or _is_number(record.get("pull")))
         and isinstance(children, list)
         and all(
             isinstance(child, dict)

@@ -59,7 +59,6 @@ class HeadStep:
         test_logits (dict of `str` to `numpy.ndarray`): the best baseline of each kind on the test images, if there are any, and
             the model as it was (`"parent"`): float32, of shape `(n, num_labels)`.
         seconds (`float`, *optional*, defaults to 0): how long passes and fits took. It is not kept.
-        features (`tuple` of two `numpy.ndarray`, *optional*): of the fitness images, and their labels. They are not kept.
     """
 
     chosen: str
@@ -68,16 +67,9 @@ class HeadStep:
     images: int
     test_logits: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
-    features: tuple[np.ndarray, np.ndarray] | None = None
-
-    @property
-    def pull(self) -> float:
-        """The pull of the best fit of the whole head."""
-        fitted = {name: value for name, value in self.fitness.items() if name.startswith(HEAD)}
-        return float(max(fitted, key=fitted.__getitem__).removeprefix(HEAD))
 
     def save(self, path: Path, identity: str) -> None:
-        """Writes all but the features, for the run of this identity."""
+        """Writes it, for the run of this identity."""
         arrays = {f"logits/{name}": logits for name, logits in self.test_logits.items()} | self.head.arrays
         about = {"chosen": self.chosen, "fitness": self.fitness, "images": self.images}
         save_arrays(path, arrays, {"warm_start": json.dumps(about), "identity": identity})
@@ -139,7 +131,7 @@ class HeadSteps:
             linear layer.
         """
         args, evolution, journal = self.args, self.evolution, self.journal
-        if not (args.warm_start or args.refit_head or evolution.head is not None):
+        if not (args.warm_start or args.refit_head):
             return None
         evaluator = evolution.evaluator
         evaluator.model.eval()
@@ -151,10 +143,6 @@ class HeadSteps:
             return None
         found = self._step(self._head, FILE_NAME, journal.identity, whole=not args.refit_head)
         self._put(self._head, found)
-        if evolution.head is not None:
-            evolution.head.pull = found.pull
-            if found.features is not None:
-                evolution.head.know(*found.features)
         self._tell(f"Warm start: {_best_line(found, evolution, 'parent')}")
         if not journal.run.generations:
             journal.run.add_before(found.images, found.seconds)
@@ -215,7 +203,6 @@ def _find(
     with TickingBar("Fitting the head", shown, images) as bar:
         parts = [features_of(evaluator, head, batches, bar.counting) for batches in sets]
         fitness_set, selection_set = parts if len(parts) == 2 else _split(*parts[0])
-        features = parts[0]
 
         def fit() -> list[Baseline] | None:
             # One machine solves it: another one may come to other last bits.
@@ -232,7 +219,6 @@ def _find(
         {each.name: each.fitness for each in found},
         images,
         seconds=time.monotonic() - began,
-        features=features,
     )
     if test is not None:
         with TickingBar("Testing the heads", shown, test.num_images) as bar:

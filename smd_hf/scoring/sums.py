@@ -25,7 +25,7 @@ def device_of_sums(device: torch.device) -> torch.device:
 
 class BatchSums(Protocol):
     """
-    Something summed over batches: called with the logits of all variants, the labels and the number of one batch.
+    Something summed over batches: called with the logits of all variants and the labels of one batch.
 
     Attributes:
         shape (tuple of `int`): of what it returns, float64.
@@ -35,7 +35,7 @@ class BatchSums(Protocol):
     shape: tuple[int, ...]
     total: np.ndarray | None
 
-    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor, number: int) -> np.ndarray: ...
+    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray: ...
 
 
 class Tap:
@@ -65,7 +65,7 @@ class Tap:
         by_variant = self.logits.pop(batch.number)
         logits = [by_variant[number] for number in sorted(by_variant)]
         labels = self.reading.sampled_labels(batch).to(logits[0].device)
-        part, place = self.sums(logits, labels, batch.number), segment(batch.number, self.numbers)
+        part, place = self.sums(logits, labels), segment(batch.number, self.numbers)
         self.totals[place] = self.totals[place] + part if place in self.totals else part
         return place if self._ends_segment(batch) else None
 

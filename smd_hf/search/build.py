@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
 from ..data.ood_images import OODImages
 from ..errors import SMDError
 from ..metrics.classification import parse_cost_matrix
-from ..models.linear_head import HeadInputs
 from ..parallel.processes import Processes
 from ..scoring.costs import suffix_costs
 from ..scoring.evaluator import Evaluator
@@ -25,7 +23,6 @@ from ..tasks.registry import is_classification
 from .evolution import Evolution
 from .fitness import Fitness
 from .gauss_newton import GaussNewton
-from .head.solved import SolvedHead
 from .losses import Loss, from_compute_loss_func, make_loss
 from .mutation import Mutation
 from .parameter_space import parameter_space
@@ -34,9 +31,6 @@ from .pareto.pareto_evolution import ParetoEvolution
 from .recombination import Best, GreedySoup, Recombination, TopKMean
 from .subspaces import make_decomposition
 from .tensor_scaling import WithScaling, scaling_directions
-from .variable_projection import VariableProjection
-
-logger = logging.get_logger(__name__)
 
 RECOMBINATIONS: dict[str, type[Recombination]] = {
     kind.name: kind for kind in (Best, TopKMean, GreedySoup, GaussNewton)
@@ -78,16 +72,11 @@ def build_evolution(
         [batch] = fitness_batches.head(1)
         return suffix_costs(model, batch.inputs(model.device, model.dtype))
 
-    layer = head_layer(model, fitness_batches) if args.solve_head else None
-    mutation = make_mutation(model, args, block_costs, () if layer is None else layer.parameter_names)
+    mutation = make_mutation(model, args, block_costs)
     per_generation = min(args.fitness_samples_per_generation or math.inf, fitness_batches.num_images)
     images = int(args.population_size * args.num_generations * per_generation)
-    solved = () if layer is None else layer.parameter_names
-    evaluator = make_evaluator(mutable=(*mutation.space.names, *solved), images=images)
-    num_labels, head = getattr(model.config, "num_labels", 0) or 0, None
-    if layer is not None:
-        head = SolvedHead(layer, evaluator, fitness_batches, loss_of(args, num_labels, compute_loss_func))
-    recombination = make_recombination(args, num_labels, compute_loss_func, head, task)
+    evaluator = make_evaluator(mutable=mutation.space.names, images=images)
+    recombination = make_recombination(args, getattr(model.config, "num_labels", 0) or 0, compute_loss_func, task)
     # As many children must survive a race as recombination, ensemble and deltas need.
     needed = max(args.recombination_top_k, args.ensemble_size, args.save_children)
     parts = (model, mutation, evaluator, fitness, recombination, fitness_batches, selection_batches)
@@ -97,8 +86,6 @@ def build_evolution(
         keep_parent=bool(args.ensemble_size or args.save_children),
         ood=ood,
     )
-    if objectives is None:
-        options["head"] = head
     return Evolution(*parts, **options) if objectives is None else ParetoEvolution(objectives, *parts, **options)
 
 
@@ -165,22 +152,10 @@ def build_evaluator(
     )
 
 
-def head_layer(model: PreTrainedModel, batches: ImageBatches) -> HeadInputs | None:
-    """The layer to solve for; `None`, with a warning, if the logits are not the output of one linear layer."""
-    [batch] = batches.head(1)
-    model.eval()
-    try:
-        return HeadInputs(model, batch.inputs(model.device, model.dtype))
-    except SMDError as error:
-        logger.warning(f"solve_head is skipped, and children change what mutable_parameters says. {error}")
-        return None
-
-
 def make_recombination(
     args: EvolutionArguments,
     num_labels: int,
     compute_loss_func: Callable | None = None,
-    head: SolvedHead | None = None,
     task: Task | None = None,
 ) -> Recombination:
     """
@@ -190,7 +165,6 @@ def make_recombination(
         args ([`EvolutionArguments`]): the run's arguments.
         num_labels (`int`): number of labels of the model.
         compute_loss_func (`Callable`, *optional*): as in Trainer. Replaces `args.loss` as the loss of a Gauss-Newton step.
-        head ([`SolvedHead`], *optional*): the head that is solved for, in each Gauss-Newton step too.
         task ([`~smd_hf.tasks.protocol.Task`], *optional*): of the run. Defaults to image classification.
 
     Raises:
@@ -198,10 +172,7 @@ def make_recombination(
     """
     if args.recombination != GaussNewton.name:
         return RECOMBINATIONS[args.recombination](args.recombination_top_k)
-    loss = loss_of(args, num_labels, compute_loss_func, task)
-    if head is not None:
-        return VariableProjection(args.recombination_top_k, loss, head)
-    return GaussNewton(args.recombination_top_k, loss)
+    return GaussNewton(args.recombination_top_k, loss_of(args, num_labels, compute_loss_func, task))
 
 
 def loss_of(
@@ -217,10 +188,7 @@ def loss_of(
 
 
 def make_mutation(
-    model: PreTrainedModel,
-    args: EvolutionArguments,
-    suffix_costs: Callable[[], Sequence[float]],
-    solved: Sequence[str] = (),
+    model: PreTrainedModel, args: EvolutionArguments, suffix_costs: Callable[[], Sequence[float]]
 ) -> Mutation:
     """
     Builds the mutation that the arguments describe.
@@ -229,19 +197,11 @@ def make_mutation(
         model ([`~transformers.PreTrainedModel`]): the parent.
         args ([`EvolutionArguments`]): the run's arguments.
         suffix_costs (`Callable`): returns the costs of the blocks; called only for `allocation="cost"`.
-        solved (sequence of `str`, *optional*): parameters that are solved for, which no child changes.
 
     Raises:
         `SMDError`: if a pattern matches no parameter, or the decomposition does not fit the population.
     """
     space = parameter_space(model, args.mutable_parameters, args.frozen_parameters)
-    if solved:
-        if not set(space.names) - set(solved):
-            raise SMDError(
-                f"All mutable parameters ({', '.join(space.names)}) are those of the classifier head, which solve_head solves for, so "
-                "no child would change anything. Add others to mutable_parameters, such as norms, or leave solve_head out."
-            )
-        space = parameter_space(model, args.mutable_parameters, [*(args.frozen_parameters or ()), *solved])
     scaling = scaling_directions(args.scaling_share, args.directions, len(space.names))
     decomposition = make_decomposition(
         args.decomposition,

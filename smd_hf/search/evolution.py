@@ -1,9 +1,8 @@
 """The method: generations of mutation, scoring, recombination and selection. [`Evolution.step`] is one generation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -19,8 +18,6 @@ from ..scoring.sums import BatchSums
 from .fitness import Fitness, ScoredChild
 from .fitness_scorer import PARENT, FitnessScorer, OnScored
 from .generation import Generation
-from .head.linear import LinearHead
-from .head.solved import SolvedHead
 from .mutation import Child, Mutation
 from .recombination import Candidate, Recombination
 from .selection import KEEP_PARENT, ScoredCandidate, discordance, fittest, score_proposals
@@ -45,7 +42,6 @@ class Evolution:
         keep_parent (`bool`, *optional*, defaults to `False`): keeps each generation's parent for
             [`Evolution.last_parent`]. This takes as much memory as the weights that change.
         ood ([`OODImages`], *optional*): out-of-distribution images. They are used only if the fitness needs them.
-        head ([`SolvedHead`], *optional*): solves for the classifier head, which no child changes then.
 
     Attributes:
         last ([`Generation`], *optional*): the last generation; `None` before the first. A restored generation has no scores.
@@ -64,7 +60,6 @@ class Evolution:
         survivors: int = 0,
         keep_parent: bool = False,
         ood: OODImages | None = None,
-        head: SolvedHead | None = None,
     ):
         self.model = model
         self.mutation = mutation
@@ -76,8 +71,6 @@ class Evolution:
         self.elitism = elitism
         self.survivors = survivors
         self.keep_parent = keep_parent
-        self.head = head
-        self.parameters = dict(model.named_parameters())
         self.scorer = FitnessScorer(
             evaluator, fitness, survivors, ood if fitness.needs_ood else None, fitness.needs_logits
         )
@@ -107,17 +100,11 @@ class Evolution:
             `RuntimeError`: if the parent's weights were not restored exactly. This is a bug, and nothing is saved.
         """
         children = self.mutation.children(generation, sigma)
-        if self.head is not None:
-            self.head.prepare(self.fitness_batches)
         sums = self.recombination.sums(children)
-        head = () if self.head is None else self.head.while_scoring()
-        with self._parent_restored(), applied(self.parameters, head):
+        with self._parent_restored():
             parent, parent_fitness, scored = self._score(children, sums, on_scored)
         candidates = self._recombine(scored, sums)
         best = self._select(candidates)
-        if self.head is not None and best.candidate.parts:
-            candidates += self._with_refitted_head(self.head, best.candidate)
-            best = self._select(candidates)
         self._parent_result = replace(best, candidate=KEEP_PARENT)
         self._advance(best.candidate)
         self.last = Generation(
@@ -130,7 +117,6 @@ class Evolution:
             chosen=best.candidate,
             selected=best.score,
             discordance=discordance(candidates),
-            pull=None if self.head is None else self.head.pull,
         )
         return self.last
 
@@ -154,24 +140,14 @@ class Evolution:
         """The next parent. When weights are pruned, a child that is as good as its parent wins."""
         return fittest(candidates, prefers_children=self.mutation.prune)
 
-    def _with_refitted_head(self, head: SolvedHead, candidate: Candidate) -> list[ScoredCandidate]:
-        """The candidate with heads that are fitted on its own features, scored on the selection images."""
-        with self._parent_restored(), applied(self.parameters, self._changes_of(candidate)):
-            heads = head.refit()
-        return self._score_candidates(
-            [Candidate(f"{candidate.name}; {name}", candidate.parts, each) for name, each in heads]
-        )
-
     def _advance(self, chosen: Candidate) -> None:
         """Makes the chosen candidate the parent."""
         self._undo = []
         if chosen.parts:
-            undo = commit(self.parameters, self._changes_of(chosen))
+            undo = commit(self.mutation.parameters, self.mutation.combination(list(chosen.parts)))
             self.mutation.parent_changed()
             if self.keep_parent:
                 self._undo = undo
-        if self.head is not None:
-            self.head.advance(bool(chosen.parts), chosen.head)
 
     # ---- Before and between generations --------------------------------------------------------------------------------
 
@@ -186,10 +162,8 @@ class Evolution:
         self.last = self._parent_result = None
         self._undo = []
         self.mutation.parent_changed()
-        if self.head is not None:
-            self.head.begin()
 
-    def restore(self, record: dict[str, Any], selected: Score | None = None, head: LinearHead | None = None) -> None:
+    def restore(self, record: dict[str, Any], selected: Score | None = None) -> None:
         """
         Repeats a recorded generation without scoring anything.
 
@@ -197,7 +171,6 @@ class Evolution:
             record (`dict`): a [`Generation.record`]. The model must hold that generation's parent; afterwards it holds the
                 next one.
             selected ([`Score`], *optional*): the next parent's score on the selection split, if known.
-            head ([`LinearHead`], *optional*): the next parent's head, if the generation has replaced it.
 
         Raises:
             `SMDError`: if the record has another number of children.
@@ -208,8 +181,7 @@ class Evolution:
                 f"Generation {record['generation']} of the run to resume has {len(record['children'])} children; these arguments "
                 f"make {len(children)}. Resume with the arguments of that run."
             )
-        parts = tuple((children[index], weight) for index, weight in record["parts"])
-        chosen = Candidate(record["chosen"], parts, head)
+        chosen = Candidate(record["chosen"], tuple((children[index], weight) for index, weight in record["parts"]))
         self._advance(chosen)
         self.last = last = Generation.from_record(record, children, chosen, selected)
         known = selected is not None
@@ -227,7 +199,7 @@ class Evolution:
     @contextmanager
     def last_parent(self) -> Iterator[None]:
         """Within the context, the model holds the parent of the last generation's children again."""
-        with applied(self.parameters, self._undo):
+        with applied(self.mutation.parameters, self._undo):
             self.mutation.parent_changed()
             yield
         self.mutation.parent_changed()
@@ -240,16 +212,10 @@ class Evolution:
             f"child {child.index}", lambda: self.mutation.changes(child), self.mutation.changed_names(child)
         )
 
-    def _changes_of(self, candidate: Candidate) -> Iterable[tuple[str, Change]]:
-        """What a candidate changes of the parent's weights."""
-        head = () if self.head is None or candidate.head is None else self.head.changes(candidate.head)
-        return chain(self.mutation.combination(list(candidate.parts)), head)
-
     def _candidate_variant(self, candidate: Candidate) -> Variant:
-        changed = frozenset().union(*(self.mutation.changed_names(child) for child, _ in candidate.parts))
-        if self.head is not None and candidate.head is not None:
-            changed |= frozenset(self.head.names)
-        return Variant(candidate.name, lambda: self._changes_of(candidate), changed)
+        parts = list(candidate.parts)
+        changed = frozenset().union(*(self.mutation.changed_names(child) for child, _ in parts))
+        return Variant(candidate.name, lambda: self.mutation.combination(parts), changed)
 
     def _score_candidates(self, candidates: list[Candidate]) -> list[ScoredCandidate]:
         variants = list(map(self._candidate_variant, candidates))

@@ -8,14 +8,13 @@ p - y and diag p - p p' (Schraudolph 2002). Both are sums over images, so they a
 (H + lambda I) c = -g.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
 
 from ..scoring.sums import device_of_sums
 from .fitness import ScoredChild, ranked
-from .head.linear import LinearHead
 from .losses import Loss, slope_and_products
 from .mutation import Child
 from .recombination import Best, Candidate, Recombination
@@ -25,9 +24,6 @@ DAMPING = (0.03, 0.3, 3.0)
 
 STEPS = (0.5, 1.5)
 """Lengths to try for the best of the steps of length 1."""
-
-MakeStep = Callable[[str, float], Candidate]
-"""Makes a candidate of a name and a length of a step."""
 
 CHUNK_NUMBERS = 2**22
 """How many derivatives (directions x images x classes) are held in float64 at once."""
@@ -54,7 +50,7 @@ class GaussNewtonSums:
         self.shape = (len(self.plus), len(self.plus) + 1)
         self.total: np.ndarray | None = None
 
-    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor, number: int = 0) -> np.ndarray:
+    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
         """
         Computes one batch's part of the sums.
 
@@ -62,7 +58,6 @@ class GaussNewtonSums:
             logits (sequence of `torch.Tensor`): the parent's, then each child's, of shape `(batch, num_labels)`, or of any
                 shape `(batch, ...)` that the loss takes.
             labels (`torch.Tensor`): of shape `(batch, ...)`.
-            number (`int`, *optional*, defaults to 0): which batch it is.
 
         Returns:
             `numpy.ndarray`: H with g as the last column, float64, of shape `(directions, directions + 1)`.
@@ -83,13 +78,7 @@ class GaussNewtonSums:
             flat = changes.flatten(1)
             total[:, :size] += flat @ curved.flatten(1).T
             total[:, size] += flat @ slope.flatten()
-            if self.shape[1] > size + 1:
-                total[:, size + 1 :] += self.extra(curved, number, rows)
         return total.cpu().numpy()
-
-    def extra(self, curved: torch.Tensor, number: int, rows: slice) -> torch.Tensor:
-        """Further columns that a subclass adds to the sums, from l'' D of the images `rows` of a batch."""
-        raise NotImplementedError
 
     def _change(self, children: Sequence[torch.Tensor], place: int, rows: slice, base: torch.Tensor) -> torch.Tensor:
         plus = children[self.plus[place]][rows].to(base.device).double()
@@ -130,32 +119,15 @@ class GaussNewton(Recombination):
             scored.child.direction for scored in ranked(children)
         }
         kept = [place for place, child in enumerate(sums.directions) if child.direction not in failed]
-        steps = self.steps(sums, kept) if kept else {}
-        named = {f"step, damping {damping:g}": step for damping, step in steps.items()}
+        directions = [sums.directions[place] for place in kept]
+        steps = damped_steps(sums.total[np.ix_(kept, kept)], sums.total[kept, -1]) if kept else {}
+        named = {f"step, damping {damping:g}": coefficients for damping, coefficients in steps.items()}
         best_children = Best(self.top_k).candidates(children)
-        fitness = yield [*(step(name, 1.0) for name, step in named.items()), *best_children]
+        fitness = yield [*(_candidate(name, directions, each) for name, each in named.items()), *best_children]
         if not named:
             return
         best = list(named)[int(np.argmax(fitness[: len(named)]))]
-        yield [named[best](f"{best}, length {length:g}", length) for length in STEPS]
-
-    def steps(self, sums: GaussNewtonSums, kept: list[int]) -> dict[float, MakeStep]:
-        """
-        The steps in the span of some directions, by damping.
-
-        Args:
-            sums ([`GaussNewtonSums`]): with its total.
-            kept (list of `int`): places of the directions.
-        """
-        assert sums.total is not None
-        directions = [sums.directions[place] for place in kept]
-        found = damped_steps(sums.total[np.ix_(kept, kept)], sums.total[kept, len(sums.directions)])
-        return {
-            damping: lambda name, length, step=step: candidate(
-                name, directions, step if length == 1.0 else length * step
-            )
-            for damping, step in found.items()
-        }
+        yield [_candidate(f"{best}, length {length:g}", directions, length * named[best]) for length in STEPS]
 
 
 def damped_steps(curvature: np.ndarray, gradient: np.ndarray) -> dict[float, np.ndarray]:
@@ -182,8 +154,5 @@ def damped_steps(curvature: np.ndarray, gradient: np.ndarray) -> dict[float, np.
     return {damping: -vectors @ (rotated / (np.abs(values) + damping * unit)) for damping in DAMPING}
 
 
-def candidate(
-    name: str, directions: Sequence[Child], coefficients: np.ndarray, head: LinearHead | None = None
-) -> Candidate:
-    """The candidate with these coefficients of directions, and perhaps another head."""
-    return Candidate(name, tuple((child, float(c)) for child, c in zip(directions, coefficients) if c != 0), head)
+def _candidate(name: str, directions: Sequence[Child], coefficients: np.ndarray) -> Candidate:
+    return Candidate(name, tuple((child, float(c)) for child, c in zip(directions, coefficients) if c != 0))

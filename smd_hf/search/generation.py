@@ -29,7 +29,6 @@ class Generation:
         discordance (`float`, *optional*): share of selection images on which exactly one of parent and candidate is right,
             mean over the candidates. `None` if the parent was not a candidate.
         objectives (`dict`, *optional*): values of several objectives, from [`ParetoEvolution`].
-        pull (`float`, *optional*): strength of the head's pull after the generation, where the head is solved for.
     """
 
     generation: int
@@ -42,7 +41,6 @@ class Generation:
     selected: Score
     discordance: float | None
     objectives: dict[str, Any] | None = None
-    pull: float | None = None
 
     def record(self) -> dict[str, Any]:
         """The generation as JSON values. They suffice to rebuild each child and the next parent."""
@@ -60,11 +58,7 @@ class Generation:
             "discordance": self.discordance,
             "chosen": self.chosen.name,
             "parts": [[child.index, coefficient] for child, coefficient in self.chosen.parts],
-        } | self._further()
-
-    def _further(self) -> dict[str, Any]:
-        found: dict[str, Any] = {} if self.objectives is None else {"objectives": self.objectives}
-        return found if self.pull is None else found | {"pull": self.pull, "new_head": self.chosen.head is not None}
+        } | ({} if self.objectives is None else {"objectives": self.objectives})
 
     @classmethod
     def from_record(
@@ -92,7 +86,6 @@ class Generation:
             selected=selected or Score(),
             discordance=record["discordance"],
             objectives=record.get("objectives"),
-            pull=record.get("pull"),
         )
 
     def logs(self, fitness: Fitness) -> dict[str, float]:

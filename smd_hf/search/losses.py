@@ -26,7 +26,7 @@ class CrossEntropy:
         class_weights (sequence of `float`, *optional*): weight of an image of each class.
 
     Attributes:
-        plain (`bool`): its Hessian with respect to the logits is diag p - p p', whatever the label.
+        plain (`bool`): without class weights, so that [`CrossEntropy.value_and_slope`] holds.
     """
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None):
@@ -168,8 +168,3 @@ def slope_and_products(
         [slope] = torch.autograd.grad(loss(leaf, labels.clone()), leaf, create_graph=True)
         curved = [torch.autograd.grad(slope, leaf, change, retain_graph=True)[0] for change in changes]
     return slope.detach(), torch.stack(curved)
-
-
-def hessian_product(loss: Loss, logits: torch.Tensor, labels: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
-    """The products of [`slope_and_products`] alone."""
-    return slope_and_products(loss, logits, labels, changes)[1]

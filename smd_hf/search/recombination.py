@@ -7,11 +7,10 @@ scored on the selection split, and the best of all rounds becomes the parent. Wi
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .fitness import ScoredChild, ranked
-from .head.linear import LinearHead
 from .mutation import Child
 
 
@@ -23,12 +22,10 @@ class Candidate:
     Args:
         name (`str`): for logs and records.
         parts (tuple of ([`Child`], `float`)): the children that it combines, with their coefficients.
-        head ([`LinearHead`], *optional*): replaces the parent's head, where the head is solved for.
     """
 
     name: str
     parts: tuple[tuple[Child, float], ...]
-    head: LinearHead | None = field(default=None, compare=False)
 
 
 class Recombination(ABC):

@@ -54,7 +54,7 @@ def refuse(arguments: Mapping[str, bool], whose: str, task: Task) -> None:
 
 def leave_head_alone(args: EvolutionArguments, task: Task) -> None:
     """Switches off, with a warning, what fits the head of a classifier: a preset may have chosen it."""
-    for name in ("warm_start", "solve_head", "refit_head"):
+    for name in ("warm_start", "refit_head"):
         if getattr(args, name):
             logger.warning(f"{name} fits the head of a classifier, and has no effect on {title_of(task)}.")
             setattr(args, name, False)

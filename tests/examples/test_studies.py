@@ -82,15 +82,15 @@ def test_the_head_is_compared_in_three_ways_and_measured_once(study, images, tmp
     assert list(by_method) == [*imagenet.METHODS, *imagenet.RIVALS]
     assert by_method["spsa"]["passes"] == 2 and by_method["statistics"]["passes"] == 1
     assert by_method["sgd_all"]["rate"] in imagenet.RIVALS["sgd_all"]["rates"]
-    assert "steps" not in by_method["children"] and by_method["solve_head"]["chosen"]
-    kinds = {name.split(",")[0] for name in by_method["solve_head"]["steps"]}
+    assert "steps" not in by_method["children"] and by_method["head_first"]["chosen"]
+    kinds = {name.split(",")[0] for name in by_method["head_first"]["steps"]}
     assert kinds == {"temperature", "class prior", "head"}
-    # The fit of each next parent's head costs a pass.
-    assert by_method["solve_head"]["passes"] > by_method["head_first"]["passes"]
+    # The last fit of the head costs a pass.
+    assert by_method["adapt"]["passes"] > by_method["head_first"]["passes"]
     no_pass()
     assert imagenet.main([*argv, "--runtime", "eager"]) == document
     table = (tmp_path / "imagenet_parent.md").read_text()
-    assert str(tmp_path) not in table and "the head solved for in every generation" in table
+    assert str(tmp_path) not in table and "from the fitted head" in table
 
 
 # ---- window.py ------------------------------------------------------------------------------------------------------

@@ -220,8 +220,3 @@ def test_a_run_that_is_stopped_before_its_last_head_is_fitted_ends_in_the_same_w
         whole, again = (json.loads((place / "gain_report.json").read_text()) for place in (tmp_path / "whole", folder))
         assert again["steps"] == whole["steps"]
         assert again["cost"]["images_forwarded"] == whole["cost"]["images_forwarded"]
-
-
-def test_two_ways_to_fit_the_head_again_are_refused(tmp_path):
-    with pytest.raises(SMDError, match="refit_head has nothing to do"):
-        EvolutionArguments(str(tmp_path), solve_head=True, refit_head=True, recombination="gauss_newton")

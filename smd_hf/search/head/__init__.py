@@ -1,1 +1,1 @@
-"""The classifier head, solved exactly: its logits are linear in its weights, so it needs features and no children."""
+"""The classifier head, fitted exactly: its logits are linear in its weights, so it needs features and no children."""

@@ -42,7 +42,6 @@ class HeadFits:
         features (`numpy.ndarray`): float32, of shape `(n, num_features)`.
         labels (`numpy.ndarray`): int64, of shape `(n,)`.
         loss ([`Loss`]): maps logits and labels to a sum.
-        coordinates ([`Coordinates`], *optional*): of the features.
 
     Attributes:
         centred (`torch.Tensor`): the features in these coordinates, float32, of shape `(n, num_features)`.
@@ -50,18 +49,11 @@ class HeadFits:
         classes (`numpy.ndarray`): the classes that have an image, int64.
     """
 
-    def __init__(
-        self,
-        start: LinearHead,
-        features: np.ndarray,
-        labels: np.ndarray,
-        loss: Loss,
-        coordinates: Coordinates | None = None,
-    ):
+    def __init__(self, start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss):
         self.start = start
         self.labels = torch.from_numpy(labels)
         self.loss = loss
-        self.coordinates = coordinates or Coordinates(features)
+        self.coordinates = Coordinates(features)
         self.centred = self.coordinates.of(features)
         self.given = torch.from_numpy(start.logits(features))
         self.classes = np.unique(labels)
@@ -198,15 +190,10 @@ class HeadFits:
 
     def of_numbers(self, numbers: np.ndarray) -> LinearHead:
         """The head that numbers stand for."""
-        change = self.change(numbers)
-        bias = None if self.start.bias is None or change.bias is None else self.start.bias + change.bias
-        return LinearHead(self.start.weight + change.weight, bias)
-
-    def change(self, numbers: np.ndarray) -> LinearHead:
-        """What numbers add to a head."""
         weight = np.zeros_like(self.start.weight)
         weight[self.classes] = self.split(numbers)[0] @ self.coordinates.axes.T
-        return LinearHead(weight, None if self.start.bias is None else self._bias_of(numbers))
+        bias = None if self.start.bias is None else self.start.bias + self._bias_of(numbers)
+        return LinearHead(self.start.weight + weight, bias)
 
     def _loss_and_slope(self, logits: torch.Tensor, rows: slice) -> tuple[float, torch.Tensor]:
         """The sum of the loss over some images, and its gradient with respect to their logits, in float32."""
