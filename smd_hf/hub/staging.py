@@ -20,6 +20,7 @@ from ..artifacts.delta.storage import DELTA_WEIGHTS_NAME
 from ..artifacts.ensemble import SMDEnsembleConfig
 from ..errors import SMDError
 from ..files import write_json, write_text
+from ..reports.cards.benchmark import RESULTS_PATH, benchmark_results
 from ..reports.cards.model_card import CARD_NAME, EXAMPLE_NAME, PLOTS, render_card, write_card
 from ..reports.gain_report import REPORT_NAME
 from ..run.state import STATE_NAME
@@ -168,7 +169,7 @@ def stage_deltas(
 
 def stage_description(kind: str, folder: Path, staged: Path, repo_id: str) -> bool:
     """
-    Copies report, plots, example and card into the staged folder.
+    Copies report, plots, example and card into the staged folder, and the entry for a benchmark's leaderboard, if there is one.
 
     The card is rendered again for its repository. A card that the user has changed is copied unchanged, and so is the card of a
     folder without a report.
@@ -187,6 +188,9 @@ def stage_description(kind: str, folder: Path, staged: Path, repo_id: str) -> bo
     if report is not None:
         report = _without_places(report)
         write_json(staged / REPORT_NAME, report)
+        if (results := benchmark_results(kind, report, repo_id)) is not None:
+            (staged / RESULTS_PATH).parent.mkdir()
+            write_text(staged / RESULTS_PATH, results)
         if not card.is_file() or _as_written(card.read_text(encoding="utf-8"), kind, folder, report):
             write_card(kind, staged, report, repo_id=repo_id)
             return False

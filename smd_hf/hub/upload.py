@@ -16,6 +16,7 @@ from ..errors import SMDError
 from ..messages import one_line
 from ..models.checkpoints import weights_hash
 from ..models.load import load_model
+from ..reports.cards.benchmark import RESULTS_PATH
 from ..reports.cards.model_card import CARD_NAME
 from ..version import __version__
 from .requests import persistently, push_command, push_error
@@ -26,7 +27,7 @@ logger = logging.get_logger(__name__)
 TITLE_LENGTH = 60
 """The maximum length of a collection's title on the Hub."""
 
-# Deltas of an earlier push are deleted: they would be taken for deltas of the new one.
+# Deltas of an earlier push are deleted: they would be taken for deltas of the new one. So is a result of an earlier model.
 _OLD_DELTAS = ["[0-9][0-9][0-9][0-9]/smd_delta*"]
 
 
@@ -162,7 +163,7 @@ def _push(
             commit_message=commit_message or f"Upload {kind} evolved by smd_hf",
             revision=revision,
             create_pr=create_pr,
-            delete_patterns=_OLD_DELTAS if kind == "delta" else None,
+            delete_patterns=_OLD_DELTAS if kind == "delta" else [RESULTS_PATH] if describe else None,
         )
         return persistently(upload)
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..artifacts.collect import describe_deltas, describe_ensemble, write_artifacts
+from ..data.hub_source import hub_source
 from ..data.images import to_image
 from ..messages import one_line
 from ..metrics.statistics import reliability
@@ -21,6 +22,7 @@ from ..search.evolution import Evolution
 from ..search.mutation import zero_share
 from ..tasks.registry import is_classification
 from ..tasks.zero_shot import ZeroShotImageClassification
+from .cards.benchmark import benchmark_task
 from .cards.metadata import is_hub_id
 from .cards.model_card import card_entries, classify_example, save_example, write_card
 from .front import write_front
@@ -69,13 +71,16 @@ def run_report(
 ) -> dict[str, Any]:
     """The contents of `gain_report.json`. Takes the arguments of [`write_results`], and the scores on the test images."""
     args, images, artifacts = result.args, result.images, result.artifacts
+    data = describe_data(result, test, dataset_name)
+    if (benchmark := benchmark_task(data, token=args.hub_token)) is not None:
+        data["benchmark"] = benchmark
     cards = card_entries(args, run, evolution.fitness, result.parent.name, token=args.hub_token)
     about: dict[str, Any] = dict(
         # Paths of this machine stay private.
         arguments={name: value for name, value in args.non_default().items() if name != "output_dir"},
         method=describe_method(result, evolution, run),
         cost=cost,
-        data=describe_data(result, test, dataset_name),
+        data=data,
     )
     if not is_classification(result.task):
         task: Any = result.task
@@ -158,12 +163,14 @@ def shown_name(name: str) -> str:
 
 
 def describe_data(result: RunResult, test: TestScores, dataset_name: str | None) -> dict[str, Any]:
-    """The data set's name, and the sizes of the three disjoint splits."""
+    """The data set's name and, where it is on the Hub, its place there; the sizes of the three disjoint splits."""
     images = result.images
     info = getattr(images.train_dataset, "info", None)
     name = None if info is None or info.builder_name in GENERIC_BUILDERS else info.dataset_name
+    train, tested = hub_source(images.train_dataset), hub_source(test.batches.dataset)
+    name = dataset_name or (name if train is None else train.name)
     data = {
-        "name": dataset_name or name,
+        "name": name,
         "fitness": {"num_images": images.fitness.num_images, "per_generation": images.per_generation},
         "selection": {"num_images": 0 if images.selection is None else images.selection.num_images},
         "test": {
@@ -171,6 +178,10 @@ def describe_data(result: RunResult, test: TestScores, dataset_name: str | None)
             "used_to_choose": bool(result.args.load_best_model_at_end),
         },
     }
+    if tested is not None and tested.name == name:
+        whole = tested.whole_split and test.batches.num_images == len(test.batches.dataset)
+        data |= {"config": tested.config, "revision": tested.revision}
+        data["test"] |= {"split": tested.split, "whole_split": whole}
     return data | ({"left_out": images.left_out} if images.left_out else {})
 
 
@@ -197,10 +208,7 @@ def write_run_files(
             )
     if artifacts.deltas:
         kinds["delta"] = folder / "children"
-    has_example = (
-        result.processing_class is not None and result.task.kind is CLASSIFIER and is_classification(result.task)
-    )
-    report["examples"] = _examples(result, test, evolution.model) if has_example else {}
+    report["examples"] = {} if result.processing_class is None else _examples(result, test, evolution.model)
     write_report(report, folder)
     for kind, place in kinds.items():
         if place != folder:
@@ -223,11 +231,18 @@ def _plot(folder: Path, report: dict[str, Any], test: TestScores, run: RunState,
 
 
 def _examples(result: RunResult, test: TestScores, model: PreTrainedModel) -> dict[str, Any]:
-    """Saves the first test image as `example.png` and returns each artifact's predictions for it."""
+    """
+    Saves the first test image as `example.png`, for the cards.
+
+    Returns:
+        `dict`: what each classifier predicts for it. Empty for other tasks, whose cards only show the image.
+    """
     images, processor, artifacts = result.images, result.processing_class, result.artifacts
     if images.image_column is None or num_channels(model) != 3:
         return {}
     example = save_example(to_image(test.batches.dataset[0][images.image_column]), result.folder)
+    if result.task.kind is not CLASSIFIER or not is_classification(result.task):
+        return {}
     examples = {"child": _classified(model, processor, example)}
     if artifacts.ensemble is not None:
         examples["ensemble"] = _classified(artifacts.ensemble, processor, example)

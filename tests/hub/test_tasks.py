@@ -78,8 +78,7 @@ LOAD = """
             found = {each["label"]: each["score"] for each in predict(image)}
         card = Path(hf_hub_download(f"tester/{name}", "README.md")).read_text()
         snippet = re.search(r"```python\\n(.*?)```", card, re.DOTALL)[1]
-        assert "your-image.jpg" in snippet
-        snippet = snippet.replace("your-image.jpg", str(Path(root, name, "image.png")))
+        assert "example.png" in snippet and "your-image.jpg" not in snippet
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(snippet, name, "exec"), {})
         result[name] = {"found": found, "printed": printed.getvalue()}
@@ -117,6 +116,9 @@ def test_cards_name_the_task_and_what_was_measured_and_their_snippets_run(name, 
     assert status == 200 and json.loads(answer) == {"errors": [], "warnings": []}
     metadata = front_matter(card)
     assert metadata["pipeline_tag"] == TASKS[name].tag
+    [example] = metadata["widget"]
+    assert example["src"] == f"https://huggingface.co/tester/{name}/resolve/main/example.png"
+    assert example.get("candidate_labels") == ("red, green, blue" if name == "zero_shot" else None)
     report = json.loads((root / name / "out" / "gain_report.json").read_text())
     [model] = metadata["model-index"]
     results = {each["type"]: each["value"] for result in model["results"] for each in result["metrics"]}

@@ -179,7 +179,7 @@ def test_a_card_shows_the_plots_that_are_there_and_no_other_files(run):
     for kind, folder in run.folders.items():
         text = render_card(kind, folder, run.report).text
         shown = set(re.findall(r"\]\((?!http)([^)]*)\)", text))
-        there = {name for name in [*PLOTS, "example.png"] if (folder / name).is_file()}
+        there = {name for name in [*PLOTS, "example.png", "gain_report.json"] if (folder / name).is_file()}
         # The trainer's plot of the gain is that of the evolved model and the ensemble, not of a delta.
         assert shown == (there - {"gain.png"} if kind == "delta" else there)
     assert {"gain.png", "fitness.png", "reliability.png"} < {path.name for path in run.folders["child"].iterdir()}
@@ -195,7 +195,9 @@ def test_there_is_no_placeholder_no_empty_link_and_no_token(kind, run):
     assert "\n\n\n" not in text
     assert "2302.05832" in text and "## Limits" in text
     arguments = {row.split("`")[1] for row in re.findall(r"^\| `.*$", text, re.MULTILINE)}
-    assert {"sigma", "population_size", "selection_fraction"} <= arguments
+    arguments -= {*run.report["versions"], *run.report["deltas"]}
+    assert arguments == {*run.report["arguments"]} - {"hub_token"}
+    assert run.report["all_arguments"].keys() > arguments
     assert not arguments & {"output_dir", "hub_token", "hub_model_id", "push_to_hub", "max_steps"}
 
 
@@ -270,11 +272,12 @@ def test_names_from_outside_stay_text(run, tmp_path):
     inline = [child for token in parsed for child in token.children or []]
     html = {re.sub(r"\s+", "", t.content) for t in [*parsed, *inline] if t.type.startswith("html")}
     allowed = ("<details><summary>Classes</summary>", "<details><summary>Generations</summary>", "</details>")
-    assert html == {*allowed, "<details><summary>Allarguments</summary>", "<details><summary>Versions</summary>"}
+    assert html == {*allowed, "<details><summary>Versions</summary>"}
     links = {t.attrs["href"] for t in inline if t.type == "link_open"} | {
         t.attrs["src"] for t in inline if t.type == "image"
     }
-    assert links == {"https://arxiv.org/abs/2302.05832", "example.png", "fitness.png", "reliability.png"}
+    files = {"example.png", "fitness.png", "gain_report.json", "reliability.png"}
+    assert links == {"https://arxiv.org/abs/2302.05832", *files}
     headings = [t.content for before, t in pairwise(parsed) if before.type == "heading_open"]
     assert headings[1:] == ["Gain", "Use", "How it was evolved", "Limits", "Citation"]
     code = {t.content for t in inline if t.type == "code_inline"}

@@ -5,6 +5,7 @@ License and data sets are read from the parent's card. Entries that the card lac
 metadata only if it can be a Hub id: a local folder is neither a base model nor a data set on the Hub.
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from ...artifacts.delta.config import is_repo_id
 from ...messages import one_line
 from ...models.tasks import CLASSIFIER, KINDS, Kind
 from ..gain_report import metrics_of_report
+from .text import plain_line
 
 logger = logging.get_logger(__name__)
 
@@ -85,7 +87,13 @@ def is_hub_id(name: Any) -> bool:
 
 
 def card_metadata(
-    kind: str, report: Mapping[str, Any], scores: Mapping[str, Any] | None, name: str, is_timm: bool
+    kind: str,
+    report: Mapping[str, Any],
+    scores: Mapping[str, Any] | None,
+    name: str,
+    is_timm: bool,
+    widget: list[dict[str, Any]] | None = None,
+    quantized: bool = False,
 ) -> ModelCardData:
     """
     The YAML block of a card.
@@ -95,6 +103,8 @@ def card_metadata(
         scores (`Mapping`, *optional*): `accuracy`, `nll` and `calibration_error` of this model on the test images, as in the
             report; `None` if it was not measured.
         is_timm (`bool`): whether the parent is a timm model.
+        widget (`list`, *optional*): the entry `widget`, from [`widget_examples`].
+        quantized (`bool`, *optional*, defaults to `False`): whether the run quantised its parent while loading it.
     """
     inherited = report["inherited"]
     data, parent = report["data"], report["parent_name"]
@@ -115,7 +125,7 @@ def card_metadata(
         license_name=inherited.get("license_name"),
         license_link=inherited.get("license_link"),
         base_model=base_model,
-        base_model_relation=None if base_model is None else RELATIONS[kind],
+        base_model_relation=None if base_model is None else "quantized" if quantized else RELATIONS[kind],
         library_name=library,
         pipeline_tag=task.pipeline_tag,
         tags=tags,
@@ -123,7 +133,39 @@ def card_metadata(
         metrics=[shown[0][1]] if results else None,
         model_name=name if results else None,
         eval_results=results or None,
+        widget=widget,
     )
+
+
+def widget_examples(kind: str, report: Mapping[str, Any], repo_id: str) -> list[dict[str, Any]] | None:
+    """
+    The example that the Hub's page of a model shows: the test image `example.png`, and what the model predicts for it.
+
+    Args:
+        repo_id (`str`): the repository that holds `example.png`.
+
+    Returns:
+        `list` or `None`: the entry `widget` of a card. `None` for deltas, which no widget runs, and for candidate labels that
+        the Hub would cut at their commas.
+    """
+    if kind == "delta":
+        return None
+    example: dict[str, Any] = {
+        "src": f"https://huggingface.co/{repo_id}/resolve/main/example.png",
+        "example_title": "A test image",
+    }
+    if report["zero_shot"]:
+        labels = report["zero_shot"]["candidate_labels"]
+        if any("," in label for label in labels):
+            return None
+        example["candidate_labels"] = ", ".join(map(plain_line, labels))
+    if predictions := report["examples"].get(kind):
+        example["output"] = [
+            {"label": plain_line(each["label"]), "score": round(each["score"], 4)}
+            for each in predictions
+            if math.isfinite(each["score"])
+        ]
+    return [example]
 
 
 def _results(

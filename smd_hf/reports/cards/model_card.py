@@ -27,7 +27,7 @@ from ...models.tasks import KINDS as TASK_KINDS
 from ...run.state import RunState
 from ...search.fitness import Fitness
 from ..gain_report import metrics_of_report
-from .metadata import card_metadata, inherited_entries, is_hub_id
+from .metadata import card_metadata, inherited_entries, is_hub_id, widget_examples
 from .text import format_number, plain_line, python_string, render
 
 KINDS = ("child", "delta", "ensemble")
@@ -172,6 +172,7 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
     config = _read_json(folder / "config.json") if kind != "delta" else {}
     model_config = config.get("parent_config") or config
     is_timm = model_config.get("model_type") == "timm_wrapper"
+    has_image = (folder / EXAMPLE_NAME).is_file()
     deltas = _deltas(folder) if kind == "delta" else []
     subject = _subject(kind, report, deltas)
     body = render(
@@ -189,14 +190,14 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
         best=_best(members),
         source=repo_id or folder.name,
         is_on_hub=repo_id is not None,
-        example=f"{folder.name}/{EXAMPLE_NAME}",
+        example=f"{folder.name}/{EXAMPLE_NAME}" if has_image else None,
         is_timm=is_timm,
         timm_name=f"{'hf_hub' if repo_id else 'local-dir'}:{repo_id or folder.name}",
         has_code=bool(config.get("auto_map")),
         labels=_labels(config),
         config=config,
         delta=_delta_facts(folder, deltas, parent_label) if kind == "delta" else None,
-        output=printed(report["examples"][kind]) if _has_example(kind, folder, report) else None,
+        output=printed(report["examples"][kind]) if has_image and kind in report["examples"] else None,
         plots={name: text for name, text in PLOTS.items() if (folder / name).is_file()},
         arguments={name: value for name, value in report["arguments"].items() if _is_shown(name)},
         kept_parent=bool(report["generations"])
@@ -204,7 +205,11 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
         and (report["steps"] is None or report["steps"]["warm_start"] == "parent"),
     )
     scores = None if subject is None else subject["scores"]
-    metadata = card_metadata(kind, report, scores, plain_line(title), is_timm)
+    widget = widget_examples(kind, report, repo_id) if repo_id and has_image else None
+    loading = report["all_arguments"].get("model_init_kwargs") or {}
+    metadata = card_metadata(
+        kind, report, scores, plain_line(title), is_timm, widget, quantized="quantization_config" in loading
+    )
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
 
 
@@ -295,10 +300,6 @@ def _best(rows: list[dict[str, Any]]) -> dict[str, float | None]:
         values = [row[key] for row in rows if row[key] is not None]
         best[key] = None if not values else max(values) if greater_is_better else min(values)
     return best
-
-
-def _has_example(kind: str, folder: Path, report: Mapping[str, Any]) -> bool:
-    return kind in report["examples"] and (folder / EXAMPLE_NAME).is_file()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
