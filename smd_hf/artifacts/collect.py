@@ -54,12 +54,7 @@ def collect_artifacts(
     front: RunFront | None = None,
     task: Task | None = None,
 ) -> Artifacts:
-    """
-    Builds the ensemble and the deltas of the last generation's children that the arguments ask for.
-
-    Args:
-        task ([`~smd_hf.tasks.protocol.Task`], *optional*): of the run. Defaults to image classification.
-    """
+    """Builds the ensemble and the deltas of the last generation's children that the arguments ask for."""
     task = task or ImageClassification()
     assert evolution.last is not None  # a generation has run
     survivors = ranked(evolution.last.children)

@@ -16,7 +16,6 @@ class FirstParent:
     The parent that a run begins with.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): the parent. Evolution changes its weights later.
         given_name (`str`, *optional*): the Hub id or folder that it was loaded by.
         new_head (`str`, *optional*): how its head was made, if the run has replaced it: `"linear_probe"` or `"random"`.
 
@@ -37,7 +36,6 @@ class FirstParent:
         A copy on the CPU. If the name alone does not give the parent again, the copy is saved and has the folder's name.
 
         Args:
-            processing_class (*optional*): the image processor, saved with it.
             output_dir (`Path`): it is saved in `output_dir/parent`.
             saves (`bool`): whether this process writes it.
         """

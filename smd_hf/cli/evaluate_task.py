@@ -22,10 +22,7 @@ def evaluate_task(
     Scores one model, or compares it with a second one.
 
     Args:
-        task ([`~smd_hf.tasks.protocol.MeasuredTask`]): of both models.
         models (sequence of `str`): the model, and the one to compare it with, if any.
-        images: the data set.
-        args ([`~smd_hf.cli.evaluate.EvaluationArguments`]): columns, batch size, device and seed.
         loading (mapping): how models are loaded; the revision is the first one's.
 
     Returns:

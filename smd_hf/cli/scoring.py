@@ -24,10 +24,7 @@ def score_images(
 
     Args:
         name (`str`): of the model, for the bar and messages.
-        processor: its image processor.
         images, collator: the data set, and what makes batches of its rows.
-        args ([`~smd_hf.cli.evaluate.EvaluationArguments`]): batch size, device and bar.
-        reading ([`Reading`]): what is scored.
 
     Raises:
         `SMDError`: if predictions are not finite.

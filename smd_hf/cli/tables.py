@@ -20,8 +20,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: 
     Prints a table.
 
     Args:
-        columns (sequence of `str`): headings.
-        rows (sequence of sequences of `str`): cells.
         numbers (sequence of `str`, *optional*): the columns that are aligned to the right.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)

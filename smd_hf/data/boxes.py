@@ -196,8 +196,6 @@ class BoxCollator:
     batch must come to one size: padding would make what a model finds in one depend on the others ([`sizes_differ`]).
 
     Args:
-        processor (image processor of transformers): the checkpoint's own.
-        image_column (`str`), objects ([`ObjectColumn`]): where images and objects are.
         channels (`int`, *optional*, defaults to 3), input_names (collection of `str`, *optional*): as for
             [`~smd_hf.data.rows.ImageCollator`].
     """

@@ -28,7 +28,6 @@ class DepthCollator:
     `OUTSIDE` on the right and at the bottom.
 
     Args:
-        processor (image processor of transformers): the checkpoint's own.
         image_column, depth_column (`str`): the columns. A depth map is an image of one channel, or an array.
         scale (`float`, *optional*, defaults to 1): what maps are multiplied by: 0.001 for millimeters.
         channels (`int`, *optional*, defaults to 3), input_names (collection of `str`, *optional*): as for

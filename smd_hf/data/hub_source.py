@@ -17,9 +17,6 @@ class HubSource:
     A data set on the Hub.
 
     Args:
-        name (`str`): `owner/name`.
-        config (`str`), split (`str`): as in `load_dataset`.
-        revision (`str`): the commit.
         whole_split (`bool`): whether the rows are all rows of the split, as they were loaded.
     """
 

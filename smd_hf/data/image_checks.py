@@ -130,7 +130,6 @@ class ReadableRows:
 
         Args:
             dataset: map-style, of `dict` rows; `None` stays `None`.
-            check_row (`Callable`, *optional*): as for [`bad_images`].
         """
         if self.args.on_bad_images == "raise" or dataset is None:
             return dataset
@@ -159,9 +158,7 @@ class ReadableRows:
 
 
 class Rows:
-    """
-    Some rows of a data set, in order. Unlike a `Subset` of PyTorch, the other rows are never read, for labels either.
-    """
+    """Some rows of a data set, in order. Unlike a `Subset` of PyTorch, the other rows are never read, for labels either."""
 
     def __init__(self, dataset: Any, indices: list[int]):
         self.dataset = dataset

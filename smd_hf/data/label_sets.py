@@ -23,8 +23,6 @@ class LabelSetCollator:
     Rows as a batch: the model's inputs, and `"labels"`, float32 of shape `(batch, labels)`: 1 for a label that is there, else 0.
 
     Args:
-        processor (image processor of transformers): the checkpoint's own.
-        image_column (`str`): the column of images.
         columns (sequence of `str`): one column of lists of labels, or the columns of 0 and 1, one a label.
         names (sequence of `str`): the model's labels, in order.
         classes (sequence of `int`, *optional*): the model's label of each label of the data set, where these are numbers: of a
@@ -118,9 +116,7 @@ def model_classes(names: Sequence[str], of_model: Sequence[str], what: str) -> l
     The model's label of each label of the data set: by name, or in order if the model's labels have no names.
 
     Args:
-        names (sequence of `str`): of the data set.
         of_model (sequence of `str`): of the model, in order.
-        what (`str`): what the names are, for the message.
 
     Raises:
         `SMDError`: for a name that the model does not know.

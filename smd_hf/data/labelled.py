@@ -18,9 +18,7 @@ class LabelledCollator:
     Rows as a batch: the model's inputs, and `"labels"`: int64, of shape `(batch,)`. Equal labels have equal numbers.
 
     Args:
-        processor (image processor of transformers): the checkpoint's own.
         image_column, label_column (`str`): the columns. A label is a number or a name.
-        names (sequence of `str`): all names, of all splits.
         channels (`int`, *optional*, defaults to 3), input_names (collection of `str`, *optional*): as for
             [`~smd_hf.data.rows.ImageCollator`].
         noise (`int`, *optional*): the number of patches, for a model that masks patches in the order of a noise: they keep theirs.

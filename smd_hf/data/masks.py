@@ -29,9 +29,7 @@ class MaskCollator:
     nearest pixel.
 
     Args:
-        processor (image processor of transformers): the checkpoint's own.
         image_column, mask_column (`str`): the columns. A mask is an image of one channel, or an array, of classes.
-        classes (`int`): of the model.
         ignore_index (`int`): the value of pixels that do not count.
         channels (`int`, *optional*, defaults to 3), input_names (collection of `str`, *optional*): as for
             [`~smd_hf.data.rows.ImageCollator`].

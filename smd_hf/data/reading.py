@@ -57,9 +57,7 @@ def seconds_in_the_way(reading: float, first: float, working: float, threads: in
     Args:
         reading (`float`): seconds that one thread needs for all of them.
         first (`float`): seconds that it needs for the first batch, before which no work can start.
-        working (`float`): seconds of the work itself.
         threads (`int`): how many read; 0 where the work waits for each batch.
-        device (`torch.device`): where the work is done.
     """
     if threads == 0:
         return reading
@@ -231,7 +229,6 @@ class WorkerProcesses:
 
     Args:
         dataset, collator: passed to the processes, by pickling where they are not forked.
-        batches (sequence of lists of `int`): the rows of each batch.
     """
 
     ready = False

@@ -63,7 +63,6 @@ def find_column(dataset: Any, what: str, given: str | None, usual: Sequence[str]
 
     Args:
         what (`str`): what it holds, as in the argument `WHAT_column_name`: masks are labels.
-        usual (sequence of `str`): names to look for, in this order.
 
     Raises:
         `SMDError`: if there is none, naming the columns that there are.
@@ -126,9 +125,7 @@ class ImageCollator:
         return batch
 
     def inputs(self, rows: list[Mapping[str, Any]], **further: Any) -> dict[str, Any]:
-        """
-        What the model takes. `further` arguments go to the image processor, of whose results `"labels"` is kept then.
-        """
+        """What the model takes. `further` arguments go to the image processor, of whose results `"labels"` is kept then."""
         if is_processed(rows[0].get("pixel_values")):
             values = [as_tensor(row["pixel_values"]) for row in rows]
             if len({value.shape for value in values}) > 1:

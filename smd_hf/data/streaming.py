@@ -45,8 +45,6 @@ def take(stream: Any, count: int, seed: int, what: str, buffer_size: int = BUFFE
     Args:
         stream (`datasets.IterableDataset` or `torch.utils.data.IterableDataset`): the latter is not shuffled.
         count (`int`): how many rows; fewer, with a warning, where the stream ends before.
-        seed (`int`): of the shuffle.
-        what (`str`): the name of the stream, for messages.
         buffer_size (`int`, *optional*, defaults to 1000): rows that are read ahead and shuffled among each other.
 
     Returns:

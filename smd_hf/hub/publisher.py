@@ -35,7 +35,6 @@ class Publisher:
 
     Args:
         args ([`EvolutionArguments`]): `output_dir` and all arguments of the Hub.
-        on_push_begin (`Callable`): called before each push, for callbacks.
 
     Attributes:
         repo_id (`str`, *optional*): the repository, once it is known.
@@ -94,7 +93,6 @@ class Publisher:
 
         Args:
             result ([`RunResult`]): says which artifacts this run has written, and whether its report is in `output_dir`.
-            commit_message, token, revision, private (*optional*): as for [`EvolutionTrainer.push_to_hub`].
 
         Raises:
             `SMDError`: if the Hub cannot be reached or refuses the push.
@@ -185,14 +183,8 @@ class Publisher:
         Writes the card of the evolved model into `output_dir`. The arguments replace the run's metadata.
 
         Args:
-            report (`dict`, *optional*): the run's report.
-            language (`str` or list, *optional*), license (`str`, *optional*): of the model.
-            tags (`str` or list, *optional*): additional tags.
-            model_name (`str`, *optional*): name in the list of results.
             finetuned_from (`str`, *optional*): Hub id of the parent.
-            tasks (`str`, *optional*): the model's pipeline.
             dataset_tags (`str` or list, *optional*): Hub ids of the data sets.
-            dataset (`str`, *optional*), dataset_args (`dict`, *optional*): name and arguments of the test data.
 
         Raises:
             `SMDError`: if the run was not measured on test data.

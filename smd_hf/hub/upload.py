@@ -60,7 +60,6 @@ def push_folder(
         private (`bool`, *optional*): whether a new repository is private. Defaults to the account's setting.
         revision (`str`, *optional*): the branch, which is created if it does not exist. Defaults to the main branch.
         token (`str` or `bool`, *optional*): access token. Defaults to the token of `hf auth login` or `HF_TOKEN`.
-        commit_message (`str`, *optional*): the commit's message.
         create_pr (`bool`, *optional*, defaults to `False`): opens a pull request with the commit.
 
     Returns:
@@ -98,11 +97,9 @@ def push_run(
     `{repo_id}-children`. If it uploads several, it adds them to a collection, if the account may create one.
 
     Args:
-        output_dir (`str` or `Path`): the run's folder.
         repo_id (`str`): `user/name` of the evolved model.
         ensemble (`bool`, *optional*, defaults to `False`): pushes `output_dir/ensemble`.
         children (`int`, *optional*, defaults to 0): pushes this many of the deltas in `output_dir/children`.
-        private, revision, token, commit_message: as for [`push_folder`].
         describe (`bool`, *optional*, defaults to `True`): pushes report, plots, example and card, too.
 
     Returns:

@@ -93,7 +93,6 @@ def verdict(
 
     Args:
         difference (`dict`): of the metric, from [`differences`].
-        names (sequence of two `str`, *optional*): of the models.
     """
     low, high = difference["interval"]
     gain = metric.better(low) and metric.better(high)

@@ -19,7 +19,6 @@ def declared_kind(name: str, config_dict: dict[str, Any], source: dict[str, Any]
         name (`str`): a model id on the Hub, or a folder.
         config_dict (`dict`): its config.json. Where the architectures in it name no task, as with backbones and old checkpoints, the
             `pipeline_tag` of the repository's card counts, if it is a task that is known here.
-        source (`dict`): revision, token and cache_dir.
     """
     silent = not any(checkpoint_tasks(config_dict).values()) and not is_timm_config_dict(config_dict)
     found = KINDS.get(pipeline_tag(name, source) or "") if silent else None

@@ -12,7 +12,6 @@ def compiled_for_cpu(model: Any, precision: str = "f32") -> Any:
     An `openvino.CompiledModel` that computes in torch's number of threads.
 
     Args:
-        model (`openvino.Model` or `str`): the model, or its file.
         precision (`str`, *optional*, defaults to `"f32"`): of what is not quantised. By default, OpenVINO would compute in bfloat16 where
             the processor is faster at it.
     """

@@ -96,7 +96,6 @@ def quantised(path: str | Path, images: Iterable[np.ndarray], batch: int = 32) -
     Quantises an exported model to int8, all but its classifier, by NNCF's post-training quantisation.
 
     Args:
-        path (`str` or `Path`): what `smd-hf export --format openvino` has written.
         images (iterable of `np.ndarray`): batches as the model takes them, float32, from which the ranges of activations are
             measured. A few hundred images are enough.
         batch (`int`, *optional*, defaults to 32): as `images` of [`OpenVINOClassifier`].

@@ -71,12 +71,7 @@ def stored_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def check_can_be_saved(model: PreTrainedModel, ensemble_size: int = 0) -> None:
-    """
-    Refuses a model whose evolved form could not be saved, before anything is scored.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): whose weights may be quantised.
-    """
+    """Refuses a model whose evolved form could not be saved, before anything is scored."""
     state = model.state_dict()
     sparse = [name for name, value in state.items() if is_plain(value) and value.layout != torch.strided]
     if sparse:

@@ -169,7 +169,6 @@ def check_task(name: str, config_dict: dict[str, Any], kind: Kind = CLASSIFIER) 
     Refuses a checkpoint whose config.json names another task.
 
     Args:
-        config_dict (`dict`): its config.json, which may hold anything.
         kind ([`Kind`], *optional*): what is wanted. A classifier by default.
     """
     tasks = checkpoint_tasks(config_dict)

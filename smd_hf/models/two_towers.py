@@ -26,13 +26,7 @@ _BUFFER = "candidate_"
 
 
 class ImageTextProcessor:
-    """
-    The image processor and the tokenizer of a checkpoint, which are saved together.
-
-    Args:
-        image_processor: the checkpoint's image processor.
-        tokenizer: its tokenizer.
-    """
+    """The image processor and the tokenizer of a checkpoint, which are saved together."""
 
     def __init__(self, image_processor: Any, tokenizer: Any):
         self.image_processor = image_processor
@@ -61,10 +55,6 @@ def compare_with_texts(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor
     Encodes texts, and turns the model into a classifier of images among them, in place. It can be called again with others.
 
     `forward` with `input_ids` is as before.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): with a text tower of its own.
-        inputs (mapping of `str` to `torch.Tensor`): the texts, as the tokenizer makes them.
 
     Raises:
         `SMDError`: if images and texts meet before the last layer, so that texts cannot be encoded by themselves.

@@ -124,9 +124,7 @@ def plot_reliability(
     *,
     names: tuple[str, str] = ("parent", "evolved"),
 ) -> Path:
-    """
-    Plots the reliability diagram of two models: accuracy against confidence, and below it the share of images in each bin.
-    """
+    """Plots the reliability diagram of two models: accuracy against confidence, and below it the share of images in each bin."""
     figure = Figure(figsize=(5.5, 5.5), dpi=150, layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
@@ -158,7 +156,6 @@ def plot_calibration_curve(
 
     Args:
         points (`Sequence[tuple[float, float]]`): sigma and share of flipped predictions (0 to 1), in any order.
-        target (`float`): the target share.
     """
     figure, axes = _figure()
     sigma, flipped = np.array(sorted(points), dtype=np.float64).reshape(-1, 2).T

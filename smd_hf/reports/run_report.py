@@ -46,8 +46,6 @@ def write_results(
 
     Args:
         result ([`RunResult`]), evolution ([`Evolution`]), run ([`RunState`]): after the last generation, with everything measured.
-        cost (`dict`): of the evolution only.
-        dataset_name (`str`, *optional*): the data set's id on the Hub.
 
     Returns:
         `dict` or `None`: the report; `None` if there are no test images.

@@ -32,10 +32,6 @@ class TestScores:
     """
     Parent and evolved model on the test images.
 
-    Args:
-        batches ([`ImageBatches`]): the test images.
-        parent_score, evolved_score ([`Score`]): of the two models.
-
     Attributes:
         parent, evolved (`numpy.ndarray`): for image classification, their logits, float32, of shape `(n, num_labels)`.
     """
@@ -66,12 +62,7 @@ class RunResult:
     after the last one. All processes must call these three.
 
     Args:
-        args ([`EvolutionArguments`]): of the run.
-        images ([`RunImages`]): its images.
-        parent ([`FirstParent`]): the parent that it begins with.
-        processing_class (*optional*): the image processor, saved with each artifact.
         batch_size_search (`dict`, *optional*): from [`~smd_hf.run.batch_size.settle_batch_size`].
-        task ([`~smd_hf.tasks.protocol.Task`], *optional*): what is measured. Defaults to image classification.
 
     Attributes:
         parent_score ([`Score`], *optional*): on the test images.

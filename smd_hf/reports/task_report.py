@@ -15,10 +15,8 @@ def task_comparison(
     Compares parent and evolved model on the test images.
 
     Args:
-        ensemble ([`Score`], *optional*): of the ensemble on these images.
         fitness (`str`): the metric that children were chosen by. The verdict is about it, or about the most important metric of
             the task if children were chosen by the loss.
-        seed (`int`): of the resampling.
 
     Returns:
         `dict`: the entries `task`, `metrics` (how each is shown), `parent`, `evolved`, `difference`, `significant`, `verdict`,

@@ -116,7 +116,6 @@ class TrackerCallback(TrainerCallback):
 
     Args:
         callbacks (`Callable`): returns the Trainer's callbacks, when a run begins.
-        run (`Callable`): returns the [`RunState`].
     """
 
     def __init__(self, callbacks: Callable[[], Iterable[TrainerCallback]], run: Callable[[], RunState]):
@@ -144,9 +143,7 @@ class TrackerCallback(TrainerCallback):
         Logs the report's scores and its figures, all PNG files in `folder` but the example.
 
         Args:
-            report (`Mapping`, *optional*): `gain_report.json`.
             folder (`Path`): `output_dir`.
-            number (`int`): how many generations there were.
         """
         scores = {
             f"report/{model}_{key}": float(report[model][key])

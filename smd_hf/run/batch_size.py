@@ -75,7 +75,6 @@ def largest_fitting(size: int, attempt: Callable[[int], None], processes: Proces
     The largest of a size, its half, its quarter and so on that fits into the memory of every process.
 
     Args:
-        size (`int`): the first to try, in images.
         attempt (`Callable`): runs a batch of that many images. Raises the library's error if they do not fit.
         processes ([`Processes`]): the processes of the run. All of them must call it.
 

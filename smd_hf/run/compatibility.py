@@ -51,7 +51,6 @@ def check_overrides(kind: type[Trainer], evolution_trainer: type[Trainer]) -> No
 
     Args:
         kind (`type`): the class of the trainer that is made.
-        evolution_trainer (`type`): [`EvolutionTrainer`] itself.
 
     Raises:
         `SMDError`: for one that decides what the training does.

@@ -46,8 +46,6 @@ class CostModel:
 
     Args:
         evolution ([`Evolution`]): before its first generation.
-        images ([`RunImages`]): what it scores on.
-        args ([`EvolutionArguments`]): of the run.
     """
 
     def __init__(self, evolution: Evolution, images: RunImages, args: EvolutionArguments):

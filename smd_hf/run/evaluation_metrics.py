@@ -39,8 +39,6 @@ def metrics_of(
     these into anything. With it, evaluation reports only what the user's `compute_metrics` returns.
 
     Args:
-        args ([`EvolutionArguments`]): `fitness` and `objectives` among them; see [`named_metrics`].
-        compute_metrics (`Callable`, *optional*): the user's own.
         preprocess_logits_for_metrics (`Callable`, *optional*): as in Trainer. For fitness, it receives all logits of a child at
             once, on the CPU.
 
@@ -67,7 +65,6 @@ def objectives_of(args: EvolutionArguments, metrics: ComputeMetrics | None, has_
     The objectives that the arguments name; `None` if there is one fitness.
 
     Args:
-        args ([`EvolutionArguments`]): `objectives` and `fitness`.
         metrics (`Callable`, *optional*): what children are scored by, from [`metrics_of`].
         has_ood (`bool`): whether there are out-of-distribution images.
 

@@ -131,7 +131,6 @@ class Journal:
         Writes the generation's line into the ledger. From here on, it is never scored again.
 
         Args:
-            generation ([`Generation`]): the last one that was recorded.
             state (`dict`), log (list of `dict`): Trainer's state after it, and the log since the generation before.
             stopped (`bool`): whether a callback has ended the run early.
         """

@@ -40,7 +40,6 @@ class Ledger:
 
     Args:
         folder (`Path`): `output_dir/ledger`.
-        processes ([`Processes`]): the processes of the run.
         resumed (`bool`, *optional*, defaults to `False`): looks for what is there; otherwise the folder holds nothing but
             what this run has written.
     """
@@ -89,7 +88,6 @@ class Ledger:
         The next scoring call of the scope.
 
         Args:
-            num_variants (`int`), batches ([`ImageBatches`]), numbers (`range`): what is to be scored on what.
             width (`int`, *optional*): of the predictions, if they are kept.
             shape (`tuple`, *optional*): of the sums of a segment, if there are any.
 
@@ -120,7 +118,6 @@ class Ledger:
 
         Args:
             generation (`int`): from 0.
-            entry (mapping): JSON values.
             selected ([`Score`]): of the next parent on the selection split.
         """
 

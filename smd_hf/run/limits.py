@@ -27,12 +27,6 @@ class Limits:
     Passes are counted by a [`CostModel`] before a generation begins, so the same run ends with the same generation on every
     machine. Time is up for all processes when it is up for the first, also within a generation, which is given up.
 
-    Args:
-        args ([`EvolutionArguments`]): the limits.
-        costs ([`CostModel`]): of the run.
-        run ([`RunState`]): at its start, fresh or resumed.
-        processes ([`Processes`]): the processes of the run.
-
     Attributes:
         stopped (`dict`, *optional*): which limit ended the run, and after how many generations.
 

@@ -106,9 +106,6 @@ class LineWriter:
     """
     Appends lines to a file of this process. A torn line at the end is cut off first.
 
-    Args:
-        path (`Path`): the file. Created if there is none.
-
     Raises:
         `OSError`: if the disk is full. What was written before is still there.
     """

@@ -65,10 +65,8 @@ def find_resume_point(
     Where to go on.
 
     Args:
-        output_dir (`Path`): of the run.
         resume (`str` or `bool`): a checkpoint; `True` for the last of the run in `output_dir`, or its ledger alone; `False` for
             nothing.
-        identity (mapping): what the run is.
         num_generations (`int`): how many generations the run is to have.
 
     Returns:
@@ -107,8 +105,6 @@ def last_checkpoint(output_dir: Path, identity: Mapping[str, Any], finished: int
     The last whole checkpoint in a folder.
 
     Args:
-        output_dir (`Path`): the folder.
-        identity (mapping): what the run is.
         finished (`int`, *optional*): how many generations the ledger has. Checkpoints of other runs are skipped. So are those
             after the last generation, which is rebuilt because its parent and children may be needed. By default,
             checkpoints of other runs are an error.

@@ -29,9 +29,6 @@ class BatchMaker:
     Args:
         args ([`EvolutionArguments`]): batch size, caches, and how images are read.
         model ([`~transformers.PreTrainedModel`]): decides which columns of the collator are inputs.
-        collator (`Callable`): rows to the model's inputs and `labels`.
-        processing_class (*optional*): the image processor.
-        device (`torch.device`): where the model is.
         keep_labels (`bool`, *optional*, defaults to `True`): as for [`ImageBatches`].
     """
 
@@ -56,7 +53,6 @@ class BatchMaker:
             dataset: map-style.
             rows (`numpy.ndarray`, *optional*): which rows, in this order. Defaults to all.
             cache_share (`float`, *optional*, defaults to 0): the share of `image_cache_gb` that these batches may use.
-            collator (`Callable`, *optional*): in place of the maker's own.
         """
         args = self.args
         return ImageBatches(
@@ -83,11 +79,9 @@ class RunImages:
 
     Args:
         args ([`EvolutionArguments`]): how the training images are split, and the seed.
-        make_batches ([`BatchMaker`]): makes all batches.
         data ([`PreparedData`]): the image column, labels to split by, and the test data. Of several data sets in a dict, the
             first is tested on.
         train_dataset (*optional*): the images to score children and to choose with.
-        ood_dataset (*optional*): out-of-distribution images.
         left_out (`dict[str, int]`, *optional*): how many unreadable rows of each data set were left out.
 
     Attributes:

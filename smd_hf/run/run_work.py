@@ -22,7 +22,6 @@ class RunWork(Work):
     At the beginning of each scoring call and each generation, the plan is corrected by what was really done.
 
     Args:
-        bars (list of [`EvolutionProgressCallback`]): show it.
         costs ([`CostModel`]), limits ([`Limits`]): before the first generation of this process.
     """
 

@@ -140,14 +140,7 @@ class RunState:
             raise ValueError(f"it lacks what a run has spent, or holds it in another form ({error})") from None
 
     def save(self, folder: Path, identity: Mapping[str, Any], weights: str) -> None:
-        """
-        Writes the state into a checkpoint.
-
-        Args:
-            folder (`Path`): the checkpoint.
-            identity (mapping): what the run is.
-            weights (`str`): hash of the checkpoint's weights.
-        """
+        """Writes the state into a checkpoint."""
         state = self.totals() | {"generations": self.generations, "identity": identity, "weights": weights}
         write_json(folder / STATE_NAME, state)
 

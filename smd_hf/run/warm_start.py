@@ -96,11 +96,9 @@ class HeadSteps:
     Fits the head before the first generation and after the last one, on all processes, as the arguments want it.
 
     Args:
-        args ([`EvolutionArguments`]): of the run.
         evolution ([`Evolution`]): its model holds the parent.
         test ([`ImageBatches`], *optional*): heads are reported on them. They choose nothing.
         journal ([`Journal`]): open. It says where the run keeps its files, what it is, and whether it goes on.
-        shown (`bool`): shows progress bars.
         compute_loss_func (`Callable`, *optional*): as of [`EvolutionTrainer`]: what the fits lower, in place of `args.loss`.
     """
 

@@ -25,7 +25,6 @@ class TickingBar:
     A bar that shows the time spent also while nothing can be counted. A context manager.
 
     Args:
-        description (`str`): what is being done.
         shown (`bool`, *optional*, defaults to `True`): shows nothing otherwise.
         total (`float`, *optional*): how many images there are, where images are counted.
 

@@ -20,7 +20,6 @@ def applied(parameters: Mapping[str, torch.Tensor], changes: Iterable[tuple[str,
     Puts changes into the model for as long as the context lasts, then the saved coordinates back, also after an error.
 
     Args:
-        parameters (mapping of `str` to `torch.Tensor`): the model's parameters by name.
         changes (iterable of (name, [`Change`])): what to put in.
 
     Yields:

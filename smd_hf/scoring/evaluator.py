@@ -37,7 +37,6 @@ class Variant:
     One thing to score: the model with some changes.
 
     Args:
-        name (`str`): for messages.
         changes (`Callable`): gives the changes, as often as it is called; nothing for the parent itself.
         changed (set of `str`, *optional*): names of the parameters that are changed, where they are known beforehand.
     """
@@ -53,7 +52,6 @@ class Evaluator:
 
     Args:
         model (`torch.nn.Module`): takes the inputs of a batch by name; put into eval mode.
-        device (`torch.device`): where the model is.
         autocast (`Callable`, *optional*): makes the context of each forward pass, for mixed precision.
         processes ([`Processes`], *optional*): the processes that share the work. Defaults to this process
             alone.
@@ -110,9 +108,6 @@ class Evaluator:
         """
         Finds out which runtime takes the model; called on every process before anything is scored.
 
-        Args:
-            batches ([`ImageBatches`]): the first of them is tried.
-
         Raises:
             `SMDError`: if the runtime that was asked for does not take the model.
         """
@@ -149,7 +144,6 @@ class Evaluator:
         Scores of several variants on the same images, on every process.
 
         Args:
-            variants (sequence of [`Variant`]): what to score.
             batches ([`ImageBatches`]): the images; each is decoded once for all variants.
             keep_logits (`bool`, *optional*, defaults to `False`): also keeps every variant's logits.
             on_scored (`Callable`, *optional*): called with a variant's number and its score on this process's batches when
@@ -362,13 +356,7 @@ class Evaluator:
 
 
 class ChangeCache:
-    """
-    The changes of variants, kept as far as a budget allows while batches go by one at a time.
-
-    Args:
-        variants (sequence of [`Variant`]): whose.
-        max_bytes (`int`): the budget.
-    """
+    """The changes of variants, kept as far as a budget allows while batches go by one at a time."""
 
     def __init__(self, variants: Sequence[Variant], max_bytes: int):
         self.variants = variants

@@ -21,12 +21,8 @@ class Job:
     What one process does of a scoring call.
 
     Args:
-        variants (sequence of [`Variant`]): of the call.
-        batches ([`ImageBatches`]): the images.
         wanted (mapping of `int` to collection of `int`): the variants to score on each batch, as [`Processes.share`] gives them.
-        keep_logits (`bool`): keeps every variant's logits.
         call ([`Call`]): what is known already, and where the rest is written.
-        tap ([`Tap`], *optional*): makes sums of the logits.
         on_scored (`Callable`, *optional*): told of each variant that is done, with its score as far as this process knows it.
         work ([`CallWork`], *optional*): told of each variant that is scored on a batch, for progress bars.
         reading ([`Reading`], *optional*): makes cells of predictions. Defaults to that of classification.

@@ -55,7 +55,6 @@ class Score:
     One variant on several batches.
 
     Args:
-        cells (`dict` of `int` to [`Cell`]): by number of the batch.
         ood ([`Score`], *optional*): of the same variant on out-of-distribution images, if they are scored.
     """
 

@@ -43,8 +43,6 @@ class Tap:
     Collects the logits of all variants on one batch, and adds up what is made of them by segments of the data.
 
     Args:
-        sums ([`BatchSums`]): makes an array of them.
-        numbers (`range`): of all batches.
         reading ([`Reading`], *optional*): says which predictions are summed. Defaults to the logits of classification.
     """
 

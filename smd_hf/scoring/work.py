@@ -28,10 +28,8 @@ class CallWork:
     The part of one process in a scoring call, scaled up to all of them: no process asks another how far it has come.
 
     Args:
-        work ([`Work`]): is notified.
         weights (sequence of `float`): what an image costs for each variant, in passes of the whole model.
         recording (`float`): what it costs to record the pass that all variants replay, likewise.
-        batches ([`ImageBatches`]), numbers (`range`): the images, and which batches of them.
         wanted (mapping of `int` to collection of `int`): the variants that this process scores, by batch.
         known (iterable of (`int`, `int`)): variant and batch of what was scored before.
     """

@@ -53,15 +53,10 @@ def build_evolution(
     Builds the evolution that the arguments describe.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): the parent, on its device.
-        args ([`EvolutionArguments`]): the run's arguments.
         make_evaluator (`Callable`): [`build_evaluator`] with its first arguments. Called with `mutable`, the names of the
             parameters that children change, and `images`, the number of images that they will be scored on.
-        fitness ([`Fitness`]): ranks children and candidates.
-        fitness_batches, selection_batches ([`ImageBatches`]), ood ([`OODImages`], *optional*): as for [`Evolution`].
         objectives ([`Objectives`], *optional*): compare the candidates in place of the fitness, if there are several.
         compute_loss_func (`Callable`, *optional*): as in Trainer. Replaces `args.loss` as the loss of a Gauss-Newton step.
-        task ([`~smd_hf.tasks.protocol.Task`], *optional*): of the run. Defaults to image classification.
 
     Raises:
         `SMDError`: if a pattern matches no parameter, the decomposition does not fit the population, or the loss does not fit
@@ -105,15 +100,12 @@ def build_evaluator(
     Builds the evaluator that the arguments describe. Runs make it here and nowhere else.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]), device (`torch.device`): what is scored, and where it is.
         args ([`EvolutionArguments`]): runtime, memory format, prefix replay and caches.
         autocast (`Callable`): returns the context of each forward pass, for mixed precision.
-        processes ([`Processes`]): the processes of the run.
         mixed_precision (`bool`, *optional*, defaults to `False`): whether that context changes the precision.
         plain (`bool`, *optional*, defaults to `False`): calls the model as it is, whatever the runtime and memory format of the
             arguments are.
         reading ([`Reading`], *optional*): the task, which says what is scored. Defaults to image classification.
-        mutable (collection of `str`, *optional*), images (`int`, *optional*): as for [`RuntimeChoice`].
     """
     choice, forward, layout = None, None, torch.preserve_format
     if not plain:
@@ -162,10 +154,7 @@ def make_recombination(
     Builds the recombination that the arguments name.
 
     Args:
-        args ([`EvolutionArguments`]): the run's arguments.
-        num_labels (`int`): number of labels of the model.
         compute_loss_func (`Callable`, *optional*): as in Trainer. Replaces `args.loss` as the loss of a Gauss-Newton step.
-        task ([`~smd_hf.tasks.protocol.Task`], *optional*): of the run. Defaults to image classification.
 
     Raises:
         `SMDError`: if the loss does not fit the number of labels.
@@ -194,8 +183,6 @@ def make_mutation(
     Builds the mutation that the arguments describe.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): the parent.
-        args ([`EvolutionArguments`]): the run's arguments.
         suffix_costs (`Callable`): returns the costs of the blocks; called only for `allocation="cost"`.
 
     Raises:

@@ -33,7 +33,6 @@ class Evolution:
         model ([`~transformers.PreTrainedModel`]): the parent. Each [`Evolution.step`] replaces it by the next parent.
         mutation ([`Mutation`]), evaluator ([`Evaluator`]), fitness ([`Fitness`]), recombination ([`Recombination`]): the
             parts of the method.
-        fitness_batches ([`ImageBatches`]): images that the children are scored on.
         selection_batches ([`ImageBatches`], *optional*): images that the candidates are scored on. Defaults to the fitness
             images.
         elitism (`bool`, *optional*, defaults to `True`): the parent is a candidate too.
@@ -91,7 +90,6 @@ class Evolution:
 
         Args:
             generation (`int`): counts from 0. Keys masks and noise.
-            sigma (`float`): mutation strength.
             on_scored (`Callable`, *optional*): called with a child's index and its fitness when the child has been scored.
                 The fitness is `None` if other processes score a part of the child.
 

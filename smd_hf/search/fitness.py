@@ -75,7 +75,6 @@ class Fitness:
         The metric, in its own direction and units.
 
         Args:
-            score ([`Score`]): of a variant.
             labels (`numpy.ndarray`): of the same images, of shape `(n,)`.
             metrics (mapping, *optional*): the result of `compute_metrics` on these images, if it is already known.
 
@@ -123,7 +122,6 @@ class MeasuredFitness(Fitness):
 
     Args:
         name (`str`): a metric of the task, with or without the prefix `eval_`; `"nll"` is its loss.
-        task ([`~smd_hf.tasks.protocol.MeasuredTask`]): computes the metric.
 
     Raises:
         `SMDError`: if the task has no such metric.
@@ -166,7 +164,6 @@ class ScoredChild:
     A child and its result on the fitness data.
 
     Args:
-        child ([`Child`]): the child.
         score ([`Score`]), fitness (`float`): on the images that the child was scored on.
         eliminated (`bool`, *optional*, defaults to `False`): the child lost a race before it was scored on all images.
     """

@@ -28,10 +28,8 @@ class FitnessScorer:
     Computes the fitness of variants.
 
     Args:
-        evaluator ([`Evaluator`]), fitness ([`Fitness`]): score, and turn scores into one number.
         survivors (`int`, *optional*, defaults to 0): children race by successive halving until at most this many are left.
             With 0, they do not race.
-        ood ([`OODImages`], *optional*): out-of-distribution images, if they are needed.
         keep_logits (`bool`, *optional*, defaults to `False`): scores keep all logits.
     """
 

@@ -69,7 +69,6 @@ class Generation:
 
         Args:
             record (`dict`): from [`Generation.record`].
-            children (sequence of [`Child`]), chosen ([`Candidate`]): rebuilt from the record.
             selected ([`Score`], *optional*): the next parent's score on the selection split, if known.
         """
         return cls(

@@ -23,7 +23,6 @@ class CrossEntropy:
 
     Args:
         label_smoothing (`float`, *optional*, defaults to 0): share of each label that is spread evenly over all classes.
-        class_weights (sequence of `float`, *optional*): weight of an image of each class.
 
     Attributes:
         plain (`bool`): without class weights, so that [`CrossEntropy.value_and_slope`] holds.
@@ -122,8 +121,6 @@ def make_loss(
     Builds a loss by name.
 
     Args:
-        name (`str`): one of `LOSSES`.
-        num_labels (`int`): number of labels of the model.
         label_smoothing (`float`, *optional*, defaults to 0): for `cross_entropy`.
         class_weights (sequence of `float`, *optional*): for `cross_entropy`, of shape `(num_labels,)`.
         cost_matrix (*optional*): for `expected_cost`, of shape `(num_labels, num_labels)`.

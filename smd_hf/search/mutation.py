@@ -53,7 +53,6 @@ class Mutation:
 
     Args:
         model (`torch.nn.Module`): holds the parent's weights.
-        decomposition ([`Decomposition`]): gives each direction its coordinates.
         seed (`int`, *optional*, defaults to 0): keys the noise.
         sigma_units (`str`, *optional*, defaults to `"relative"`): `"relative"` multiplies sigma by each tensor's standard
             deviation in the parent (by its root mean square if all its values are equal); `"absolute"` does not.
@@ -133,10 +132,6 @@ class Mutation:
     def delta(self, child: Child, tensor: int) -> tuple[np.ndarray | None, np.ndarray] | None:
         """
         The child's mutation of one tensor.
-
-        Args:
-            child ([`Child`]): which.
-            tensor (`int`): the tensor's position in the space.
 
         Returns:
             Flat indices (int64, `(k,)`; `None` for all) and the values to add there (float32, `(k,)`; float64 for the pruning

@@ -30,7 +30,6 @@ def matching_parameters(model: Any, patterns: list[str], argument: str) -> set[s
     Names of the parameters that match at least one of the patterns.
 
     Args:
-        model (`torch.nn.Module`): the model.
         patterns (`list[str]`): each is a named group (`all`; `norms`: normalisation layers; `biases`: parameters named bias;
             `head`: the classifier) or a shell-style pattern over names in memory or in the checkpoint, for example
             `"*.layer.11.*"`.
@@ -72,7 +71,6 @@ def parameter_space(
     statistics are buffers.
 
     Args:
-        model (`torch.nn.Module`): the model.
         mutable_parameters (`list[str]`, *optional*, defaults to all): patterns as in [`matching_parameters`].
         frozen_parameters (`list[str]`, *optional*, defaults to none): patterns as in [`matching_parameters`].
 

@@ -125,8 +125,6 @@ def calibrated(evolution: Evolution, batches: ImageBatches, samples: int, target
     Finds the sigma at which the children of an evolution flip a target share of predictions.
 
     Args:
-        evolution ([`Evolution`]): makes and scores the children.
-        batches ([`ImageBatches`]), samples (`int`): the children predict the first `samples` images.
         target (`float`): the share to reach, in (0, 1).
 
     Raises:
@@ -146,7 +144,6 @@ def scheduled_sigma(sigma: float, schedule: str, generation: int, num_generation
         schedule (`str`): `"constant"`; `"linear"`: falls by sigma / `num_generations` per generation; `"cosine"`: half a
             cosine from sigma towards 0 (Loshchilov and Hutter 2017, without restarts). Neither of the last two reaches 0.
         generation (`int`): counts from 0.
-        num_generations (`int`): of the whole run.
     """
     share = generation / num_generations
     if schedule == "constant":

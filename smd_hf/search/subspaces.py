@@ -49,7 +49,6 @@ class Decomposition(ABC):
     Gives each direction its coordinates.
 
     Args:
-        space (`ParameterSpace`): the mutable parameters.
         directions (`int`): number of subspaces, at least 1.
         density (`float`, *optional*): share of the mutable coordinates that a direction changes, in (0, 1].
         seed (`int`, *optional*, defaults to 0): keys the masks.
@@ -98,7 +97,6 @@ class Decomposition(ABC):
 
         Args:
             generation (`int`), direction (`int`): count from 0.
-            tensor (`int`): the tensor's position in the space.
 
         Returns:
             `numpy.ndarray` or `None`: sorted flat indices, int64, of shape `(k,)`, possibly empty; `None` for all.
@@ -355,7 +353,6 @@ def make_decomposition(
         name (`str`): one of `DECOMPOSITIONS`: `dense`, `random`, `antirandom`, `partition` or `blocks`.
         space (`ParameterSpace`), directions (`int`), density (`float`, *optional*), seed (`int`), static (`bool`): as for
             [`Decomposition`].
-        suffix_costs (sequence of `float`, *optional*): for [`Blocks`] only.
 
     Raises:
         `SMDError`: if the decomposition does not support the density.

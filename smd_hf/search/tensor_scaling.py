@@ -18,7 +18,6 @@ class WithScaling(Decomposition):
     by at most one tensor in length. The sign of each tensor is drawn anew in every generation.
 
     Args:
-        noise ([`Decomposition`]): gives the directions that add noise.
         scaling (`int`): number of directions that scale, from 1 to the number of tensors.
     """
 

@@ -42,7 +42,6 @@ def refuse(arguments: Mapping[str, bool], whose: str, task: Task) -> None:
 
     Args:
         arguments (mapping of `str` to `bool`): by name, whether it is given.
-        whose (`str`): what such arguments are for.
     """
     names = [name for name, is_given in arguments.items() if is_given]
     if names:

@@ -21,8 +21,6 @@ class GivenData:
     What a run is given to read.
 
     Args:
-        processing_class: the image processor.
-        train_dataset, eval_dataset, data_collator (*optional*): as for [`~smd_hf.trainer.EvolutionTrainer`].
         missing_head (sequence of `str`, *optional*): weights of the head that the checkpoint lacks.
         has_own_metrics (`bool`, *optional*, defaults to `False`): whether the user passes a `compute_metrics`.
         otherwise (`str`, *optional*): the remedy for labels that are not the model's, where its head cannot be replaced.

@@ -42,7 +42,6 @@ def find_task(name: str | None, model: PreTrainedModel | str | os.PathLike, load
 
     Args:
         name (`str`, *optional*): as the user gives it. By default, the model decides.
-        model ([`~transformers.PreTrainedModel`], `str` or `os.PathLike`): the parent, or its name.
         loading (`dict`): how a model is loaded that is given by name.
     """
     config: Any = {}

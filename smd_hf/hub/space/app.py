@@ -83,8 +83,6 @@ def build_page(folder: Path, models: Models, title: str, live: bool = False) -> 
 
     Args:
         folder (`Path`): holds `gain_report.json`, `children.jsonl` and the plots, as far as there are any.
-        models ([`Models`]): what an image is shown to.
-        title (`str`): the heading.
         live (`bool`, *optional*, defaults to `False`): reads the files again every few seconds, as a run writes them.
     """
     with gradio.Blocks(title=title, analytics_enabled=False) as page:

@@ -89,9 +89,6 @@ def stage_space(folder: Path, staged: Path, title: str, parent: str | None = Non
 
     Args:
         folder (`Path`): the `output_dir` of a finished run.
-        staged (`Path`): the folder to fill.
-        title (`str`): the heading of the page.
-        parent (`str`, *optional*): see [`page_models`].
 
     Raises:
         `SMDError`: if the folder holds no evolved model, or the files of a model are incomplete.
@@ -141,8 +138,6 @@ def push_space(
     Args:
         folder (`str` or `Path`): the `output_dir` of a finished run, or an ensemble.
         space_id (`str`): `user/name`; created if it does not exist.
-        parent (`str`, *optional*): see [`page_models`].
-        private, token, commit_message: as for [`~smd_hf.hub.upload.push_folder`].
 
     Raises:
         `SMDError`: as for [`~smd_hf.hub.upload.push_folder`].

@@ -40,15 +40,12 @@ class RuntimeChoice:
     What was asked for, until there is a batch to try it on.
 
     Args:
-        model (`torch.nn.Module`): the parent.
         name (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"eager"`, `"compiled"` or `"openvino"`.
         precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"` or `"bf16"`, of children.
         mutable (collection of `str`, *optional*): names of the parameters that children may change; all by default.
-        batch_size (`int`, *optional*): of full batches.
         prefix_replay (`bool`, *optional*, defaults to `True`): children may start in the middle.
         images (`int`, *optional*, defaults to 0): how many images the run will forward, for `"auto"`.
         mixed_precision (`bool`, *optional*, defaults to `False`): passes run under autocast.
-        read (`Callable`, *optional*): the predictions in the model's output; its logits by default.
     """
 
     def __init__(

@@ -11,13 +11,7 @@ from .segments import Cut, Segment
 
 
 class Parts:
-    """
-    A graph that always runs part by part, so that a pass from any place on has the bits of a whole one. ([`Compiled`])
-
-    Args:
-        cut ([`Cut`]): the graph.
-        compile (`Callable`): compiles the module of a part.
-    """
+    """A graph that always runs part by part, so that a pass from any place on has the bits of a whole one. ([`Compiled`])"""
 
     def __init__(self, cut: Cut, compile: Callable[[fx.GraphModule], Run]):
         self.cut = cut

@@ -42,9 +42,6 @@ class CudaGraphs:
 
     def graph(self, run: Run, names: Sequence[str]) -> Run:
         """
-        Args:
-            run (`Callable`): a pass.
-            names (sequence of `str`): of its arguments.
 
         Returns:
             `Callable`: the same pass. Its first call records it.

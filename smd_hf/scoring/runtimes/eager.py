@@ -22,7 +22,6 @@ class Eager:
         model (`torch.nn.Module`): in eval mode.
         prefix_replay (`bool`, *optional*, defaults to `True`): passes over recorded inputs begin at the first changed block.
         call (`Callable`, *optional*): what is called in place of the model: the same, compiled.
-        read (`Callable`, *optional*): the predictions in the model's output; its logits by default.
     """
 
     name = "eager"

@@ -115,7 +115,6 @@ class Exported:
         Computes values that depend on weights alone.
 
         Args:
-            wanted (iterable of `torch.fx.Node`): which.
             values (dict of `torch.fx.Node` to value): those that are known. What is computed is added.
         """
         wanted = list(wanted)

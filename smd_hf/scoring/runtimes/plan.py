@@ -30,9 +30,7 @@ class Plan:
     The compiled graph of a model, and the parent's weights as the graph takes them.
 
     Args:
-        exported ([`Exported`]): the graph.
         mutable (collection of `str`): names of the weights that are inputs. All others are constants.
-        compile (`Callable`): compiles the graph.
         most (`int`): into how many parts it is cut at most.
 
     Attributes:
@@ -88,11 +86,6 @@ class Plan:
         """
         A pass through the whole graph.
 
-        Args:
-            inputs (mapping of `str` to `torch.Tensor`): the batch.
-            values (mapping of `torch.fx.Node` to `torch.Tensor`): of the weights.
-            keep (collection of `str`, *optional*): names of activations to return.
-
         Returns:
             `tuple[torch.Tensor, dict[str, torch.Tensor]]`: the logits, and copies of the activations to keep.
         """
@@ -120,11 +113,6 @@ class Plan:
         """
         Whether the graph from one place on gives the bits of the whole graph, in one of the ways to compile it. Seen once, on
         a batch of the parent.
-
-        Args:
-            part (`int`): which place.
-            inputs, kept: the batch, and the parent's activations.
-            logits (`torch.Tensor`): the parent's, by the whole graph.
         """
         if part not in self._exact:
             self._exact[part] = False

@@ -43,14 +43,11 @@ class SegmentedRuntime:
 
     Args:
         model (`torch.nn.Module`): in eval mode.
-        name (`str`): the runtime's.
-        compile (`Callable`): compiles a graph.
         mutable (collection of `str`, *optional*): names of the parameters that children may change. All others become
             constants, until a child changes one. By default all are mutable.
         batch_size (`int`, *optional*): smaller batches are filled up to this size, so that one graph serves all. By default
             each size of a batch has a graph of its own.
         segments (`int`, *optional*, defaults to 16): into how many the model is cut at most.
-        read (`Callable`, *optional*): the predictions in the model's output; its logits by default.
 
     Raises:
         [`CannotExport`]: by the first pass, if the model cannot be exported or compiled.

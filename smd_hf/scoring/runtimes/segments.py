@@ -42,7 +42,6 @@ class Cut:
     A graph and the places where it is cut, into parts of about the same cost.
 
     Args:
-        exported ([`Exported`]): the graph.
         most (`int`): how many parts at most. There are fewer where a model cannot be cut so often.
         mutable (collection of `str`): names of the weights that are inputs. All others become constants.
 

@@ -51,7 +51,6 @@ def baselines(
     Args:
         start ([`LinearHead`]): the head that the model has. It comes first in the list.
         fitness_set, selection_set (`tuple` of two `numpy.ndarray`): features `(n, num_features)` and labels `(n,)`.
-        loss ([`Loss`]): what the fits lower.
         fitness (`Callable`): maps a score and labels to the fitness.
     """
     fits = HeadFits(start, *fitness_set, loss)
@@ -72,10 +71,7 @@ def pulled(
     Fits of the whole head, until a weaker pull is worse.
 
     Args:
-        fits ([`HeadFits`]): makes them.
-        measured (`Callable`): measures a head of a name.
         pulls (sequence of `float`): strong ones first. Each fit begins where the last one ended.
-        first_guess ([`LinearHead`]): where the first one begins.
     """
     found: list[Baseline] = []
     for pull in pulls:

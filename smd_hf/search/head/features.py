@@ -28,8 +28,6 @@ def features_of(
 
     Args:
         evaluator ([`Evaluator`]): makes the inputs of a batch, and has the processes that share the work.
-        head ([`HeadInputs`]): where the features are recorded.
-        batches ([`ImageBatches`]): the images.
         counting (`Callable`, *optional*): passes the batches on and counts them, for a progress bar.
 
     Returns:

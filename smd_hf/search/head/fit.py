@@ -38,10 +38,8 @@ class HeadFits:
     Fits heads on the same features.
 
     Args:
-        start ([`LinearHead`]): the head that fits are pulled to.
         features (`numpy.ndarray`): float32, of shape `(n, num_features)`.
         labels (`numpy.ndarray`): int64, of shape `(n,)`.
-        loss ([`Loss`]): maps logits and labels to a sum.
 
     Attributes:
         centred (`torch.Tensor`): the features in these coordinates, float32, of shape `(n, num_features)`.

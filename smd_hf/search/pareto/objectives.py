@@ -27,7 +27,6 @@ class Objectives:
     Args:
         names (sequence of `str`): names for [`Fitness`], with or without the prefix `eval_`, at least one; and names of
             `COORDINATE_OBJECTIVES`.
-        compute_metrics (`Callable`, *optional*): as for [`Fitness`].
     """
 
     def __init__(

@@ -39,9 +39,7 @@ class ParetoEvolution(Evolution):
     Evolves a model in place, generation by generation, by several objectives.
 
     Args:
-        objectives ([`Objectives`]): compare the candidates.
         ood ([`OODImages`], *optional*): out-of-distribution images. They are used only if an objective needs them.
-        args, kwargs: as for [`Evolution`]. Its fitness is one of the objectives, for logs and plots.
 
     Attributes:
         first_parent (mapping of `str` to `torch.Tensor`): copies of the weights at the start of the run, by name of the mutable
@@ -79,9 +77,7 @@ class ParetoEvolution(Evolution):
         The objectives of children of the current parent, on every process. Greater is better.
 
         Args:
-            scores (sequence of [`Score`]): of the children.
             children (sequence of [`Child`]): `None` for the parent itself.
-            labels (`numpy.ndarray`): of the images.
         """
 
         def value(number: int) -> list[float]:
@@ -132,9 +128,6 @@ class ParetoEvolution(Evolution):
         """
         Rebuilds models of the run. The model goes from the first parent through all generations and is restored at the end.
 
-        Args:
-            places (sequence): the models to rebuild.
-
         Yields:
             For each generation with such models, a list of their place, child and variant. Meanwhile the model holds their
             parent. The first parent comes first, in a list of its own.
@@ -174,13 +167,7 @@ def child_of(candidate: Candidate) -> Child | None:
 def candidates_of(
     records: Sequence[Mapping[str, Any]], objectives: Objectives
 ) -> tuple[dict[Place, list[float]], Place]:
-    """
-    All candidates of some generations, in order, with their values on the selection split; and the place of the last parent.
-
-    Args:
-        records (sequence of mappings): the [`Generation.record`] of each generation.
-        objectives ([`Objectives`]): of the run.
-    """
+    """All candidates of some generations, in order, with their values on the selection split; and the place of the last parent."""
     found: dict[Place, list[float]] = {}
     parent: Place = None
     for record in records:

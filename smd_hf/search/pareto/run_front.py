@@ -35,7 +35,6 @@ def run_front(
 
     Args:
         evolution ([`ParetoEvolution`]): after its last step.
-        test_batches ([`ImageBatches`], *optional*): the test images.
         ensemble_size (`int`, *optional*, defaults to 0): puts at most this many members of the front into the ensemble, the
             nearest to the ideal point first.
 
