@@ -4,6 +4,8 @@ Metrics of multi-label classification: every label of an image is there or not.
 A label is predicted where its logit is above 0, a probability above one half.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -38,6 +40,7 @@ def label_sums(logits: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
     return torch.cat([loss, predicted * targets, predicted, targets], dim=-1).numpy()
 
 
+@dataclass(eq=False)
 class MultiLabelMeasure:
     """
     The metrics of one model: see [`~smd_hf.metrics.resampling.Measured`].
@@ -50,9 +53,8 @@ class MultiLabelMeasure:
         logits (`numpy.ndarray`, *optional*): of the same images, of shape `(n, labels)`. Average precision needs them.
     """
 
-    def __init__(self, sums: np.ndarray, logits: np.ndarray | None = None):
-        self.sums = sums
-        self.logits = logits
+    sums: np.ndarray
+    logits: np.ndarray | None = None
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         totals = weights @ self.sums

@@ -65,12 +65,5 @@ class SegmentationMeasure:
             }
 
 
-def class_ious(sums: np.ndarray) -> np.ndarray:
-    """The IoU of each class, NaN for a class that is neither present nor predicted."""
-    hits, predicted, present = sums[:, 1:].sum(0).reshape(3, -1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return hits / (predicted + present - hits)
-
-
 def _mean_of(ratios: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return np.where(counted, ratios, 0.0).sum(-1) / counted.sum(-1)

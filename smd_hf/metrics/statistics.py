@@ -280,9 +280,6 @@ def compare(
         resamples (`int`, *optional*, defaults to 5000): number of bootstrap samples.
         seed (`int`, *optional*, defaults to 0): seed of the bootstrap.
 
-    Returns:
-        `Comparison`
-
     Raises:
         `SMDError`: if shapes do not match, or a label is not one of the classes.
     """

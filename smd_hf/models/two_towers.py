@@ -8,6 +8,7 @@ the same images and texts. Parameters, names and files stay the model's own.
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -25,12 +26,12 @@ _OF_TEXTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "i
 _BUFFER = "candidate_"
 
 
+@dataclass(eq=False)
 class ImageTextProcessor:
     """The image processor and the tokenizer of a checkpoint, which are saved together."""
 
-    def __init__(self, image_processor: Any, tokenizer: Any):
-        self.image_processor = image_processor
-        self.tokenizer = tokenizer
+    image_processor: Any
+    tokenizer: Any
 
     def save_pretrained(self, folder: str | os.PathLike, **kwargs: Any) -> None:
         self.tokenizer.save_pretrained(folder, **kwargs)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SMDError
 from ..files import write_json
 from ..metrics.absent_classes import absent_entry, classes_at_hand
 from ..metrics.comparison import difference_entry, measured, scores_entry
@@ -65,7 +64,6 @@ def gain_report(
     candidates: Mapping[str, Any] | None = None,
     ensemble_logits: np.ndarray | None = None,
     present: Sequence[int] | np.ndarray | None = None,
-    versions: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """
@@ -115,7 +113,7 @@ def gain_report(
                 parent_logits, ensemble_logits, labels, at_hand, "ensemble", seed
             )
         report |= {name: entry for name, entry in absent.items() if entry is not None}
-    return whole_report(report, arguments=arguments, method=method, cost=cost, data=data, versions=versions)
+    return whole_report(report, arguments=arguments, method=method, cost=cost, data=data)
 
 
 def whole_report(
@@ -125,20 +123,18 @@ def whole_report(
     method: Mapping[str, Any],
     cost: Mapping[str, Any],
     data: Mapping[str, Any],
-    versions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What was found on the test images, with what every report says of its run. Takes arguments of [`gain_report`]."""
-    report = {
-        **comparison,
-        "cost": cost,
-        "arguments": {key: "<hidden>" if key.endswith("token") else value for key, value in arguments.items()},
-        "data": data,
-        "versions": package_versions() if versions is None else versions,
-    }
-    taken = sorted(report.keys() & method.keys())
-    if taken:
-        raise SMDError(f"`method` must not hold {taken}: the gain report has entries with these names. Rename them.")
-    return _plain({**report, **method})
+    return _plain(
+        {
+            **comparison,
+            "cost": cost,
+            "arguments": {key: "<hidden>" if key.endswith("token") else value for key, value in arguments.items()},
+            "data": data,
+            "versions": package_versions(),
+            **method,
+        }
+    )
 
 
 def write_report(report: Mapping[str, Any], folder: str | os.PathLike) -> Path:

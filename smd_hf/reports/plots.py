@@ -117,19 +117,13 @@ def plot_gain(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     return save_figure(figure, path)
 
 
-def plot_reliability(
-    parent: Reliability,
-    evolved: Reliability,
-    path: str | os.PathLike,
-    *,
-    names: tuple[str, str] = ("parent", "evolved"),
-) -> Path:
+def plot_reliability(parent: Reliability, evolved: Reliability, path: str | os.PathLike) -> Path:
     """Plots the reliability diagram of two models: accuracy against confidence, and below it the share of images in each bin."""
     figure = Figure(figsize=(5.5, 5.5), dpi=150, layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
-    for side, (model, name, key) in enumerate(zip((parent, evolved), names, ("parent", "evolved"))):
-        color, marker = _STYLES[key]
+    for side, (model, name) in enumerate(((parent, "parent"), (evolved, "evolved"))):
+        color, marker = _STYLES[name]
         filled = model.count > 0
         axes.plot(model.confidence[filled], model.accuracy[filled], color=color, marker=marker, label=name)
         width = 1 / len(model.count)

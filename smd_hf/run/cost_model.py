@@ -1,7 +1,7 @@
 """What generations cost, before they are run: in images and passes, the same on every machine, and roughly in seconds."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -37,6 +37,7 @@ class Cost:
         return Cost(self.images + other.images, self.passes + other.passes)
 
 
+@dataclass(eq=False)
 class CostModel:
     """
     The costs of a run's generations.
@@ -48,11 +49,10 @@ class CostModel:
         evolution ([`Evolution`]): before its first generation.
     """
 
-    def __init__(self, evolution: Evolution, images: RunImages, args: EvolutionArguments):
-        self.evolution = evolution
-        self.images = images
-        self.args = args
-        self._behind: list[Cost] = []
+    evolution: Evolution
+    images: RunImages
+    args: EvolutionArguments
+    _behind: list[Cost] = field(default_factory=list, init=False)
 
     def ahead(self, generation: int) -> Cost:
         """The most that a generation can cost."""

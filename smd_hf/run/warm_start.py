@@ -91,6 +91,7 @@ class HeadStep:
             return None
 
 
+@dataclass(eq=False)
 class HeadSteps:
     """
     Fits the head before the first generation and after the last one, on all processes, as the arguments want it.
@@ -102,23 +103,14 @@ class HeadSteps:
         compute_loss_func (`Callable`, *optional*): as of [`EvolutionTrainer`]: what the fits lower, in place of `args.loss`.
     """
 
-    def __init__(
-        self,
-        args: EvolutionArguments,
-        evolution: Evolution,
-        test: ImageBatches | None,
-        journal: Journal,
-        shown: bool,
-        compute_loss_func: Callable | None = None,
-    ):
-        self.args = args
-        self.evolution = evolution
-        self.test = test
-        self.journal = journal
-        self.shown = shown
-        self.compute_loss_func = compute_loss_func
-        self.last: HeadStep | None = None
-        self._head: HeadInputs | None = None
+    args: EvolutionArguments
+    evolution: Evolution
+    test: ImageBatches | None
+    journal: Journal
+    shown: bool
+    compute_loss_func: Callable | None = None
+    last: HeadStep | None = field(default=None, init=False)
+    _head: HeadInputs | None = field(default=None, init=False)
 
     def before(self) -> HeadStep | None:
         """

@@ -1,6 +1,7 @@
 """One process's part of a scoring call: which cells are left to it, and what it has found."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 
 from ..data.batches import Batch, ImageBatches
 from ..parallel.processes import segment
-from .reading import Reading, ReadsClasses
+from .reading import Reading
 from .record import Call, ScoredCell
 from .scores import Cell, Score
 from .sums import Tap
 from .work import CallWork
 
 
+@dataclass(eq=False)
 class Job:
     """
     What one process does of a scoring call.
@@ -25,39 +27,29 @@ class Job:
         call ([`Call`]): what is known already, and where the rest is written.
         on_scored (`Callable`, *optional*): told of each variant that is done, with its score as far as this process knows it.
         work ([`CallWork`], *optional*): told of each variant that is scored on a batch, for progress bars.
-        reading ([`Reading`], *optional*): makes cells of predictions. Defaults to that of classification.
+        reading ([`Reading`]): makes cells of predictions.
 
     Attributes:
         scores (dict of `int` to [`Score`]): what this process has scored.
         passes (`float`): what that cost, in images of full passes.
     """
 
-    def __init__(
-        self,
-        variants: Sequence[Any],
-        batches: ImageBatches,
-        wanted: Mapping[int, Collection[int]],
-        keep_logits: bool,
-        call: Call,
-        tap: Tap | None = None,
-        on_scored: Callable[[int, Score], None] | None = None,
-        work: CallWork | None = None,
-        reading: Reading | None = None,
-    ):
-        self.reading = reading or ReadsClasses()
-        self.variants = variants
-        self.batches = batches
-        self.wanted = wanted
-        self.keep_logits = keep_logits
-        self.call = call
-        self.tap = tap
-        self.on_scored = on_scored
-        self.work = work
-        self.numbers = sorted(set().union(*set(wanted.values())))
+    variants: Sequence[Any]
+    batches: ImageBatches
+    wanted: Mapping[int, Collection[int]]
+    keep_logits: bool
+    call: Call
+    tap: Tap | None
+    on_scored: Callable[[int, Score], None] | None
+    work: CallWork | None
+    reading: Reading
+
+    def __post_init__(self) -> None:
+        self.numbers = sorted(set().union(*set(self.wanted.values())))
         self.scores = {number: Score() for number in self.numbers}
         self.passes = 0.0
         self._unwritten = 0.0
-        self._last = {number: batch for batch in wanted for number in wanted[batch]}
+        self._last = {number: batch for batch in self.wanted for number in self.wanted[batch]}
 
     def on(self, batches: Sequence[Batch]) -> list[int]:
         """The variants to score on any of these batches."""

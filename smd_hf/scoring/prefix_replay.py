@@ -40,18 +40,6 @@ class PrefixReplay:
     """
     Records a pass of a model and replays its beginning in passes with other weights.
 
-    ```python
-    with PrefixReplay(model) as replay:
-        for pixel_values in batches:
-            with replay.record():
-                parent = model(pixel_values).logits
-            for child in children:
-                ...  # change weights in place
-                with replay.replay(child.keys()):
-                    logits = model(pixel_values).logits
-                ...  # put them back
-    ```
-
     The model carries wrapped `forward`s inside of the two contexts only. It must be in eval mode, without gradients; record
     and replay under the same autocast and inference mode. Change weights in place, in the same tensors.
 
@@ -61,7 +49,6 @@ class PrefixReplay:
     Attributes:
         positions (`dict[str, int]`): after a first recording, when each parameter and buffer is first used in a pass, as a
             count of calls begun and ended before; 0 where it was not seen. Empty before, and where replay is not supported.
-        recorded_bytes (`int`): memory held by the present recording.
     """
 
     def __init__(self, model: nn.Module):
@@ -69,17 +56,6 @@ class PrefixReplay:
         self.positions: dict[str, int] = {}
         self._told: set[str] = set()
         self._structure: list[int] = []
-        self._restart(None)
-
-    def __enter__(self) -> "PrefixReplay":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        """Forget everything that was learned and recorded; the model itself is clean already."""
-        self._structure = []
         self._restart(None)
 
     def clear(self) -> None:
@@ -107,14 +83,6 @@ class PrefixReplay:
         """Whether passes can be replayed, and the reason if not; before the first recording, as far as can be seen."""
         reason = static_refusal(self.model) or self._refusal
         return reason is None, reason
-
-    @property
-    def recorded_bytes(self) -> int:
-        storages = {}
-        for output in self._outputs.values():
-            for tensor in tensors_in(output):
-                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return sum(storages.values())
 
     @contextmanager
     def record(self, starts: Iterable[Iterable[str]] | None = None) -> Iterator[None]:

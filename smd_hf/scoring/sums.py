@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from ..data.batches import Batch
 from ..parallel.processes import segment
-from .reading import Reading, ReadsClasses
+from .reading import Reading
 
 TAPPED_BYTES = 2**27
 """Memory for the logits of all variants from which sums over batches are made."""
@@ -38,6 +39,7 @@ class BatchSums(Protocol):
     def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray: ...
 
 
+@dataclass(eq=False)
 class Tap:
     """
     Collects the logits of all variants on one batch, and adds up what is made of them by segments of the data.
@@ -46,13 +48,12 @@ class Tap:
         reading ([`Reading`], *optional*): says which predictions are summed. Defaults to the logits of classification.
     """
 
-    def __init__(self, sums: BatchSums, numbers: range, reading: Reading | None = None):
-        self.sums = sums
-        self.numbers = numbers
-        self.reading = reading or ReadsClasses()
-        self.logits: dict[int, dict[int, torch.Tensor]] = {}
-        self.totals: dict[int, np.ndarray] = {}
-        self._at_a_time = 1
+    sums: BatchSums
+    numbers: range
+    reading: Reading
+    logits: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict, init=False)
+    totals: dict[int, np.ndarray] = field(default_factory=dict, init=False)
+    _at_a_time: int = field(default=1, init=False)
 
     def add(self, number: int, batch: Batch, logits: torch.Tensor) -> None:
         """One variant has been through the batch."""

@@ -1,6 +1,7 @@
 """Scores variants of the parent and computes their fitness: on all processes, in races, and on out-of-distribution images."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from transformers.utils import logging
@@ -23,6 +24,7 @@ OnScored = Callable[[int, float | None], None]
 """Called with a child's index and its fitness when it has been scored; `None` if other processes score a part of the child."""
 
 
+@dataclass(eq=False)
 class FitnessScorer:
     """
     Computes the fitness of variants.
@@ -33,20 +35,12 @@ class FitnessScorer:
         keep_logits (`bool`, *optional*, defaults to `False`): scores keep all logits.
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        fitness: Fitness,
-        survivors: int = 0,
-        ood: OODImages | None = None,
-        keep_logits: bool = False,
-    ):
-        self.evaluator = evaluator
-        self.fitness = fitness
-        self.survivors = survivors
-        self.ood = ood
-        self.keep_logits = keep_logits
-        self._warned_of_failures = False
+    evaluator: Evaluator
+    fitness: Fitness
+    survivors: int = 0
+    ood: OODImages | None = None
+    keep_logits: bool = False
+    _warned_of_failures: bool = field(default=False, init=False)
 
     def family(
         self,

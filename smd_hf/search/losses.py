@@ -55,9 +55,7 @@ class CrossEntropy:
         return float(total), chances
 
 
-def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Loss:
-    """[`CrossEntropy`] as a loss."""
-    return CrossEntropy(label_smoothing, class_weights)
+cross_entropy = CrossEntropy
 
 
 def focal(gamma: float = 2.0) -> Loss:

@@ -113,7 +113,6 @@ def test_the_best_of_64_null_children_is_no_false_win(monkeypatch):
             cost={},
             data={},
             candidates=RunState([run.generation.record()]).candidates(SIZES["selection"]),
-            versions={},
         )
         for run in runs
     ]

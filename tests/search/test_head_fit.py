@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from smd_hf.search.head import linear
 from smd_hf.search.head.baselines import PARENT, PULLS, baselines, best_of
 from smd_hf.search.head.coordinates import Coordinates
-from smd_hf.search.head.fit import BIAS_PULL, HeadFits, fit_head
+from smd_hf.search.head.fit import BIAS_PULL, HeadFits
 from smd_hf.search.head.linear import LinearHead
 from smd_hf.search.losses import cross_entropy, focal, ordinal
 
@@ -76,18 +76,19 @@ def test_a_fit_that_is_pulled_to_zero_is_that_of_scikit_learn():
     strength = 0.01 * Coordinates(inputs).scale
     expected = LogisticRegression(C=1 / (80 * strength), fit_intercept=False, tol=1e-9, max_iter=1000)
     expected.fit(inputs, labels)
-    found = fit_head(zero, inputs, labels, cross_entropy(), 0.01)
+    found = HeadFits(zero, inputs, labels, cross_entropy()).head(0.01)
     np.testing.assert_allclose(found.weight, expected.coef_, atol=2e-3)
 
 
 def test_a_strong_pull_keeps_the_head_and_a_weak_one_fits_the_images():
     head, inputs, labels = problem(2)
-    kept = fit_head(head, inputs, labels, cross_entropy(), 1e6)
+    kept = HeadFits(head, inputs, labels, cross_entropy()).head(1e6)
     np.testing.assert_allclose(kept.weight, head.weight, atol=1e-4)
     prior = HeadFits(head, inputs, labels, cross_entropy()).class_prior()
     np.testing.assert_allclose(kept.bias - kept.bias.mean(), prior.bias - prior.bias.mean(), atol=0.02)
     losses = [
-        mean_nll(fit_head(head, inputs, labels, cross_entropy(), pull), inputs, labels) for pull in (10, 0.1, 0.001)
+        mean_nll(HeadFits(head, inputs, labels, cross_entropy()).head(pull), inputs, labels)
+        for pull in (10, 0.1, 0.001)
     ]
     assert mean_nll(head, inputs, labels) > losses[0] > losses[1] > losses[2]
 
@@ -102,7 +103,7 @@ def test_the_fitted_bias_gives_each_class_its_share():
 
 def test_the_temperature_of_an_overconfident_head_is_found():
     head, inputs, labels = problem(4, images=400)
-    good = fit_head(head, inputs, labels, cross_entropy(), 1e-6)
+    good = HeadFits(head, inputs, labels, cross_entropy()).head(1e-6)
     found = HeadFits(good.scaled(5.0), inputs, labels, cross_entropy()).temperature()
     np.testing.assert_allclose(found.weight, good.weight, rtol=0.05)
 
@@ -126,7 +127,7 @@ def test_a_head_without_a_bias_has_no_class_prior():
 def test_a_class_without_an_image_keeps_its_weights():
     head, inputs, labels = problem(7, classes=6)
     labels = labels % 4
-    found = fit_head(head, inputs, labels, cross_entropy(), 1e-3)
+    found = HeadFits(head, inputs, labels, cross_entropy()).head(1e-3)
     np.testing.assert_array_equal(found.weight[4:], head.weight[4:])
     assert (found.bias[4:] < head.bias[4:] - 1).all() and np.abs(found.weight[:4] - head.weight[:4]).max() > 0.01
 
@@ -136,7 +137,7 @@ def test_a_fit_is_the_minimum_where_features_are_far_from_round(bias):
     head, inputs, labels = problem(8, images=200, features=12, bias=bias)
     # As after ReLU: a great mean, and variances that differ by orders of magnitude.
     inputs = (inputs * np.geomspace(1, 1e-2, 12) + 3).astype(np.float32)
-    found = fit_head(head, inputs, labels, cross_entropy(), 1e-5)
+    found = HeadFits(head, inputs, labels, cross_entropy()).head(1e-5)
     strength = 1e-5 * Coordinates(inputs).scale
 
     origin = torch.from_numpy(np.column_stack([head.weight, head.bias if bias else np.zeros(4)]))

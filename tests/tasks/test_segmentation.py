@@ -22,7 +22,7 @@ from smd_hf.cli.main import main
 from smd_hf.data.batches import Batch, ImageBatches
 from smd_hf.data.masks import MaskCollator
 from smd_hf.metrics.resampling import differences, values
-from smd_hf.metrics.segmentation import SegmentationMeasure, class_ious, pixel_sums
+from smd_hf.metrics.segmentation import SegmentationMeasure, pixel_sums
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
@@ -57,9 +57,7 @@ def test_metrics_are_those_of_the_confusion_matrix(seed):
     confusion = confusion_matrix(labels[known], large.argmax(1)[known], labels=range(CLASSES)).astype(float)
     hits = confusion.diagonal()
     ious = hits / (confusion.sum(0) + confusion.sum(1) - hits)
-    assert found["mean_iou"] == pytest.approx(np.nanmean(ious)) and class_ious(sums) == pytest.approx(
-        ious, nan_ok=True
-    )
+    assert found["mean_iou"] == pytest.approx(np.nanmean(ious))
     assert found["mean_accuracy"] == pytest.approx(np.nanmean(hits / confusion.sum(1)))
     assert found["overall_accuracy"] == pytest.approx(hits.sum() / confusion.sum())
     single = [float(F.cross_entropy(large[i : i + 1], labels[i : i + 1], ignore_index=255)) for i in range(3)]

@@ -3,6 +3,7 @@
 import importlib.metadata
 from collections.abc import Collection
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -35,6 +36,7 @@ class Settled(NamedTuple):
     reason: str | None = None
 
 
+@dataclass(eq=False)
 class RuntimeChoice:
     """
     What was asked for, until there is a batch to try it on.
@@ -48,28 +50,16 @@ class RuntimeChoice:
         mixed_precision (`bool`, *optional*, defaults to `False`): passes run under autocast.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        name: str = "auto",
-        precision: str = "fp32",
-        mutable: Collection[str] | None = None,
-        batch_size: int | None = None,
-        prefix_replay: bool = True,
-        images: int = 0,
-        mixed_precision: bool = False,
-        read: Read = logits_of,
-    ):
-        self.model = model
-        self.name = name
-        self.precision = precision
-        self.mutable = mutable
-        self.batch_size = batch_size
-        self.prefix_replay = prefix_replay
-        self.images = images
-        self.mixed_precision = mixed_precision
-        self.read = read
-        self._runtimes: dict[tuple[str, str], Runtime] = {}
+    model: nn.Module
+    name: str = "auto"
+    precision: str = "fp32"
+    mutable: Collection[str] | None = None
+    batch_size: int | None = None
+    prefix_replay: bool = True
+    images: int = 0
+    mixed_precision: bool = False
+    read: Read = logits_of
+    _runtimes: dict[tuple[str, str], Runtime] = field(default_factory=dict, init=False)
 
     def settle(self, inputs: Inputs) -> Settled:
         """

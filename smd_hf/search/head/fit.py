@@ -227,11 +227,6 @@ class HeadFits:
         return np.concatenate([units.ravel(), (spread + BIAS_PULL) ** -0.5])
 
 
-def fit_head(start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss, pull: float) -> LinearHead:
-    """One fit of the head; takes the arguments of [`HeadFits`] and [`HeadFits.head`]."""
-    return HeadFits(start, features, labels, loss).head(pull)
-
-
 def loss_and_slope(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
     """The sum of the loss over some images, and its gradient with respect to their logits."""
     with torch.inference_mode(False), torch.enable_grad():
