@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -58,6 +58,7 @@ class Batch:
         self.labels = put(self.labels)
 
 
+@dataclass(eq=False)
 class ImageBatches:
     """
     A data set in batches, cached in memory up to a budget.
@@ -67,6 +68,7 @@ class ImageBatches:
     Args:
         collator (`Callable`): rows to the model's inputs and `"labels"`, tensors of shape `(batch, ...)`.
         batch_size (`int`): images a batch; the last may hold fewer.
+        indices (sequence of `int`, *optional*): which rows, in this order; all by default.
         cache_bytes (`int`, *optional*, defaults to 0): budget for decoded data. What fits is decoded once in a
             run, the rest each time it is needed.
         threads (`int`, *optional*): threads that decode ahead of time; one for each core, at most 8, by default. With 0, a batch
@@ -81,38 +83,27 @@ class ImageBatches:
             zero for each image: masks would fill the memory, and a task that has them puts what it needs into its scores.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        collator: Callable[[list[Any]], dict[str, torch.Tensor]],
-        batch_size: int,
-        indices: Sequence[int] | np.ndarray | None = None,
-        cache_bytes: int = 0,
-        num_workers: int = 0,
-        codec: PixelCodec | None = None,
-        device: torch.device | None = None,
-        pin_memory: bool = False,
-        input_names: Collection[str] | None = None,
-        prefetch_factor: int | None = None,
-        threads: int | None = None,
-        spare: int | None = None,
-        keep_labels: bool = True,
-    ):
-        self.keep_labels = keep_labels
-        self.dataset = dataset
-        self.collator = collator
-        self.batch_size = batch_size
-        self.indices = list(range(len(dataset))) if indices is None else [int(index) for index in indices]
-        self.cache_bytes = cache_bytes
-        self.num_workers = num_workers
-        self.codec = codec
-        self.device = device
-        self.pin_memory = pin_memory
-        self.input_names = input_names
-        self.prefetch_factor = prefetch_factor
-        self.threads = default_threads() if threads is None else threads
-        self.spare = spare_threads(torch.device("cpu")) if spare is None else spare
-        self._repeatable = _draws_nothing(dataset, collator)
+    dataset: Any
+    collator: Callable[[list[Any]], dict[str, torch.Tensor]]
+    batch_size: int
+    indices: Any = None
+    cache_bytes: int = 0
+    num_workers: int = 0
+    codec: PixelCodec | None = None
+    device: torch.device | None = None
+    pin_memory: bool = False
+    input_names: Collection[str] | None = None
+    prefetch_factor: int | None = None
+    threads: Any = None
+    spare: Any = None
+    keep_labels: bool = True
+
+    def __post_init__(self) -> None:
+        rows = range(len(self.dataset)) if self.indices is None else self.indices
+        self.indices = [int(index) for index in rows]
+        self.threads = default_threads() if self.threads is None else self.threads
+        self.spare = spare_threads(torch.device("cpu")) if self.spare is None else self.spare
+        self._repeatable = _draws_nothing(self.dataset, self.collator)
         self._draws = False
         self._kept: dict[int, Batch] = {}
         self._kept_bytes = 0
@@ -148,22 +139,7 @@ class ImageBatches:
 
     def head(self, num_images: int) -> "ImageBatches":
         """The first images as a sample that shares what is cached of them, and the remaining budget."""
-        sample = ImageBatches(
-            self.dataset,
-            self.collator,
-            self.batch_size,
-            self.indices[:num_images],
-            self.cache_bytes,
-            self.num_workers,
-            self.codec,
-            self.device,
-            self.pin_memory,
-            self.input_names,
-            self.prefetch_factor,
-            self.threads,
-            self.spare,
-            self.keep_labels,
-        )
+        sample = replace(self, indices=self.indices[:num_images])
         sample._repeatable, sample._draws = self._repeatable, self._draws
         same = range(len(self) if sample.num_images == self.num_images else sample.num_images // self.batch_size)
         sample._kept = {number: batch for number, batch in self._kept.items() if number in same}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from transformers.utils import logging
@@ -20,6 +21,7 @@ logger = logging.get_logger(__name__)
 _ROUNDING = 1e-9
 
 
+@dataclass(eq=False)
 class Limits:
     """
     `max_forward_passes` and `max_hours` of one run.
@@ -34,19 +36,20 @@ class Limits:
         `SMDError`: if the first generation already exceeds `max_forward_passes`.
     """
 
-    def __init__(self, args: EvolutionArguments, costs: CostModel, run: RunState, processes: Processes):
-        self.args = args
-        self.costs = costs
-        self.run = run
-        self.processes = processes
+    args: EvolutionArguments
+    costs: CostModel
+    run: RunState
+    processes: Processes
+
+    def __post_init__(self) -> None:
         self.stopped: dict[str, Any] | None = None
         self._seconds_left: float | None = None
-        limit = args.max_forward_passes
-        if limit is not None and not run.generations:
-            first = costs.ahead(0).passes
+        limit = self.args.max_forward_passes
+        if limit is not None and not self.run.generations:
+            first = self.costs.ahead(0).passes
             if first > limit + _ROUNDING:
                 raise SMDError(
-                    f"max_forward_passes is {limit:g}, but one generation of {args.population_size} children costs up to "
+                    f"max_forward_passes is {limit:g}, but one generation of {self.args.population_size} children costs up to "
                     f"{first:.1f} passes over the fitness images, candidates on the selection split included. Raise the limit, "
                     "or lower population_size, or set fitness_samples_per_generation."
                 )

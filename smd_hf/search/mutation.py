@@ -7,7 +7,7 @@ is theta with zeros in its subspace. Only a description of each child is kept. I
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class Child:
     density: float
 
 
+@dataclass(eq=False)
 class Mutation:
     """
     Makes the children of a generation and computes the weights of each.
@@ -65,22 +66,15 @@ class Mutation:
         `SMDError`: if sigma is relative and all mutable tensors are zero. If only some are zero, a warning names them.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        decomposition: Decomposition,
-        seed: int = 0,
-        sigma_units: str = "relative",
-        match_norm: bool = False,
-        mirrored: bool = False,
-        prune: bool = False,
-    ):
-        self.decomposition = decomposition
-        self.seed = seed
-        self.sigma_units = sigma_units
-        self.match_norm = match_norm
-        self.mirrored = mirrored
-        self.prune = prune
+    model: InitVar[nn.Module]
+    decomposition: Decomposition
+    seed: int = 0
+    sigma_units: str = "relative"
+    match_norm: bool = False
+    mirrored: bool = False
+    prune: bool = False
+
+    def __post_init__(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
         self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in self.space.names}
         self.scales: list[float] = []
