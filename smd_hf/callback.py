@@ -98,7 +98,7 @@ class EvolutionCallback(TrainerCallback):
                 "EvolutionCallback changes single weights in place, but FSDP and DeepSpeed spread them over devices. Train without "
                 "them, or evolve the saved model with EvolutionTrainer afterwards."
             )
-        if args.ensemble_size or args.save_children or args.push_to_hub:
+        if (args.was_chosen("ensemble_size") and args.ensemble_size) or args.save_children or args.push_to_hub:
             raise SMDError(
                 "ensemble_size, save_children and push_to_hub make files of an evolution, and EvolutionCallback makes none. Leave "
                 "them out, or evolve the saved model with EvolutionTrainer afterwards."
@@ -111,7 +111,7 @@ class EvolutionCallback(TrainerCallback):
         check_map_style(fitness_dataset, "fitness_dataset")
         warn_of_ignored_arguments(args)
         for name in ("warm_start", "refit_head"):
-            if getattr(args, name):
+            if getattr(args, name) and args.was_chosen(name):
                 logger.warning(
                     f"{name} has no effect in EvolutionCallback: the Trainer trains the head. Leave it out."
                 )
@@ -207,8 +207,8 @@ class EvolutionCallback(TrainerCallback):
 
     def _sigma(self, evolution: Evolution) -> float:
         args = self.args
-        if evolution.mutation.prune or args.sigma is not None:
-            return args.sigma or 0.0
+        if evolution.mutation.prune or args.sigma:
+            return args.sigma
         return calibrated(evolution, self.images.fitness, args.calibration_samples, args.calibration_target).sigma
 
     def _log(self, generation: Generation, control: TrainerControl | None) -> None:

@@ -319,8 +319,8 @@ class EvolutionTrainer(ForwardTrainer):
     def _sigma(self) -> float:
         """Sigma as given, or as calibrated now or in the run that this one resumes."""
         args, run = self.args, self.journal.run
-        if args.sigma is not None or self.evolution.mutation.prune:
-            return args.sigma or 0.0
+        if args.sigma or self.evolution.mutation.prune:
+            return args.sigma
         with self.journal.scope(CALIBRATION_SCOPE), self._scoring("Calibrating sigma"):
             if run.calibration is None:
                 how = (args.calibration_samples, args.calibration_target)

@@ -5,8 +5,9 @@ from datasets import ClassLabel, Dataset, Features, Image
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 import smd_hf
-from smd_hf import EvolutionArguments, EvolutionCallback, SMDError
+from smd_hf import EvolutionCallback, SMDError
 from smd_hf.models.checkpoints import weights_hash
+from tests.plain import plain_arguments
 from tests.tiny import tiny_images, tiny_model, tiny_pixels, tiny_processor
 
 
@@ -43,7 +44,7 @@ def features_of(names):
 
 def evolution_args(folder, **kwargs):
     defaults = dict(population_size=4, sigma=0.2, recombination="best", elitism=False, use_cpu=True, report_to="none")
-    return EvolutionArguments(output_dir=str(folder), **defaults | kwargs)
+    return plain_arguments(str(folder), **defaults | kwargs)
 
 
 def test_a_generation_after_each_epoch(rows, tmp_path):

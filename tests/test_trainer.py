@@ -7,11 +7,12 @@ from datasets import ClassLabel, Dataset, Features, Image
 from transformers import AutoModelForImageClassification, EarlyStoppingCallback, Trainer, TrainerCallback, pipeline
 
 import smd_hf
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.metrics.statistics import Scores
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.search.subspaces import DECOMPOSITIONS
+from tests.plain import plain_arguments
 from tests.records import rebuild_child
 from tests.tiny import ALL_KINDS, label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
@@ -44,7 +45,7 @@ def make_args(folder, **kwargs):
         disable_tqdm=True,
         per_device_eval_batch_size=16,
     )
-    return EvolutionArguments(output_dir=str(folder), **defaults | kwargs)
+    return plain_arguments(str(folder), **defaults | kwargs)
 
 
 def make_trainer(model, folder, data, callbacks=None, compute_metrics=None, **kwargs):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import EvalPrediction, Trainer
 
-from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
+from smd_hf import EvolutionCallback, EvolutionTrainer, SMDError
 from smd_hf.models.checkpoints import weights_hash
 from tests.arguments.test_inherited_arguments import make_args, rows
+from tests.plain import plain_arguments
 from tests.tiny import tiny_model
 
 
@@ -41,7 +42,7 @@ def test_a_model_of_one_output_is_refused(tmp_path):
 
 def test_the_callback_refuses_other_problem_types_and_streams_too(tmp_path):
     model = tiny_model("resnet")
-    args = EvolutionArguments(str(tmp_path), use_cpu=True, per_device_eval_batch_size=4)
+    args = plain_arguments(str(tmp_path), use_cpu=True, per_device_eval_batch_size=4)
     trainer = Trainer(model, make_args(tmp_path / "trainer"), train_dataset=rows())
     with pytest.raises(SMDError, match="fitness_dataset is a IterableDataset"):
         EvolutionCallback(trainer, args, datasets.Dataset.from_dict({"labels": [0]}).to_iterable_dataset())

@@ -130,7 +130,7 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     output = folder / f"{name}-{place}-{'-'.join(options.values())}"
     arguments = EvolutionArguments(
-        str(output), num_generations=GENERATIONS, population_size=args.children,
+        str(output), preset="smd", ensemble_size=0, num_generations=GENERATIONS, population_size=args.children,
         decomposition="blocks", recombination="gauss_newton", mutable_parameters=["norms", "head"], sigma=0.05,
         per_device_eval_batch_size=args.batch_size, use_cpu=args.device == "cpu", seed=0, disable_tqdm=True,
         save_strategy="steps", save_steps=1, report_to="none", log_level="error", **options,

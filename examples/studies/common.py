@@ -133,10 +133,13 @@ def image_batches(
 
 
 def evolution_arguments(folder: str, args: argparse.Namespace, **options: Any) -> EvolutionArguments:
-    """A run's arguments, which leave the progress bar to the study and keep no checkpoint, on its device in its batches."""
+    """
+    A run's arguments, which leave the progress bar to the study and keep no checkpoint, on its device in its batches. Without a
+    preset among the options, they say all that differs from one generation of children of all weights.
+    """
     return EvolutionArguments(
         folder,
-        **options,
+        **{"preset": "smd", "recombination": "auto", "ensemble_size": 0, **options},
         per_device_eval_batch_size=args.batch_size,
         use_cpu=torch.device(args.device).type == "cpu",
         disable_tqdm=True,

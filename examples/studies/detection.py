@@ -38,6 +38,8 @@ TRAINING_SHARE = 140
 """The first so many training images train the parent; the others are adapted to."""
 HEADS = ("class_embed", "bbox_embed", "enc_score_head", "enc_bbox_head")
 SETTINGS = {
+    "preset": "smd",
+    "ensemble_size": 0,
     "mutable_parameters": ["norms", *(f"*{name}*" for name in HEADS)],
     "recombination": "top_k_mean",
     "mirrored": True,

@@ -51,7 +51,7 @@ TRAINING_SHARE = 250
 SETTINGS = {
     **read_recipe("adapt"),
     "mutable_parameters": ["norms", "*classifier*"],
-    "fitness_samples_per_generation": None,
+    "fitness_samples_per_generation": 0,
     "selection_fraction": 0.25,
     "warm_start": False,
     "refit_head": False,

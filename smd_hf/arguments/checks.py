@@ -39,8 +39,8 @@ def check_evolution_arguments(args: Any) -> None:
         "max_forward_passes": (args.max_forward_passes is None or args.max_forward_passes > 0, "a positive number"),
         "max_hours": (args.max_hours is None or args.max_hours > 0, "a positive number"),
         "sigma": (
-            args.sigma is None or 0 < args.sigma < math.inf,
-            "a positive number (leave it out to calibrate it)",
+            0 <= args.sigma < math.inf,
+            "a positive number (or 0 to calibrate it)",
         ),
         "density": (args.density is None or 0 < args.density <= 1, "within (0, 1]"),
         "scaling_share": (0 <= args.scaling_share < 1, "within [0, 1)"),
@@ -55,8 +55,8 @@ def check_evolution_arguments(args: Any) -> None:
         "child_cache_gb": (args.child_cache_gb >= 0, "0 or more"),
         "reading_threads": (args.reading_threads is None or args.reading_threads >= 0, "0 or more"),
         "fitness_samples_per_generation": (
-            args.fitness_samples_per_generation is None or args.fitness_samples_per_generation >= 1,
-            "1 or more",
+            args.fitness_samples_per_generation >= 0,
+            "1 or more, or 0 for all",
         ),
     }
     for name, (holds, what) in expected.items():
@@ -113,7 +113,7 @@ def check_evolution_arguments(args: Any) -> None:
 def check_pruning(args: Any) -> None:
     """Refuses choices that do not fit mutation='prune'."""
     senseless = {
-        "sigma": args.sigma is not None,
+        "sigma": args.sigma > 0,
         "mirrored": args.mirrored,
         "match_norm": args.match_norm,
         "scaling_share": args.scaling_share > 0,
@@ -155,7 +155,7 @@ def check_objectives(args: Any) -> None:
                 f"{name}={getattr(args, name)} does not fit objectives, which compare children by several numbers and replace the "
                 "parent by one of the front. Leave it out, or choose one fitness instead of objectives."
             )
-    if args.selection_fraction == 0 and args.fitness_samples_per_generation is not None:
+    if args.selection_fraction == 0 and args.fitness_samples_per_generation:
         raise SMDError(
             "objectives compare candidates of all generations on the same images, and with selection_fraction=0 and "
             "fitness_samples_per_generation there are none. Set aside a selection_fraction."

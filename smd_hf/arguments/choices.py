@@ -7,7 +7,7 @@ choice takes its names from here.
 
 from typing import Any, Literal, get_args
 
-Preset = Literal["adapt"]
+Preset = Literal["adapt", "smd"]
 TaskName = Literal[
     "image-classification",
     "image-segmentation",

@@ -3,9 +3,8 @@
 import copy
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from .method_arguments import (
     RecombinationArguments,
     WarmStartArguments,
 )
-from .recipes import read_recipe
+from .recipes import BY_PRESET, recipe_beside
 from .run_arguments import ArtifactArguments, ImageArguments, ScoringArguments, TaskArguments
 
 DERIVED = (
@@ -64,8 +63,9 @@ class EvolutionArguments(
     `per_device_eval_batch_size` is the batch size of all scoring; `auto_find_batch_size` halves it until it fits into memory.
 
     Args:
-        preset (`str`, *optional*): a recipe of the package, such as `"adapt"`: several arguments in one. An argument that is
-            that is given too overrides the recipe's.
+        preset (`str`, *optional*, defaults to `"adapt"`): a recipe of the package: the values of all arguments whose default is
+            `None` "by preset". A value that is given overrides the recipe's, and those of the recipe that do not go with it are
+            left out. `smd-hf presets` lists them.
         model_init_kwargs (`dict` or JSON `str`, *optional*): how a model given by name is loaded: `revision`,
             `trust_remote_code`, `dtype`, `cache_dir`.
 
@@ -75,12 +75,12 @@ class EvolutionArguments(
 
     _argument_group_name = "Parameters that choose a recipe and load the model"
 
-    preset: Preset | None = field(
-        default=None,
+    preset: Preset = field(
+        default="adapt",
         metadata={
-            "help": "A recipe: several arguments in one; arguments that are given too override the recipe's. adapt: for a checkpoint "
-            "that meets images from another source, the head fitted on features, then five generations of Gauss-Newton steps over norm "
-            "parameters and head."
+            "help": "A recipe: values for the arguments below that say so; what is given overrides them. adapt: for a checkpoint that "
+            "meets images from another source, a few generations of Gauss-Newton steps over the norms, and the head fitted on the "
+            "features. smd: the method as the paper has it, one generation over all weights, the best child and an ensemble."
         },
     )
     logging_steps: float = field(default=1, metadata={"help": "Log every this many generations."})
@@ -103,8 +103,7 @@ class EvolutionArguments(
         self._chosen = {argument.name for argument in fields(self) if _differs(argument, getattr(self, argument.name))}
         if self.objective is not None:
             self._rename_objective()
-        if self.preset is not None:
-            self._chosen.update(read_recipe(self.preset))
+        self._read_recipe()
         self._imply()
         check_evolution_arguments(self)
         self.max_steps = self.num_generations
@@ -112,6 +111,13 @@ class EvolutionArguments(
         self.save_children = max(self.save_children, self.push_children)
         super().__post_init__()
         self._settled = self.to_dict()
+
+    def _read_recipe(self) -> None:
+        """Gives the preset's values to the arguments that it sets, where none was given."""
+        names = (self._chosen & BY_PRESET) | {"mutation", "fitness", "objectives", "sigma_units", "racing"}
+        given = {name: getattr(self, name) for name in names}
+        for name, value in recipe_beside(self.preset, given).items():
+            setattr(self, name, value)
 
     def _rename_objective(self) -> None:
         warnings.warn("The argument `objective` is now called `loss`.", FutureWarning, stacklevel=5)
@@ -124,8 +130,8 @@ class EvolutionArguments(
         if self.recombination == "auto":
             # The losers of a race have not seen all images, which a Gauss-Newton step needs.
             best = self.racing == "halving" or self.mutation == "prune" or several
-            self._follow({"recombination": "best"} if best else {})
             self.recombination = "best" if best else "gauss_newton"
+            self._chosen.discard("recombination")
         if several and "fitness" not in self._chosen:
             # Logs and plots show one of them.
             self._follow({"fitness": next(iter(measured_names(self.objectives or ())), self.fitness)})
@@ -134,11 +140,6 @@ class EvolutionArguments(
         for name, value in values.items():
             setattr(self, name, copy.copy(value))
         self._chosen.update(values)
-
-    def name_preset(self, preset: Preset) -> None:
-        """Remembers that these arguments came from a recipe, which was read before they were made."""
-        self.preset = preset
-        self._chosen.update(("preset", *read_recipe(preset)))
 
     @property
     def n_gpu(self) -> int:
@@ -156,7 +157,7 @@ class EvolutionArguments(
         return self.population_size // 2 if self.mirrored else self.population_size
 
     def was_chosen(self, name: str) -> bool:
-        """Whether an argument was given, itself or by a preset."""
+        """Whether an argument was given, and not left to its default or to the preset."""
         return name in self._chosen
 
     @property
@@ -165,34 +166,13 @@ class EvolutionArguments(
         return Path(str(self.output_dir))
 
     def non_default(self) -> dict[str, Any]:
-        """The arguments that were chosen, at the start or since, as JSON values and without tokens."""
+        """The arguments that were chosen, by the preset, at the start or since, as JSON values and without tokens."""
+        chosen = {"preset", *BY_PRESET, *self._chosen}
         return {
             name: value
             for name, value in self.to_dict().items()
-            if (name in self._chosen or value != self._settled[name])
-            and name not in DERIVED
-            and not name.endswith("_token")
+            if (name in chosen or value != self._settled[name]) and name not in DERIVED and not name.endswith("_token")
         }
-
-
-def _reading_recipe(init: Callable[..., None]) -> Callable[..., None]:
-    """Arguments are made of the recipe that `preset` names, and of what is given, which overrides it."""
-
-    @wraps(init)
-    def __init__(self, *args: Any, **values: Any) -> None:
-        arguments = [argument for argument in fields(self) if argument.init]
-        values |= {argument.name: value for argument, value in zip(arguments, args)}
-        if values.get("preset") is not None:
-            # `HfArgumentParser` gives all, those that were not on its command line with their defaults.
-            if len(values) == len(arguments):
-                values = {each.name: values[each.name] for each in arguments if _differs(each, values[each.name])}
-            values = read_recipe(values["preset"]) | values
-        init(self, **values)
-
-    return __init__
-
-
-EvolutionArguments.__init__ = _reading_recipe(EvolutionArguments.__init__)
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

@@ -13,14 +13,21 @@ from .choices import (
     SigmaUnits,
     SubspaceSchedule,
 )
+from .recipes import from_preset
 
 
 @dataclass
 class PopulationArguments:
     """Parameters that control the population and how long it evolves."""
 
-    population_size: int = field(default=16, metadata={"help": "Number of children in each generation, at least 2."})
-    num_generations: int = field(default=1, metadata={"help": "Number of generations."})
+    population_size: int = from_preset(
+        "population_size",
+        "Number of children in each generation, at least 2.",
+    )
+    num_generations: int = from_preset(
+        "num_generations",
+        "Number of generations.",
+    )
     max_forward_passes: float | None = field(
         default=None,
         metadata={
@@ -42,21 +49,18 @@ class PopulationArguments:
 class WarmStartArguments:
     """Parameters that control how the classifier head is fitted, before the first generation and after the last."""
 
-    warm_start: bool = field(
-        default=False,
-        metadata={
-            "help": "Fit the classifier head before the first generation: class prior (the bias alone), temperature, and the whole "
-            "head, pulled to the old one, on the parent's features of the fitness images. It costs one pass and takes no "
-            "gradient through the model. The selection split chooses one, or the parent as it is. With refit_head, the whole head is "
-            "reported but not chosen: it knows the fitness images by heart, and leaves the children little to learn from them."
-        },
+    warm_start: bool = from_preset(
+        "warm_start",
+        "Fit the classifier head before the first generation: class prior (the bias alone), temperature, and the "
+        "whole head, pulled to the old one, on the parent's features of the fitness images. It costs one pass and "
+        "takes no gradient through the model. The selection split chooses one, or the parent as it is. With "
+        "refit_head, the whole head is reported but not chosen: it knows the fitness images by heart, and leaves the "
+        "children little to learn from them.",
     )
-    refit_head: bool = field(
-        default=False,
-        metadata={
-            "help": "Fit the classifier head after the last generation, on the evolved model's features, which costs one pass. The "
-            "selection split decides whether it is kept. Begins with warm_start."
-        },
+    refit_head: bool = from_preset(
+        "refit_head",
+        "Fit the classifier head after the last generation, on the evolved model's features, which costs one pass. "
+        "The selection split decides whether it is kept. Begins with warm_start.",
     )
 
 
@@ -64,13 +68,11 @@ class WarmStartArguments:
 class MutationArguments:
     """Parameters that control the mutation and the subspaces that it is cut into."""
 
-    decomposition: Decomposition = field(
-        default="partition",
-        metadata={
-            "help": "How a dense mutation is cut into one subspace per child. partition: disjoint masks of one mutation, whose "
-            "union is everything; random: a mask of the given density; antirandom: pairs of a mask and its complement; blocks: "
-            "one contiguous run of blocks of the model; dense: every coordinate, the control."
-        },
+    decomposition: Decomposition = from_preset(
+        "decomposition",
+        "How a dense mutation is cut into one subspace per child. partition: disjoint masks of one mutation, whose "
+        "union is everything; random: a mask of the given density; antirandom: pairs of a mask and its complement; "
+        "blocks: one contiguous run of blocks of the model; dense: every coordinate, the control.",
     )
     density: float | None = field(
         default=None,
@@ -83,19 +85,15 @@ class MutationArguments:
         default="dynamic",
         metadata={"help": "dynamic draws new masks and noise in every generation; static keeps the masks."},
     )
-    allocation: Allocation = field(
-        default="uniform",
-        metadata={
-            "help": "With decomposition blocks: the number of children per block. uniform gives each block the same; cost gives "
-            "more to blocks whose children are cheaper to score, counted in operations."
-        },
+    allocation: Allocation = from_preset(
+        "allocation",
+        "With decomposition blocks: the number of children per block. uniform gives each block the same; cost gives "
+        "more to blocks whose children are cheaper to score, counted in operations.",
     )
-    mutable_parameters: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Parameters that may change: the groups all, norms, biases, head, or shell-style patterns over parameter "
-            "names. Defaults to all."
-        },
+    mutable_parameters: list[str] = from_preset(
+        "mutable_parameters",
+        "Parameters that may change: the groups all, norms, biases, head, or shell-style patterns over parameter "
+        "names. A model without norms changes all where the preset says norms.",
     )
     frozen_parameters: list[str] | None = field(
         default=None, metadata={"help": "Of these, parameters that must not change: groups or patterns."}
@@ -107,12 +105,10 @@ class MutationArguments:
             "recombination best. A pruned child that is as good as its parent replaces it (--no_elitism: a worse one too)."
         },
     )
-    scaling_share: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the children, in [0, 1), that multiply a whole tensor by 1 + sigma or 1 - sigma instead of adding "
-            "noise. They help where the parent is overconfident."
-        },
+    scaling_share: float = from_preset(
+        "scaling_share",
+        "Share of the children, in [0, 1), that multiply a whole tensor by 1 + sigma or 1 - sigma instead of adding "
+        "noise. They help where the parent is overconfident.",
     )
     mirrored: bool = field(
         default=False,
@@ -120,12 +116,10 @@ class MutationArguments:
             "help": "Make children in pairs: parent plus and parent minus the same mutation. Needs an even population."
         },
     )
-    sigma: float | None = field(
-        default=None,
-        metadata={
-            "help": "Mutation strength. By default it is calibrated before the first generation: by bisection, until a child "
-            "flips calibration_target of the predictions."
-        },
+    sigma: float = from_preset(
+        "sigma",
+        "Mutation strength. 0 calibrates it before the first generation: by bisection, until a child flips "
+        "calibration_target of the predictions.",
     )
     sigma_units: SigmaUnits = field(
         default="relative",
@@ -194,19 +188,15 @@ class FitnessArguments:
             "class j for an image of class i."
         },
     )
-    fitness_samples_per_generation: int | None = field(
-        default=None,
-        metadata={
-            "help": "Score each generation on this many fitness images, balanced over the classes, and on other images in the "
-            "next generation. By default every generation uses all."
-        },
+    fitness_samples_per_generation: int = from_preset(
+        "fitness_samples_per_generation",
+        "Score each generation on this many fitness images, balanced over the classes, and on other images in the "
+        "next generation. 0: every generation uses all.",
     )
-    selection_fraction: float = field(
-        default=0.2,
-        metadata={
-            "help": "Share of train_dataset that is set aside, stratified by class, to choose among finished candidates; in "
-            "[0, 1). With 0 the fitness images choose, and the report says so."
-        },
+    selection_fraction: float = from_preset(
+        "selection_fraction",
+        "Share of train_dataset that is set aside, stratified by class, to choose among finished candidates; in [0, "
+        "1). With 0 the fitness images choose, and the report says so.",
     )
 
 
@@ -214,21 +204,17 @@ class FitnessArguments:
 class RecombinationArguments:
     """Parameters that control how scored children become the next parent."""
 
-    recombination: Recombination = field(
-        default="auto",
-        metadata={
-            "help": "gauss_newton takes a second-order step in the span of all children, or the fittest child if that is better; "
-            "best takes the fittest child; top_k_mean averages the fittest; greedy_soup averages those of the fittest that help; "
-            "auto is best with racing, pruning or objectives, and gauss_newton otherwise."
-        },
+    recombination: Recombination = from_preset(
+        "recombination",
+        "gauss_newton takes a second-order step in the span of all children, or the fittest child if that is better; "
+        "best takes the fittest child; top_k_mean averages the fittest; greedy_soup averages those of the fittest "
+        "that help; auto is best with racing, pruning or objectives, and gauss_newton otherwise.",
     )
-    recombination_top_k: int = field(
-        default=4,
-        metadata={
-            "help": "How many of the fittest children take part. best: scored again on the selection split, which chooses one; "
-            "top_k_mean: averaged; greedy_soup: tried; gauss_newton: tried next to the step. With objectives, the fittest are "
-            "those that no other child dominates."
-        },
+    recombination_top_k: int = from_preset(
+        "recombination_top_k",
+        "How many of the fittest children take part. best: scored again on the selection split, which chooses one; "
+        "top_k_mean: averaged; greedy_soup: tried; gauss_newton: tried next to the step. With objectives, the fittest "
+        "are those that no other child dominates.",
     )
     loss: Loss = field(
         default="cross_entropy",

@@ -15,6 +15,7 @@ from .choices import (
     Spread,
     TaskName,
 )
+from .recipes import from_preset
 
 
 @dataclass
@@ -180,11 +181,9 @@ class ScoringArguments:
 class ArtifactArguments:
     """Parameters that control what a run saves besides the evolved model, and what it pushes."""
 
-    ensemble_size: int = field(
-        default=0,
-        metadata={
-            "help": "Save an ensemble of this many children of the last generation in output_dir/ensemble; 0: none."
-        },
+    ensemble_size: int = from_preset(
+        "ensemble_size",
+        "Save an ensemble of this many children of the last generation in output_dir/ensemble; 0: none.",
     )
     ensemble_selection: EnsembleSelection = field(
         default="greedy",

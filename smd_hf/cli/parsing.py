@@ -15,7 +15,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from ..arguments.recipes import read_recipe
+from ..arguments.recipes import BY_PRESET
 from ..errors import SMDError
 from ..messages import did_you_mean, near_path
 
@@ -40,6 +40,9 @@ class CommandParser(HfArgumentParser):
             if action.type is string_to_bool and action.nargs is None:
                 # One that may also be left open: without a value it is true, as all others are.
                 action.nargs, action.const = "?", True
+            if action.dest in BY_PRESET:
+                # The help names the presets' values: no default is to be added to it.
+                action.help = f"{action.help}%(default).0s"
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
         """As in `HfArgumentParser`, with a heading for each dataclass that declares arguments: the first line of its docstring."""
@@ -52,6 +55,15 @@ class CommandParser(HfArgumentParser):
             if argument.init:
                 argument.type = hints[argument.name]
                 self._parse_dataclass_field(groups[home], argument)
+                if argument.type is bool and argument.default is None:
+                    # HfArgumentParser makes this one only for a default of True.
+                    groups[home].add_argument(
+                        f"--no_{argument.name}",
+                        action="store_false",
+                        dest=argument.name,
+                        default=None,
+                        help=f"Do not: overrides {argument.name} of the preset.%(default).0s",
+                    )
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None):
         """As argparse's, with lists from a file of arguments for options of one value."""
@@ -66,7 +78,6 @@ class CommandParser(HfArgumentParser):
         if argv and not argv[0].startswith("-"):
             path = Path(argv[0]).expanduser()
             argv = [*self._options(read_arguments(path), path), *argv[1:]]
-        preset, argv = self._take_preset(argv)
         try:
             *instances, unknown = self.parse_args_into_dataclasses(
                 argv, return_remaining_strings=True, look_for_args_file=False
@@ -81,22 +92,7 @@ class CommandParser(HfArgumentParser):
         if unknown:
             option = next((each for each in unknown if each.startswith("-")), unknown[0])
             raise SMDError(f"there is no argument '{option}'.{self._near(option.partition('=')[0])}")
-        for instance in instances:
-            if preset is not None and hasattr(instance, "name_preset"):
-                instance.name_preset(preset)
         return tuple(instances)
-
-    def _take_preset(self, argv: list[str]) -> tuple[str | None, list[str]]:
-        """The given preset, if any, and the arguments after those of its recipe, which they override."""
-        if "--preset" not in self._option_string_actions:
-            return None, argv
-        finder = ArgumentParser(add_help=False, allow_abbrev=False, argument_default=None)
-        finder.error = self.error  # pyright: ignore[reportAttributeAccessIssue]
-        finder.add_argument("--preset")
-        found, rest = finder.parse_known_args(argv)
-        if found.preset is None:
-            return None, argv
-        return found.preset, [*self._options(read_recipe(found.preset), found.preset), *rest]
 
     def _near(self, option: str) -> str:
         names = [each[2:] for each in self._option_string_actions if each.startswith("--") and "-" not in each[2:]]

@@ -33,7 +33,7 @@ def rows_needed(args: EvolutionArguments) -> int | None:
 
     It is `fitness_samples_per_generation` times `num_generations`, and the share for selection.
     """
-    if args.fitness_samples_per_generation is None:
+    if not args.fitness_samples_per_generation:
         return None
     return math.ceil(args.fitness_samples_per_generation * args.num_generations / (1 - args.selection_fraction))
 

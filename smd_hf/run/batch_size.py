@@ -133,7 +133,7 @@ def settle_batch_size(
     model = evaluator.model
     asked, devices = args.per_device_eval_batch_size, max(1, args.n_gpu)
     # Passes of children over recorded prefixes need the most memory: that of the whole recording too.
-    replays = args.prefix_replay and (args.decomposition == "blocks" or bool(args.mutable_parameters))
+    replays = args.prefix_replay and (args.decomposition == "blocks" or args.mutable_parameters != ["all"])
 
     def attempt(size: int) -> None:
         [batch] = make_batches(dataset, np.resize(np.arange(len(dataset)), devices * size))

@@ -59,6 +59,9 @@ NO_EFFECT = (
 )
 """Arguments of evolution that may differ when a run is resumed; `num_generations` only if sigma does not depend on it."""
 
+BEFORE_PRESETS = {"sigma": 0.0, "fitness_samples_per_generation": 0, "mutable_parameters": ["all"]}
+"""What `None` stood for before every argument without a value was the preset's."""
+
 OF_TRAINER = ("seed", "bf16", "fp16", "tf32", "torch_compile", "label_smoothing_factor")
 """Arguments of Trainer that may not differ."""
 
@@ -197,6 +200,9 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
             "output_dir, or resume with the version that began it."
         )
     old: dict[str, Any] = {RENAMED.get(str(name), str(name)): value for name, value in before["arguments"].items()}
+    for name, value in BEFORE_PRESETS.items():
+        if name in old and old[name] is None:
+            old[name] = value
     old.setdefault("runtime", "eager")  # versions without runtimes
     old.setdefault("warm_start", False)  # versions without it
     old.setdefault("refit_head", False)

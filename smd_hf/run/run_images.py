@@ -141,7 +141,7 @@ class RunImages:
         labels = np.zeros(size, dtype=np.int64) if labels is None else labels
         fraction, samples = self.args.selection_fraction, self.args.fitness_samples_per_generation
         fitness, selection = split_indices(labels, fraction, seed)
-        if samples is not None:
+        if samples:
             self.fresh = FreshSamples(fitness, labels[fitness], samples, seed)
         self._fitness = self.make_batches(self.train_dataset, fitness, self._fitness_cache_share)
         if fraction > 0:

@@ -53,6 +53,7 @@ def scoring_of(
         metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
         fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         return fitness, objectives_of(args, metrics, has_ood), evaluation_metrics
+    combines = task.kind is not CLASSIFIER and task.kind.pipeline_tag in AUTO_MODELS
     given = {
         "compute_metrics": compute_metrics is not None,
         "preprocess_logits_for_metrics": preprocess_logits_for_metrics is not None,
@@ -64,11 +65,12 @@ def scoring_of(
         "class_weights": args.class_weights is not None,
         "cost_matrix": args.cost_matrix is not None,
         "loss": args.was_chosen("loss"),
-        "ensemble_size": bool(args.ensemble_size)
-        and (task.kind is CLASSIFIER or task.kind.pipeline_tag not in AUTO_MODELS),
+        "ensemble_size": bool(args.ensemble_size) and args.was_chosen("ensemble_size") and not combines,
         "save_children": bool(args.save_children),
     }
     refuse(given, "image classification" + (" with one label an image" if task.kind is CLASSIFIER else ""), task)
+    if not combines:
+        args.ensemble_size = 0  # the preset's
     if args.ensemble_size and args.ensemble_selection == "greedy":
         if args.was_chosen("ensemble_selection"):
             raise SMDError(

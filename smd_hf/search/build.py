@@ -13,6 +13,7 @@ from ..data.batches import ImageBatches
 from ..data.ood_images import OODImages
 from ..errors import SMDError
 from ..metrics.classification import parse_cost_matrix
+from ..models.quantized import is_mutable
 from ..parallel.processes import Processes
 from ..scoring.costs import suffix_costs
 from ..scoring.evaluator import Evaluator
@@ -25,7 +26,7 @@ from .fitness import Fitness
 from .gauss_newton import GaussNewton
 from .losses import Loss, from_compute_loss_func, make_loss
 from .mutation import Mutation
-from .parameter_space import parameter_space
+from .parameter_space import norm_parameter_names, parameter_space
 from .pareto.objectives import Objectives
 from .pareto.pareto_evolution import ParetoEvolution
 from .recombination import Best, GreedySoup, Recombination, TopKMean
@@ -188,6 +189,8 @@ def make_mutation(
     Raises:
         `SMDError`: if a pattern matches no parameter, or the decomposition does not fit the population.
     """
+    if not args.was_chosen("mutable_parameters"):
+        args.mutable_parameters = _those_there_are(model, args.mutable_parameters)
     space = parameter_space(model, args.mutable_parameters, args.frozen_parameters)
     scaling = scaling_directions(args.scaling_share, args.directions, len(space.names))
     decomposition = make_decomposition(
@@ -215,3 +218,14 @@ def compiled(model: PreTrainedModel, args: EvolutionArguments) -> Callable:
     return torch.compile(
         model, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode, dynamic=False
     )
+
+
+def _those_there_are(model: PreTrainedModel, groups: list[str]) -> list[str]:
+    """The groups of parameters that a preset names, or all where the model has none of them."""
+    mutable = {name for name, parameter in model.named_parameters() if is_mutable(parameter)}
+    if groups == ["norms"] and not mutable & norm_parameter_names(model):
+        logger.warning(
+            "All parameters are mutable: the preset changes those of normalisation layers, and this model has none."
+        )
+        return ["all"]
+    return groups

@@ -18,7 +18,7 @@ from ..models.load import num_channels
 from ..models.tasks import KINDS
 from ..scoring.reading import SamplesAll
 from ..scoring.scores import Cell, Score
-from .common import check_rows
+from .common import check_rows, leave_gauss_newton_out
 from .protocol import GivenData, Loss
 
 logger = logging.get_logger(__name__)
@@ -53,9 +53,8 @@ class ObjectDetection(SamplesAll):
             if str(model.config.model_type).startswith(start):
                 raise SMDError(f"The model is a {type(model).__name__}, which {reason}. {OTHERS}")
         self.set_loss = SetLoss.of(model.config)
-        if getattr(args, "recombination", None) == "gauss_newton" and not args.was_chosen("recombination"):
-            args.recombination = "best"
-            logger.warning("Recombination is 'best': gauss_newton, the default, does not apply to object detection.")
+        if hasattr(args, "recombination"):
+            leave_gauss_newton_out(args, self)
 
     def prepare(self, model: Any, args: EvolutionArguments, given: GivenData) -> PreparedData:
         splits = check_rows(given, self.kind)

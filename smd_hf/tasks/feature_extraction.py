@@ -20,7 +20,7 @@ from ..models.load import num_channels
 from ..models.tasks import KINDS
 from ..scoring.reading import SamplesAll
 from ..scoring.scores import Cell, Score
-from .common import check_rows
+from .common import check_rows, leave_gauss_newton_out
 from .protocol import GivenData, Loss
 
 logger = logging.get_logger(__name__)
@@ -50,9 +50,7 @@ class ImageFeatureExtraction(SamplesAll):
         self.first = any("cls_token" in name for name, _ in model.named_parameters())
         if args is None or not hasattr(args, "recombination"):
             return
-        if args.recombination == "gauss_newton" and not args.was_chosen("recombination"):
-            args.recombination = "best"
-            logger.warning("Recombination is 'best': gauss_newton, the default, does not apply to image features.")
+        leave_gauss_newton_out(args, self)
         if getattr(model.config, "mask_ratio", None):
             logger.warning(
                 f"mask_ratio is set to 0 (it was {model.config.mask_ratio:g}), also in the saved config.json: features of a model that "

@@ -35,11 +35,12 @@ class ZeroShotImageClassification(ImageClassification):
         if not isinstance(args, EvolutionArguments):
             return
         given = {
-            "ensemble_size": bool(args.ensemble_size),
+            "ensemble_size": bool(args.ensemble_size) and args.was_chosen("ensemble_size"),
             "save_children": bool(args.save_children),
             "head_init": args.head_init not in (None, "keep"),
         }
         refuse(given, "classifiers with a head", self)
+        args.ensemble_size = 0
         leave_head_alone(args, self)
         # The texts are encoded once, so a change of these weights would show in no score.
         if TEXT_PARAMETERS not in (args.frozen_parameters or []):

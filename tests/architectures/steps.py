@@ -16,13 +16,14 @@ import datasets
 import torch
 from transformers import PreTrainedModel
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.artifacts.loading import load
 from smd_hf.errors import SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.heads import head_parameter_names
 from smd_hf.models.load import load_model, num_channels
 from tests.architectures.fresh_process import FreshProcess, aligned
+from tests.plain import plain_arguments
 from tests.tiny import label_names, tiny_images
 
 TRAIN_IMAGES, TEST_IMAGES, CLASSES = 8, 4, 4
@@ -42,7 +43,7 @@ def go_through(checkpoint: Path, folder: Path, fresh: FreshProcess, image_size: 
     """
     # 1. Load and evolve. Blocks ask most of a model: operations are counted and prefixes replayed. The parent must not
     # survive, so that what is saved is new.
-    arguments = EvolutionArguments(
+    arguments = plain_arguments(
         str(folder),
         population_size=2,
         num_generations=1,

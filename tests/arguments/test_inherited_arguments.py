@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.arguments.inherited_arguments import HIDDEN, NO_EFFECT, OF_SCRIPTS, REFUSED, REPLACED, ignored_arguments
 from smd_hf.cli.evolve import run
 from smd_hf.search.losses import LOSSES
+from tests.plain import plain_arguments
 from tests.tiny import tiny_model
 
 EFFECTIVE = {
@@ -52,7 +53,7 @@ def rows(count=12):
 
 def make_args(folder, **kwargs):
     defaults = dict(population_size=2, sigma=0.1, recombination="best", use_cpu=True, disable_tqdm=True)
-    return EvolutionArguments(str(folder), **defaults | kwargs)
+    return plain_arguments(str(folder), **defaults | kwargs)
 
 
 def make_trainer(folder, kind=EvolutionTrainer, **kwargs):

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from smd_hf import EvolutionArguments
 from smd_hf.arguments.label_map import read_label_map
 from smd_hf.data.alignment import align_labels
 from smd_hf.errors import SMDError
+from tests.plain import plain_arguments
 
 MODEL = {0: "crane", 1: "dog", 2: "crane", 3: "ice cream, icecream"}
 
@@ -54,7 +54,7 @@ def test_forms(tmp_path):
 def test_what_cannot_be_read(name, text, expected, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(SMDError, match=expected) as told:
-        EvolutionArguments(str(tmp_path), label_map=str(tmp_path / name.replace("mop", "map")), use_cpu=True)
+        plain_arguments(str(tmp_path), label_map=str(tmp_path / name.replace("mop", "map")), use_cpu=True)
     assert "\n" not in str(told.value)
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.artifacts.loading import load
 from smd_hf.cli.main import main
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor
+from tests.plain import PLAIN_OPTIONS, plain_arguments
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images
 
 OPTIONS = ["--population_size", "4", "--sigma", "0.3", "--disable_tqdm", "true", "--report_to", "none"]
@@ -30,7 +31,15 @@ def run(request, tmp_path_factory):
     save_tiny_checkpoint(request.param, root / "base")
     write_images(root / "train.parquet", 1)
     write_images(root / "test.parquet", 2)
-    argv = ["evolve", "--model_name_or_path", str(root / "base"), "--output_dir", str(root / "run"), *data(root)]
+    argv = [
+        "evolve",
+        *PLAIN_OPTIONS,
+        "--model_name_or_path",
+        str(root / "base"),
+        "--output_dir",
+        str(root / "run"),
+        *data(root),
+    ]
     assert main([*argv, *OPTIONS, "--save_children", "2", "--ensemble_size", "3"]) == 0
     return root
 
@@ -70,7 +79,7 @@ def test_evaluate_reads_a_delta_and_an_ensemble(run, tmp_path, capfd):
 
 def test_evolve_goes_on_from_a_delta(run, tmp_path):
     delta = run / "run" / "children" / "0000"
-    argv = ["evolve", "--model_name_or_path", str(delta), "--output_dir", str(tmp_path), *data(run)]
+    argv = ["evolve", *PLAIN_OPTIONS, "--model_name_or_path", str(delta), "--output_dir", str(tmp_path), *data(run)]
     assert main([*argv, *OPTIONS, "--save_children", "1"]) == 0
     report = json.loads((tmp_path / "gain_report.json").read_text())
     assert report["parent"]["accuracy"] == expected_accuracy(run, load(delta))
@@ -88,7 +97,7 @@ def test_evolve_refuses_an_ensemble_with_a_remedy_that_works(run, tmp_path, capf
     assert f"smd-hf evolve: error: '{folder}' is an ensemble" in paragraph
     assert f"smd_hf.load('{folder}').merge().save_pretrained(folder)" in paragraph
     with pytest.raises(SMDError, match=r"The model is an ensemble.*model.merge\(\)"):
-        EvolutionTrainer(load(folder), EvolutionArguments(str(tmp_path / "out"), use_cpu=True))
+        EvolutionTrainer(load(folder), plain_arguments(str(tmp_path / "out"), use_cpu=True))
 
     load(folder).merge().save_pretrained(tmp_path / "merged")
     if (folder / "preprocessor_config.json").is_file():

@@ -18,6 +18,7 @@ from smd_hf.cli.main import main
 from smd_hf.data.labels import label_maps
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_model
+from tests.plain import PLAIN_OPTIONS
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,7 @@ def at_root(root, monkeypatch):
 
 def evolve(output_dir, *more, model="models/resnet", train="train.parquet", test="test.parquet"):
     return [
-        *("evolve", "--model_name_or_path", model, "--train_file", train, "--validation_file", test),
+        *("evolve", *PLAIN_OPTIONS, "--model_name_or_path", model, "--train_file", train, "--validation_file", test),
         *(
             "--output_dir",
             str(output_dir),
@@ -98,7 +99,7 @@ BAD_ARGUMENTS = {
     "population_size below 2": (["--population_size", "1"], ["population_size is 1", "2 or more"]),
     "density 0": (["--decomposition", "random", "--density", "0"], ["density is 0.0", "(0, 1]"]),
     "density above 1": (["--decomposition", "random", "--density", "1.5"], ["density is 1.5"]),
-    "sigma 0": (["--sigma", "0"], ["sigma is 0.0", "positive"]),
+    "sigma infinite": (["--sigma", "inf"], ["sigma is inf", "positive", "0 to calibrate"]),
     "sigma below 0": (["--sigma", "-0.5"], ["sigma is -0.5"]),
     "sigma NaN": (["--sigma", "nan"], ["sigma is nan"]),
     "sigma no number": (["--sigma", "much"], ["--sigma", "'much'"]),
@@ -218,7 +219,9 @@ class TestArgumentsFromAFile:
             f"output_dir: {tmp_path / 'out'}\npopulation_size: 4\nsigma: 3e-1\nelitism: false\ndisable_tqdm: true\n"
             f"mutable_parameters: [norms, head]\nreport_to: [none]\nsubspace_schedule: static\nrun_name: null\n"
         )
-        assert main(["evolve", str(config), "--population_size", "6", "--subspace_schedule=dynamic"]) == 0
+        assert (
+            main(["evolve", str(config), *PLAIN_OPTIONS, "--population_size", "6", "--subspace_schedule=dynamic"]) == 0
+        )
         arguments = json.loads((tmp_path / "out" / "gain_report.json").read_text())["arguments"]
         assert arguments["population_size"] == 6 and arguments["sigma"] == 0.3 and arguments["elitism"] is False
         assert arguments["mutable_parameters"] == ["norms", "head"] and "subspace_schedule" not in arguments

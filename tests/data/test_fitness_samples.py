@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import default_data_collator
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.data.fitness_samples import FreshSamples, split_indices
+from tests.plain import plain_arguments
 from tests.tiny import tiny_model, tiny_pixels
 
 
@@ -62,7 +63,7 @@ def make_trainer(folder, rows, **kwargs):
     )
     return EvolutionTrainer(
         tiny_model("resnet"),
-        EvolutionArguments(output_dir=str(folder), **arguments | kwargs),
+        plain_arguments(str(folder), **arguments | kwargs),
         data_collator=collate,
         train_dataset=rows[:40],
         eval_dataset=rows[40:],

@@ -11,8 +11,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.data.image_checks import ReadableRows, bad_images, check_images
+from tests.plain import plain_arguments
 from tests.tiny import label_names, tiny_images, tiny_model, tiny_processor
 
 FEATURES = Features({"image": datasets.Image(), "label": ClassLabel(names=label_names(4))})
@@ -69,7 +70,7 @@ def test_every_kind_is_found_and_named(kind):
 
 def make_args(folder, **kwargs):
     defaults = dict(population_size=4, sigma=0.3, recombination="best", elitism=False, use_cpu=True, disable_tqdm=True)
-    return EvolutionArguments(str(folder), **defaults | kwargs)
+    return plain_arguments(str(folder), **defaults | kwargs)
 
 
 def make_trainer(folder, train, test, **kwargs):

@@ -9,9 +9,10 @@ import datasets
 import pytest
 import torch
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.data.streaming import rows_needed, take, take_streams
 from tests.hub.server import HubServer
+from tests.plain import PLAIN_OPTIONS, plain_arguments
 from tests.test_trainer import make_dataset
 from tests.tiny import save_tiny_checkpoint
 
@@ -34,7 +35,7 @@ def arguments(folder, **values):
         "population_size": 2, "num_generations": 2, "sigma": 0.1, "use_cpu": True, "disable_tqdm": True, "report_to": "none",
         "fitness_samples_per_generation": 8, "save_strategy": "no",
     }  # fmt: skip
-    return EvolutionArguments(str(folder), **(chosen | values))
+    return plain_arguments(str(folder), **(chosen | values))
 
 
 def test_rows_are_those_of_the_stream_shuffled_by_the_seed(stream):
@@ -110,7 +111,7 @@ def test_a_sharded_data_set_of_the_hub_is_streamed_once(tmp_path):
         hub.add_repository("tester/shards", tmp_path / "data", repo_type="dataset")
         environment = hub.environment(home=tmp_path / "home") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         argv = [
-            "evolve", "--model_name_or_path", model, "--dataset_name", "tester/shards", "--streaming", "--output_dir", "out",
+            "evolve", *PLAIN_OPTIONS, "--model_name_or_path", model, "--dataset_name", "tester/shards", "--streaming", "--output_dir", "out",
             "--population_size", "2", "--num_generations", "2", "--sigma", "0.1", "--fitness_samples_per_generation", "8",
             "--shuffle_buffer_size", "10", "--disable_tqdm", "true",
         ]  # fmt: skip

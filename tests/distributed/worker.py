@@ -19,11 +19,12 @@ from datasets import ClassLabel, Dataset, Features, Image
 from sklearn.metrics import f1_score
 from torch.utils.data import Dataset as TorchDataset
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.run.lines import LineWriter
 from smd_hf.scoring.runtimes.openvino import has_bf16
 from tests import figures  # noqa: F401
+from tests.plain import plain_arguments
 from tests.tiny import label_names, tiny_images, tiny_model, tiny_processor
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -138,7 +139,7 @@ def make_trainer(
     names = labels or label_names(4)
     return EvolutionTrainer(
         tiny_model(kind),
-        EvolutionArguments(output_dir=str(folder), spread=spread, **COMMON | kwargs),
+        plain_arguments(str(folder), spread=spread, **COMMON | kwargs),
         train_dataset=make_dataset(40, 1, names, bad),
         eval_dataset=make_dataset(26, 2, names),
         ood_dataset=make_dataset(21, 3, names) if "objectives" in kwargs else None,

@@ -50,8 +50,9 @@ EVOLVE = """
     torch.set_num_threads(1)
 
     import smd_hf
-    from smd_hf import EvolutionArguments, EvolutionTrainer
+    from smd_hf import EvolutionTrainer
     from tests import figures
+    from tests.plain import PLAIN_OPTIONS, plain_arguments
     from tests.test_trainer import make_dataset
     from tests.tiny import tiny_pixels, tiny_processor
 
@@ -60,7 +61,7 @@ EVOLVE = """
             "population_size": 4, "num_generations": 2, "sigma": 0.1, "elitism": False, "use_cpu": True,
             "disable_tqdm": True, "per_device_eval_batch_size": 16, "save_strategy": "no",
         }
-        args = EvolutionArguments(str(Path(root, name)), **(chosen | arguments))
+        args = plain_arguments(str(Path(root, name)), **(chosen | arguments))
         return EvolutionTrainer(model, args, train_dataset=train, eval_dataset=test, processing_class=processor)
 
     @torch.no_grad()
@@ -429,7 +430,7 @@ FAIL = (
     make_dataset(24, 2).to_parquet(Path(root, "test.parquet"))
     def evolve(name):
         return push([
-            "evolve", "--model_name_or_path", "tester/parent", "--train_file", str(Path(root, "train.parquet")),
+            "evolve", *PLAIN_OPTIONS, "--model_name_or_path", "tester/parent", "--train_file", str(Path(root, "train.parquet")),
             "--validation_file", str(Path(root, "test.parquet")), "--output_dir", str(Path(root, name)), "--sigma", "0.1",
             "--population_size", "4", "--push_to_hub", "--hub_model_id", f"tester/{name}", "--disable_tqdm", "true",
         ])

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction, default_data_collator
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.metrics.classification import METRICS, EvaluateMetric, builtin_metric, merged, named_metrics
 from smd_hf.metrics.sklearn_metrics import sklearn_metric, sklearn_scorers
 from smd_hf.search.fitness import Fitness
+from tests.plain import plain_arguments
 from tests.tiny import tiny_model, tiny_pixels
 
 COSTS = "[[0, 1, 2, 3], [5, 0, 1, 1], [2, 2, 0, 1], [9, 1, 1, 0]]"
@@ -59,7 +60,7 @@ def make_trainer(folder, rows, compute_metrics=None, **kwargs):
     arguments = dict(population_size=4, sigma=0.3, recombination="best", use_cpu=True, disable_tqdm=True)
     return EvolutionTrainer(
         tiny_model("resnet"),
-        EvolutionArguments(output_dir=str(folder), **arguments | kwargs),
+        plain_arguments(str(folder), **arguments | kwargs),
         data_collator=default_data_collator,
         train_dataset=rows[:24],
         eval_dataset=rows[24:],

@@ -8,10 +8,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from transformers import default_data_collator
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError, load_ood_images
+from smd_hf import EvolutionTrainer, SMDError, load_ood_images
 from smd_hf.metrics.ood import auroc, compare_auroc, placements
 from smd_hf.scoring.changes import applied
 from smd_hf.scoring.evaluator import Evaluator
+from tests.plain import PLAIN_OPTIONS, plain_arguments
 from tests.tiny import label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_pixels
 from tests.tiny_data import image_dataset
 
@@ -31,7 +32,7 @@ def make_trainer(folder, rows, others, **kwargs):
     arguments = dict(population_size=4, num_generations=2, sigma=0.3, use_cpu=True, disable_tqdm=True)
     return EvolutionTrainer(
         tiny_model("vit"),
-        EvolutionArguments(output_dir=str(folder), **arguments | kwargs),
+        plain_arguments(str(folder), **arguments | kwargs),
         data_collator=default_data_collator,
         train_dataset=rows[:40],
         eval_dataset=rows[40:],
@@ -202,7 +203,11 @@ def test_the_command_line_takes_both(tmp_path, capfd):
         "ood_dir": "others",
         "output_dir": "out",
     }
-    command = ["evolve", *(text for name, path in arguments.items() for text in (f"--{name}", str(tmp_path / path)))]
+    command = [
+        "evolve",
+        *PLAIN_OPTIONS,
+        *(text for name, path in arguments.items() for text in (f"--{name}", str(tmp_path / path))),
+    ]
     command += ["--population_size", "4", "--sigma", "0.3", "--disable_tqdm", "true"]
     assert main([*command, "--objectives", "nll", "mutated_fraction", "ood_energy_auroc"]) == 0
     printed = capfd.readouterr().out

@@ -5,11 +5,12 @@ import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.models.load import load_model
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
+from tests.plain import plain_arguments
 from tests.test_trainer import make_dataset
 from tests.tiny import tiny_model, tiny_processor
 
@@ -17,7 +18,7 @@ LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["cla
 
 
 def trainer_of(model, folder):
-    arguments = EvolutionArguments(
+    arguments = plain_arguments(
         str(folder), population_size=2, sigma=0.1, use_cpu=True, report_to=[], disable_tqdm=True
     )
     data = make_dataset(8)

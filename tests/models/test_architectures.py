@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import smd_hf.scoring.costs as costs_module
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 from smd_hf.data.labels import label_maps
@@ -22,6 +22,7 @@ from smd_hf.models.quantized import check_can_be_saved
 from smd_hf.remote_code.members_smd_ensemble import logits_of
 from smd_hf.scoring.costs import suffix_costs
 from smd_hf.scoring.evaluator import Evaluator
+from tests.plain import plain_arguments
 from tests.tiny import label_names, tiny_pixels
 
 LABELS = dict(zip(("id2label", "label2id"), label_maps(label_names(4))))
@@ -162,7 +163,7 @@ def test_logits_without_that_name_are_found():
 
 def test_evaluate_measures_a_model_that_takes_no_labels(tmp_path):
     rows = [{"pixel_values": pixels, "labels": number % 4} for number, pixels in enumerate(tiny_pixels(8))]
-    args = EvolutionArguments(
+    args = plain_arguments(
         str(tmp_path), per_device_eval_batch_size=4, use_cpu=True, report_to="none", disable_tqdm=True
     )
     model = pp_lcnet()

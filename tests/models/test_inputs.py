@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDEnsembleForImageClassification
+from smd_hf import EvolutionTrainer, SMDEnsembleForImageClassification
 from smd_hf.data.batches import ImageBatches
 from smd_hf.data.rows import ImageCollator
 from smd_hf.errors import SMDError
@@ -23,6 +23,7 @@ from smd_hf.scoring.prefix_replay import PrefixReplay
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
+from tests.plain import plain_arguments
 from tests.tiny import label_names, tiny_images, tiny_model, tiny_processor
 
 KINDS = ("imagegpt", "siglip2", "naflexvit")
@@ -170,7 +171,7 @@ def test_the_head_is_found_without_data_and_costs_are_counted(kind, checkpoints)
 )
 def test_a_run_evolves_saves_and_leaves_an_ensemble(kind, recombination, checkpoints, tmp_path):
     train, test = image_rows(24, 1), image_rows(12, 2)
-    args = EvolutionArguments(
+    args = plain_arguments(
         str(tmp_path / "out"),
         num_generations=1,
         population_size=4,
@@ -221,7 +222,7 @@ with torch.inference_mode():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_head_is_fitted_on_these_inputs(kind, checkpoints, tmp_path):
     rows = [{"image": row["image"], "label": ["oak", "elm"][row["label"] % 2]} for row in image_rows(16, 1)]
-    args = EvolutionArguments(
+    args = plain_arguments(
         str(tmp_path),
         num_generations=1,
         population_size=2,
@@ -240,7 +241,7 @@ def test_rows_that_hold_the_main_input_need_no_processor(checkpoints, tmp_path):
     rows = image_rows(12)
     ids = processor([row["image"] for row in rows], return_tensors="pt")["input_ids"]
     ready = [{"input_ids": ids[i], "label": row["label"]} for i, row in enumerate(rows)]
-    args = EvolutionArguments(
+    args = plain_arguments(
         str(tmp_path),
         num_generations=1,
         population_size=2,

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from smd_hf import SMDError
-from smd_hf.arguments.evolution_arguments import EvolutionArguments
 from smd_hf.cli.main import main
 from smd_hf.models.load import load_model, load_model_for_new_head
 from smd_hf.models.tasks import KINDS, task_of
 from smd_hf.trainer import EvolutionTrainer
+from tests.plain import plain_arguments
 from tests.tiny import save_tiny_checkpoint, tiny_model
 
 VISION = {
@@ -116,7 +116,7 @@ def test_a_checkpoint_is_refused_by_the_task_of_its_architecture(kind, tmp_path)
         assert type(load_model(tmp_path)) is type(model)
     else:
         assert refusal(load_model, tmp_path) == message
-    args = EvolutionArguments(str(tmp_path / "out"), use_cpu=True, task="image-classification")
+    args = plain_arguments(str(tmp_path / "out"), use_cpu=True, task="image-classification")
     message = refusal(EvolutionTrainer, model, args)
     assert message.startswith(f"The model is for {TASKS[kind]} ({type(model).__name__})")
 
@@ -191,11 +191,9 @@ def test_custom_code_may_name_its_classifier_as_it_likes(tmp_path):
 
 
 def test_a_backbone_that_is_passed_as_a_model_is_refused(tmp_path):
-    message = refusal(EvolutionTrainer, tiny_model("vit").vit, EvolutionArguments(str(tmp_path), use_cpu=True))
+    message = refusal(EvolutionTrainer, tiny_model("vit").vit, plain_arguments(str(tmp_path), use_cpu=True))
     assert "ViTModel, a backbone without a classifier" in message and "save_pretrained" in message
-    message = refusal(
-        EvolutionTrainer, make(*BACKBONES["vit, masked"]), EvolutionArguments(str(tmp_path), use_cpu=True)
-    )
+    message = refusal(EvolutionTrainer, make(*BACKBONES["vit, masked"]), plain_arguments(str(tmp_path), use_cpu=True))
     assert "for masked image modeling" in message
 
 

@@ -14,6 +14,7 @@ from smd_hf.cli.main import main
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.parallel.stopping import GRACE, OutOfTime, Stop, Terminated
 from tests.distributed.worker import make_dataset, make_trainer
+from tests.plain import PLAIN_OPTIONS
 from tests.tiny import label_names, save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +221,7 @@ def root(tmp_path_factory):
 
 def arguments(output_dir, *more):
     return [
-        *("evolve", "--model_name_or_path", "model", "--train_file", "train.parquet"),
+        *("evolve", *PLAIN_OPTIONS, "--model_name_or_path", "model", "--train_file", "train.parquet"),
         *("--validation_file", "test.parquet", "--output_dir", str(output_dir), "--sigma", "0.3"),
         *("--decomposition", "random", "--recombination", "best", "--no_elitism", "--disable_tqdm", "true"),
         *("--save_strategy", "no", *more),

@@ -52,7 +52,7 @@ from transformers import (
 )
 
 import smd_hf
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 from smd_hf.models.checkpoints import load_weights, weights_hash
@@ -62,6 +62,7 @@ from smd_hf.run.ledger import LEDGER_NAME, Ledger, read_header
 from smd_hf.run.resume import find_resume_point
 from smd_hf.scoring.record import ScoredCell
 from smd_hf.scoring.scores import Cell
+from tests.plain import plain_arguments
 
 SECONDS = 10.0
 """Time on the CPU that a case may take."""
@@ -252,7 +253,7 @@ def ledger_loader(folder: Path) -> Loader:
     """The `output_dir` of a run that was ended in its third generation: its ledger and its last checkpoint."""
     generator = torch.Generator().manual_seed(0)
     rows = [{"pixel_values": torch.rand(3, 8, 8, generator=generator), "labels": i % 3} for i in range(24)]
-    args = EvolutionArguments(
+    args = plain_arguments(
         str(folder),
         population_size=2,
         num_generations=4,

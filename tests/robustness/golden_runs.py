@@ -21,7 +21,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from transformers import AutoModelForImageClassification, TorchAoConfig, TrainerCallback, ViTImageProcessor
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
+from tests.plain import plain_arguments
 
 ROOT = Path(__file__).parents[2]
 LABELS = ["cat", "dog", "horse", "ship"]
@@ -155,7 +156,7 @@ def make_trainer(folder: Path, kind: str, labels: list[str] | None = None, **kwa
         save_parent(kind, parent)
     return EvolutionTrainer(
         str(parent),
-        EvolutionArguments(output_dir=str(folder / "out"), **COMMON | kwargs),
+        plain_arguments(str(folder / "out"), **COMMON | kwargs),
         train_dataset=images(50, 1, labels),
         eval_dataset=images(30, 2, labels),
         ood_dataset=images(20, 3) if "objectives" in kwargs else None,

@@ -33,11 +33,12 @@ import datasets
 import torch
 from transformers.utils import logging
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.cli.digits import digit_splits, train_parent
 from smd_hf.files import write_json
 from smd_hf.run.lines import LineWriter, to_line
 from smd_hf.scoring import sums
+from tests.plain import plain_arguments
 
 CASES: dict[str, dict[str, Any]] = {
     "partition, best": dict(decomposition="partition", recombination="best", recombination_top_k=2),
@@ -161,7 +162,7 @@ def evolve(parent: Path, folder: Path, case: str, resume: bool | None) -> None:
     splits = digit_splits(0)
     trainer = EvolutionTrainer(
         parent,
-        EvolutionArguments(output_dir=str(folder), **COMMON | CASES[case]),
+        plain_arguments(str(folder), **COMMON | CASES[case]),
         train_dataset=splits["train"].select(range(TRAIN_IMAGES)),
         eval_dataset=splits["test"].select(range(TEST_IMAGES)),
     )

@@ -24,6 +24,7 @@ from tests import figures
 from tests.test_trainer import make_dataset
 from tests.tiny import label_names, tiny_processor
 
+from tests.plain import plain_arguments
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)
 names = dict(enumerate(label_names(4)))
@@ -35,7 +36,7 @@ def trainer(name, **kwargs):
     args = dict(population_size=2, sigma=0.3, recombination="best", elitism=False, use_cpu=True, disable_tqdm=True)
     return EvolutionTrainer(
         ViTForImageClassification(config).eval(),
-        EvolutionArguments(str(folder / name), **args | kwargs),
+        plain_arguments(str(folder / name), **args | kwargs),
         train_dataset=make_dataset(40, 1),
         eval_dataset=make_dataset(8, 2),
         processing_class=tiny_processor(64),

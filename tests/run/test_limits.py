@@ -10,6 +10,7 @@ from smd_hf.cli.main import main
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.run.limits import stopped_sentence
 from tests.distributed.worker import make_dataset, make_trainer
+from tests.plain import PLAIN_OPTIONS
 from tests.tiny import label_names, save_tiny_checkpoint
 
 # 32 fitness images in 3 batches and 8 selection images: a candidate costs a quarter of a pass.
@@ -143,7 +144,14 @@ def test_the_command_says_what_is_ahead_and_what_stopped_it(tmp_path, capfd, cap
     save_tiny_checkpoint("resnet", tmp_path / "model")
     for name in ("train", "test"):
         make_dataset(40, len(name), label_names(4)).to_parquet(str(tmp_path / f"{name}.parquet"))
-    argv = ["evolve", "--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
+    argv = [
+        "evolve",
+        *PLAIN_OPTIONS,
+        "--model_name_or_path",
+        str(tmp_path / "model"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     argv += ["--train_file", str(tmp_path / "train.parquet"), "--validation_file", str(tmp_path / "test.parquet")]
     argv += ["--population_size", "4", "--recombination", "best", "--recombination_top_k", "2", "--sigma", "0.3"]
     assert main([*argv, "--num_generations", "3", "--max_forward_passes", "6", "--disable_tqdm", "true"]) == 0

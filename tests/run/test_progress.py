@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from transformers import default_data_collator
 
 import smd_hf.scoring.bars
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.data.batches import ImageBatches
 from smd_hf.parallel.processes import Processes
 from smd_hf.run.progress import EvolutionProgressCallback
 from smd_hf.scoring.bars import ScoringBar, TickingBar
 from smd_hf.scoring.work import CallWork, Work
+from tests.plain import plain_arguments
 from tests.slow_model import slow_model, virtual_time
 from tests.tiny import tiny_pixels
 
@@ -93,7 +94,7 @@ def make_trainer(folder, seconds=1.0, tests=16, **kwargs):
     )
     return EvolutionTrainer(
         slow_model(seconds),
-        EvolutionArguments(output_dir=str(folder), **defaults | kwargs),
+        plain_arguments(str(folder), **defaults | kwargs),
         data_collator=default_data_collator,
         train_dataset=rows(80),
         eval_dataset=rows(tests),

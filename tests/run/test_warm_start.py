@@ -5,13 +5,14 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.linear_head import HeadInputs
 from smd_hf.reports.steps import steps_lines
 from smd_hf.run.cost_model import CostModel
 from smd_hf.run.warm_start import FILE_NAME, HeadSteps
 from smd_hf.search.head import baselines
+from tests.plain import plain_arguments
 from tests.test_trainer import make_dataset
 from tests.tiny import ALL_KINDS, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
@@ -30,7 +31,7 @@ def data():
 
 def make_trainer(checkpoint, folder, data, model=None, **kwargs):
     defaults = dict(warm_start=True, population_size=4, sigma=0.01, num_generations=2, use_cpu=True, disable_tqdm=True)
-    args = EvolutionArguments(str(folder), per_device_eval_batch_size=16, **defaults | kwargs)
+    args = plain_arguments(str(folder), per_device_eval_batch_size=16, **defaults | kwargs)
     train, test = data
     return EvolutionTrainer(model or str(checkpoint), args, train_dataset=train, eval_dataset=test)
 
@@ -159,7 +160,7 @@ def test_logits_of_several_layers_are_left_alone_with_one_warning(data, tmp_path
 
 def test_a_fitness_without_labels_is_refused(tmp_path):
     with pytest.raises(SMDError, match="warm_start fits the head on labelled images"):
-        EvolutionArguments(str(tmp_path), warm_start=True, fitness="ood_auroc", recombination="best")
+        plain_arguments(str(tmp_path), warm_start=True, fitness="ood_auroc", recombination="best")
 
 
 # ---- refit_head -------------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForImageClassification
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_model
+from tests.plain import plain_arguments
 from tests.test_trainer import make_dataset
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_processor
 
@@ -33,7 +34,7 @@ def make_trainer(model, folder, data, **kwargs):
     kwargs = dict(population_size=4, sigma=0.1, elitism=False, per_device_eval_batch_size=16) | kwargs
     return EvolutionTrainer(
         model,
-        EvolutionArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **kwargs),
+        plain_arguments(str(folder), use_cpu=True, disable_tqdm=True, **kwargs),
         train_dataset=data[0],
         eval_dataset=data[1],
         processing_class=tiny_processor(),

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.scoring.racing import race, rounds
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
+from tests.plain import plain_arguments
 from tests.scoring.test_evaluator import make_batches
 from tests.test_trainer import make_dataset
 from tests.tiny import tiny_model, tiny_processor
@@ -115,7 +116,7 @@ def run(folder, **kwargs):
     kwargs = dict(population_size=12, sigma=0.2, elitism=False, per_device_eval_batch_size=4) | kwargs
     trainer = EvolutionTrainer(
         tiny_model("resnet"),
-        EvolutionArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **kwargs),
+        plain_arguments(str(folder), use_cpu=True, disable_tqdm=True, **kwargs),
         train_dataset=make_dataset(80, 1),
         eval_dataset=make_dataset(16, 2),
         processing_class=tiny_processor(),

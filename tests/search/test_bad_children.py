@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from smd_hf.search.build import RECOMBINATIONS
+from tests.plain import plain_arguments
 from tests.test_trainer import make_dataset
 from tests.tiny import tiny_model, tiny_processor
 
@@ -20,7 +21,7 @@ def test_some_children_that_are_not_finite_lose(recombination, tmp_path):
     with torch.no_grad():
         model.classifier.bias[0] = -1e-9
     model.classifier.register_forward_hook(overflow)
-    args = EvolutionArguments(
+    args = plain_arguments(
         str(tmp_path),
         population_size=8,
         decomposition="dense",

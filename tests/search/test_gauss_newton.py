@@ -12,6 +12,7 @@ from smd_hf.models.checkpoints import weights_hash
 from smd_hf.search.gauss_newton import GaussNewton, GaussNewtonSums, damped_steps
 from smd_hf.search.losses import cross_entropy, expected_cost, focal, from_compute_loss_func, make_loss, ordinal
 from smd_hf.search.mutation import Child
+from tests.plain import plain_arguments
 from tests.test_trainer import make_dataset, make_trainer
 from tests.tiny import save_tiny_checkpoint
 
@@ -182,16 +183,16 @@ def test_the_preset_can_be_overridden(checkpoint, tmp_path):
 
 
 def test_a_default_that_is_given_holds_against_a_preset_and_what_other_choices_imply(tmp_path):
-    args = EvolutionArguments(str(tmp_path), preset="adapt", num_generations=1, use_cpu=True)
+    args = plain_arguments(str(tmp_path), preset="adapt", num_generations=1, use_cpu=True)
     assert args.num_generations == 1 and args.population_size == read_recipe("adapt")["population_size"]
     again = EvolutionArguments(**args.non_default())
     assert again.num_generations == 1 and again.non_default() == args.non_default()
     parser = CommandParser("evolve", (EvolutionArguments,), "")
     [args] = parser.parse(["--output_dir", str(tmp_path), "--preset", "adapt", "--num_generations", "1", "--use_cpu"])
     assert args.num_generations == 1 and args.population_size == read_recipe("adapt")["population_size"]
-    assert EvolutionArguments(str(tmp_path), racing="halving", use_cpu=True).recombination == "best"
+    assert plain_arguments(str(tmp_path), racing="halving", use_cpu=True).recombination == "best"
     with pytest.raises(SMDError, match="gauss_newton"):
-        EvolutionArguments(str(tmp_path), racing="halving", recombination="gauss_newton", use_cpu=True)
+        plain_arguments(str(tmp_path), racing="halving", recombination="gauss_newton", use_cpu=True)
     # A plain HfArgumentParser does not say what was given.
     [args] = HfArgumentParser(EvolutionArguments).parse_args_into_dataclasses(
         ["--output_dir", str(tmp_path), "--preset", "adapt", "--use_cpu"]

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 import smd_hf
-from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
+from smd_hf import EvolutionCallback, EvolutionTrainer, SMDError
 from smd_hf.metrics.classification import named_metrics
 from smd_hf.metrics.statistics import Scores, calibration_error
 from smd_hf.models.checkpoints import weights_hash
@@ -25,6 +25,7 @@ from smd_hf.search.pareto.coordinates import CoordinateCounts
 from smd_hf.search.pareto.objectives import Objectives, distances_to_ideal, fittest_of, front_of
 from smd_hf.search.pareto.pareto_evolution import candidates_of, nondominated
 from smd_hf.search.subspaces import make_decomposition
+from tests.plain import plain_arguments
 from tests.records import rebuild_child
 from tests.tiny import tiny_model, tiny_pixels
 
@@ -83,7 +84,7 @@ def test_the_compromise_is_nearest_to_the_best_of_each():
 
 
 def test_objectives_have_directions_and_come_back_from_their_records():
-    args = EvolutionArguments("unused", objectives=["error", "accuracy"], use_cpu=True)
+    args = plain_arguments("unused", objectives=["error", "accuracy"], use_cpu=True)
     names = ["eval_error", "accuracy", "mutated_fraction", "zero_fraction"]
     objectives = Objectives(names, named_metrics(args))
     assert objectives.greater_is_better == [False, True, False, True] and objectives.needs_logits
@@ -150,7 +151,7 @@ def make_trainer(folder, rows, objectives, kind="vit", **kwargs):
         arguments["sigma"] = None
     return EvolutionTrainer(
         tiny_model(kind),
-        EvolutionArguments(output_dir=str(folder), objectives=objectives, **arguments | kwargs),
+        plain_arguments(str(folder), objectives=objectives, **arguments | kwargs),
         data_collator=default_data_collator,
         train_dataset=rows[:44],
         eval_dataset=rows[44:],
@@ -332,7 +333,7 @@ def test_equal_candidates_leave_the_parent_and_failed_ones_are_no_candidates(row
 )
 def test_what_does_not_go_together_is_refused(kwargs, expected, tmp_path):
     with pytest.raises(SMDError, match=expected):
-        EvolutionArguments(str(tmp_path), **{"objectives": ["nll", "zero_fraction"], "use_cpu": True} | kwargs)
+        plain_arguments(str(tmp_path), **{"objectives": ["nll", "zero_fraction"], "use_cpu": True} | kwargs)
 
 
 def test_an_unknown_objective_is_refused(rows, tmp_path):
@@ -341,7 +342,7 @@ def test_an_unknown_objective_is_refused(rows, tmp_path):
 
 
 def test_the_callback_refuses_objectives(rows, tmp_path):
-    args = EvolutionArguments(str(tmp_path), objectives=["nll", "accuracy"], use_cpu=True)
+    args = plain_arguments(str(tmp_path), objectives=["nll", "accuracy"], use_cpu=True)
     trainer = Trainer(tiny_model("vit"), TrainingArguments(str(tmp_path), use_cpu=True), train_dataset=rows)
     with pytest.raises(SMDError, match=r"objectives, .* are for EvolutionTrainer"):
         EvolutionCallback(trainer, args, fitness_dataset=rows)
@@ -350,9 +351,9 @@ def test_the_callback_refuses_objectives(rows, tmp_path):
 def test_without_pymoo_the_error_names_the_extra(monkeypatch, tmp_path):
     # What an import of a package that is not there meets.
     monkeypatch.setitem(sys.modules, "pymoo", None)
-    EvolutionArguments(str(tmp_path), use_cpu=True)
+    plain_arguments(str(tmp_path), use_cpu=True)
     with pytest.raises(SMDError, match=r"pip install 'smd-hf\[pareto\]'"):
-        EvolutionArguments(str(tmp_path), objectives=["nll", "accuracy"], use_cpu=True)
+        plain_arguments(str(tmp_path), objectives=["nll", "accuracy"], use_cpu=True)
 
 
 def test_a_score_that_is_not_finite_outside_loses():

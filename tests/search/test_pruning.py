@@ -4,12 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, default_data_collator
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.scoring.changes import applied
 from smd_hf.search.mutation import Mutation, zero_share
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
+from tests.plain import plain_arguments
 from tests.records import rebuild_child
 from tests.tiny import tiny_model, tiny_pixels
 
@@ -23,7 +24,7 @@ def make_trainer(folder, rows, **kwargs):
     arguments = dict(population_size=4, num_generations=3, mutation="prune", use_cpu=True, disable_tqdm=True)
     return EvolutionTrainer(
         tiny_model("resnet"),
-        EvolutionArguments(output_dir=str(folder), **arguments | kwargs),
+        plain_arguments(str(folder), **arguments | kwargs),
         data_collator=default_data_collator,
         train_dataset=rows[:24],
         eval_dataset=rows[24:],
@@ -106,6 +107,6 @@ def test_of_equals_the_pruned_child_is_taken_and_a_worse_one_is_not(rows, tmp_pa
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(kwargs, tmp_path):
     with pytest.raises(SMDError, match=f"{next(iter(kwargs))}=.* does not fit mutation='prune'"):
-        EvolutionArguments(output_dir=str(tmp_path), mutation="prune", **kwargs)
+        plain_arguments(str(tmp_path), mutation="prune", **kwargs)
     with pytest.raises(SMDError, match="mutation is shave"):
-        EvolutionArguments(output_dir=str(tmp_path), mutation="shave")
+        plain_arguments(str(tmp_path), mutation="shave")

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 
-from smd_hf import EvolutionArguments, SMDError
+from smd_hf import SMDError
 from smd_hf.scoring.scores import Cell, Score
 from smd_hf.search.build import RECOMBINATIONS, make_recombination
 from smd_hf.search.fitness import Fitness, ScoredChild, ranked
 from smd_hf.search.mutation import Child
 from smd_hf.search.recombination import Best, GreedySoup, TopKMean
+from tests.plain import plain_arguments
 
 
 def make_scored(fitness, eliminated=()):
@@ -60,9 +61,9 @@ def test_nothing_is_proposed_where_every_child_failed(strategy):
 
 def test_every_strategy_goes_by_its_name(tmp_path):
     for name in RECOMBINATIONS:
-        args = EvolutionArguments(output_dir=str(tmp_path), recombination=name, use_cpu=True)
+        args = plain_arguments(str(tmp_path), recombination=name, use_cpu=True)
         assert make_recombination(args, 4).name == name
-    args = EvolutionArguments(
+    args = plain_arguments(
         output_dir=str(tmp_path),
         recombination="gauss_newton",
         loss="expected_cost",

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import default_data_collator
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.scoring.changes import applied
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import DECOMPOSITIONS, make_decomposition
 from smd_hf.search.tensor_scaling import WithScaling, scaling_directions
+from tests.plain import plain_arguments
 from tests.records import rebuild_child
 from tests.tiny import tiny_model, tiny_pixels
 
@@ -107,7 +108,7 @@ def evolved(overconfident, folder, **kwargs):
     )
     trainer = EvolutionTrainer(
         copy.deepcopy(model),
-        EvolutionArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **arguments | kwargs),
+        plain_arguments(str(folder), use_cpu=True, disable_tqdm=True, **arguments | kwargs),
         data_collator=default_data_collator,
         train_dataset=rows[:128],
         eval_dataset=rows[128:],
@@ -145,4 +146,4 @@ def test_any_child_can_be_built_again_from_what_was_recorded(overconfident, tmp_
 )
 def test_shares_that_cannot_be_are_refused(kwargs, tmp_path):
     with pytest.raises(SMDError, match="scaling_share"):
-        EvolutionArguments(output_dir=str(tmp_path), **kwargs)
+        plain_arguments(str(tmp_path), **kwargs)

@@ -2,13 +2,14 @@
 
 import pytest
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
+from tests.plain import plain_arguments
 
 
 def arguments(folder, **options):
     """Of a run of one generation of four children, unless the options say otherwise."""
     sizes = {"population_size": 4, "num_generations": 1}
-    return EvolutionArguments(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **sizes | options)
+    return plain_arguments(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **sizes | options)
 
 
 def make_trainer(checkpoint, folder, data, **options):

@@ -9,7 +9,8 @@ import transformers
 from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
+from tests.plain import plain_arguments
 from tests.tasks.depth import make_rows, tiny_backbone
 
 DPT = {"size": {"height": 56, "width": 84}, "keep_aspect_ratio": False, "ensure_multiple_of": 14}
@@ -136,7 +137,7 @@ def test_a_run_of_each(model_type, tmp_path):
                 torch.nn.init.constant_(parameter, 30)  # degrees
     model.save_pretrained(tmp_path / "parent")
     PROCESSORS[model_type]().save_pretrained(tmp_path / "parent")
-    args = EvolutionArguments(
+    args = plain_arguments(
         str(tmp_path / "out"), population_size=4, sigma=0.3, elitism=False, per_device_eval_batch_size=4, use_cpu=True,
         report_to="none", disable_tqdm=True,
     )  # fmt: skip

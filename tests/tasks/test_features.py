@@ -17,6 +17,7 @@ from smd_hf.metrics.resampling import values
 from smd_hf.metrics.retrieval import TEMPERATURE, RetrievalMeasure
 from smd_hf.models.declared import declared_kind
 from smd_hf.models.tasks import CLASSIFIER
+from tests.plain import PLAIN_OPTIONS
 from tests.tasks import runs
 from tests.test_trainer import make_dataset
 
@@ -89,7 +90,7 @@ def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, caps
         rows.to_parquet(tmp_path / f"{name}.parquet")
     given = ["--validation_file", str(tmp_path / "test.parquet"), "--disable_tqdm", "True", "--task", TASK]
     out, parent = str(tmp_path / "out"), str(checkpoint)
-    options = ["--population_size", "4", "--sigma", "0.3", "--report_to", "none", "--output_dir", out]
+    options = [*PLAIN_OPTIONS, "--population_size", "4", "--sigma", "0.3", "--report_to", "none", "--output_dir", out]
     train = ["--train_file", str(tmp_path / "train.parquet"), "--fitness", "knn_accuracy"]
     assert main(["evolve", "--model_name_or_path", parent, *train, *given, *options]) == 0
     printed = capsys.readouterr().out

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 from transformers import pipeline
 
-from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
+from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.cli.main import main
 from smd_hf.metrics.multi_label import MultiLabelMeasure, average_precisions, label_sums
 from smd_hf.metrics.resampling import differences, values
 from smd_hf.models.load import load_image_processor
+from tests.plain import PLAIN_OPTIONS, plain_arguments
 from tests.tasks import runs
 from tests.tasks.tagged import NAMES, make_rows, save_tiny
 
@@ -109,7 +110,7 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(options, checkpoint, data, tm
     ids=["names", "numbers", "columns"],
 )
 def test_labels_in_any_form_are_the_same(form, checkpoint, data, tmp_path):
-    args = EvolutionArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, **form)
+    args = plain_arguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, **form)
     trainer = EvolutionTrainer(str(checkpoint), args, train_dataset=data[0])
     targets = trainer.data_collator([data[0][row] for row in range(20)])["labels"]
     assert targets.dtype == torch.float32
@@ -118,7 +119,7 @@ def test_labels_in_any_form_are_the_same(form, checkpoint, data, tmp_path):
 
 def test_columns_are_taken_in_order_where_the_model_has_no_names(data, tmp_path):
     folder = save_tiny(tmp_path / "model", [f"LABEL_{place}" for place in range(3)])
-    args = EvolutionArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", label_columns=NAMES)
+    args = plain_arguments(str(tmp_path / "out"), use_cpu=True, report_to="none", label_columns=NAMES)
     trainer = EvolutionTrainer(str(folder), args, train_dataset=data[0])
     targets = trainer.data_collator([data[0][0]])["labels"]
     assert targets[0].tolist() == [data[0][0][name] for name in NAMES]
@@ -143,7 +144,7 @@ def test_bad_labels_are_refused_before_scoring_or_skipped(value, says, checkpoin
     with pytest.raises(SMDError, match="At index 5") as error:
         evolve(checkpoint, tmp_path / "refused", (rows, None))
     assert says in str(error.value)
-    args = EvolutionArguments(str(tmp_path), use_cpu=True, report_to="none", on_bad_images="skip", disable_tqdm=True)
+    args = plain_arguments(str(tmp_path), use_cpu=True, report_to="none", on_bad_images="skip", disable_tqdm=True)
     assert len(EvolutionTrainer(str(checkpoint), args, train_dataset=rows).images.train_dataset) == 19
 
 
@@ -179,7 +180,7 @@ def test_a_collator_makes_one_number_a_label(checkpoint, data, tmp_path):
     def collate(rows):
         return {"pixel_values": torch.zeros(len(rows), 3, 32, 32), "labels": torch.zeros(len(rows)).long()}
 
-    args = EvolutionArguments(str(tmp_path), use_cpu=True, report_to="none")
+    args = plain_arguments(str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(SMDError, match=r"makes labels of type torch.int64 of shape \(1,\).* shape \(images, 3\)"):
         EvolutionTrainer(str(checkpoint), args, collate, train_dataset=data[0])
 
@@ -188,7 +189,7 @@ def test_a_finished_run_is_resumed_to_the_same_bytes(checkpoint, data, tmp_path)
     options = {"recombination": "gauss_newton", "fitness": "mean_average_precision"}
     evolve(checkpoint, tmp_path / "whole", data, **options, num_generations=2)
     evolve(checkpoint, tmp_path / "parts", data, **options)
-    args = EvolutionArguments(
+    args = plain_arguments(
         str(tmp_path / "parts"), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=8,
         population_size=4, num_generations=2, **options,
     )  # fmt: skip
@@ -204,7 +205,17 @@ def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, caps
         rows.remove_columns("labels").to_parquet(tmp_path / f"{split}.parquet")
     given = ["--validation_file", str(tmp_path / "test.parquet"), *columns]
     out = str(tmp_path / "out")
-    run = ["--population_size", "4", "--num_generations", "1", "--fitness", "f1_macro", "--recombination", "best"]
+    run = [
+        *PLAIN_OPTIONS,
+        "--population_size",
+        "4",
+        "--num_generations",
+        "1",
+        "--fitness",
+        "f1_macro",
+        "--recombination",
+        "best",
+    ]
     named = ["--model_name_or_path", str(checkpoint), "--train_file", str(tmp_path / "train.parquet")]
     code = main(["evolve", *named, *given, "--output_dir", out, *run, "--report_to", "none", "--disable_tqdm"])
     assert code == 0 and "F1, mean over labels (%)" in capsys.readouterr().out

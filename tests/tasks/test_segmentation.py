@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, pipeline
 
 import smd_hf
-from smd_hf import EvolutionArguments, EvolutionCallback, EvolutionTrainer, SMDError
+from smd_hf import EvolutionCallback, EvolutionTrainer, SMDError
 from smd_hf.cli.main import main
 from smd_hf.data.batches import Batch, ImageBatches
 from smd_hf.data.masks import MaskCollator
@@ -27,6 +27,7 @@ from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.tasks.segmentation import PIXELS, SemanticSegmentation
+from tests.plain import PLAIN_OPTIONS, plain_arguments
 from tests.tasks import runs
 from tests.tasks.segmenter import CLASSES, make_rows, save_segmenter
 
@@ -136,6 +137,7 @@ def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, caps
     code = main(
         [
             "evolve",
+            *PLAIN_OPTIONS,
             "--model_name_or_path",
             str(checkpoint),
             "--train_file",
@@ -204,7 +206,7 @@ def test_what_is_for_classification_is_refused(name, checkpoint, data, tmp_path)
     own = {"compute_metrics": lambda prediction: {"a": 1.0}} if name == "compute_metrics" else {}
     options = {"objectives": {"objectives": ["nll", "accuracy"]}, "save_children": {"save_children": 2}}
     options["cost_matrix"] = {"cost_matrix": "[[0, 1], [1, 0]]"}
-    args = EvolutionArguments(str(tmp_path), use_cpu=True, report_to="none", **options.get(name, {}))
+    args = plain_arguments(str(tmp_path), use_cpu=True, report_to="none", **options.get(name, {}))
     with pytest.raises(SMDError, match=f"{name} is for image classification, and the task is image-segmentation"):
         EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1], **own)
 
@@ -217,7 +219,7 @@ def test_a_wrong_fitness_names_those_there_are(checkpoint, data, tmp_path):
 
 
 def test_a_checkpoint_of_another_task_is_refused(checkpoint, data, tmp_path):
-    args = EvolutionArguments(str(tmp_path), use_cpu=True, report_to="none", task="image-classification")
+    args = plain_arguments(str(tmp_path), use_cpu=True, report_to="none", task="image-classification")
     with pytest.raises(SMDError, match=r"for semantic segmentation .* \(--task image-segmentation\)"):
         EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1])
 
@@ -225,7 +227,7 @@ def test_a_checkpoint_of_another_task_is_refused(checkpoint, data, tmp_path):
 def test_a_trainer_of_segmentation_evolves_after_its_epoch(checkpoint, data, tmp_path):
     model, processor = load_model(checkpoint), load_image_processor(checkpoint)
     collator = MaskCollator(processor, "image", "annotation", CLASSES)
-    evolution = EvolutionArguments(
+    evolution = plain_arguments(
         str(tmp_path), population_size=4, fitness="mean_iou", recombination="best", use_cpu=True, report_to="none"
     )
     arguments = TrainingArguments(

@@ -8,8 +8,9 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionTrainer
 from tests.architectures.configs import PYRAMID, SMALL
+from tests.plain import plain_arguments
 from tests.tasks.segmenter import CLASSES, make_rows
 
 SIZE = 64
@@ -74,7 +75,7 @@ def test_a_run_of_each(model_type, tmp_path):
     model.save_pretrained(tmp_path / "parent")
     processor = transformers.SegformerImageProcessor(size={"height": SIZE, "width": SIZE}, do_reduce_labels=False)
     processor.save_pretrained(tmp_path / "parent")
-    args = EvolutionArguments(
+    args = plain_arguments(
         str(tmp_path / "out"), population_size=4, fitness="mean_iou", per_device_eval_batch_size=4, use_cpu=True,
         report_to="none", disable_tqdm=True,
     )  # fmt: skip
