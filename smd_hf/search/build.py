@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
@@ -32,6 +33,8 @@ from .pareto.pareto_evolution import ParetoEvolution
 from .recombination import Best, GreedySoup, Recombination, TopKMean
 from .subspaces import make_decomposition
 from .tensor_scaling import WithScaling, scaling_directions
+
+logger = logging.get_logger(__name__)
 
 RECOMBINATIONS: dict[str, type[Recombination]] = {
     kind.name: kind for kind in (Best, TopKMean, GreedySoup, GaussNewton)
