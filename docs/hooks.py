@@ -108,6 +108,10 @@ def _type(kind: Any) -> str:
 
 
 def _default(argument: Any) -> str:
+    from smd_hf.arguments.recipes import BY_PRESET
+
+    if argument.name in BY_PRESET:
+        return "by preset"
     if argument.default is not MISSING:
         return repr(getattr(argument.default, "value", argument.default))
     return "" if argument.default_factory is MISSING else repr(argument.default_factory())
