@@ -349,7 +349,7 @@ def test_rows_of_pixel_values_need_no_processor(tmp_path):
     ("kwargs", "message"),
     [
         (dict(population_size=1), "population_size is 1"),
-        (dict(sigma=0.0), "sigma is 0.0"),
+        (dict(sigma=-0.1), "sigma is -0.1"),
         (dict(sigma=float("nan")), "sigma is nan"),
         (dict(density=0.0), "density is 0.0"),
         (dict(density=2.0), "density is 2.0"),

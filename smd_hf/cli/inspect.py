@@ -114,7 +114,7 @@ def _without_gain(run: SavedRun) -> Iterator[str]:
         )
     if run.generations and all(record["chosen"] == "parent" for record in run.generations):
         yield "No child replaced the parent: try a smaller --sigma, or --mutable_parameters norms head."
-    if run.arguments.get("preset") is None:
+    if run.arguments.get("preset") != "adapt":
         yield "Try --preset adapt. `smd-hf presets` shows what it does."
 
 

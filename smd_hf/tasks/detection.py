@@ -124,8 +124,7 @@ class ObjectDetection(SamplesAll):
         raise SMDError(
             "recombination='gauss_newton' takes a step by the slope and curvature of the loss in the outputs, and the loss of a detector "
             "has none that holds over a step: which query answers for which object is decided anew whenever the outputs change, and mAP "
-            "depends on the order of scores alone. Choose recombination='best', 'top_k_mean' or 'greedy_soup', and leave out a preset "
-            "that takes gauss_newton."
+            "depends on the order of scores alone. Choose recombination='best', 'top_k_mean' or 'greedy_soup'."
         )
 
     def measured(self, score: Score) -> DetectionMeasure:

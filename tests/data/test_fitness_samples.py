@@ -105,6 +105,6 @@ def test_without_a_selection_split_the_parent_is_scored_on_the_new_images(rows, 
     assert trainer.report["selection"]["n_images"] == 16
 
 
-def test_no_image_at_all_is_refused(rows, tmp_path):
-    with pytest.raises(SMDError, match="fitness_samples_per_generation is 0"):
-        make_trainer(tmp_path, rows, fitness_samples_per_generation=0)
+def test_fewer_than_none_are_refused(rows, tmp_path):
+    with pytest.raises(SMDError, match="fitness_samples_per_generation is -1; expected 1 or more, or 0 for all"):
+        make_trainer(tmp_path, rows, fitness_samples_per_generation=-1)

@@ -413,7 +413,7 @@ def begun(checkpoint, tested, tmp_path_factory):
         (dict(population_size=4), "population_size was 3 and is 4"),
         (dict(seed=7), "seed was 42 and is 7"),
         (dict(per_device_eval_batch_size=8), "per_device_eval_batch_size was 16 and is 8"),
-        (dict(sigma=0.2), "sigma was null and is 0.2"),
+        (dict(sigma=0.2), "sigma was 0.0 and is 0.2"),
         (
             dict(sigma_schedule="linear"),
             'num_generations was not there and is 3; .*sigma_schedule was "constant" and is "linear"',

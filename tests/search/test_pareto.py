@@ -322,7 +322,6 @@ def test_equal_candidates_leave_the_parent_and_failed_ones_are_no_candidates(row
         ({"objectives": ["nll", "eval_nll"]}, "each once"),
         ({"objectives": ["mutated_fraction", "zero_fraction"]}, "only measure weights"),
         ({"recombination": "top_k_mean"}, "recombination=top_k_mean does not fit objectives"),
-        ({"preset": "adapt"}, "recombination=gauss_newton does not fit objectives"),
         ({"racing": "halving"}, "racing=halving does not fit objectives"),
         ({"fitness": "accuracy"}, "fitness=accuracy does not fit objectives"),
         ({"elitism": False}, "elitism=False does not fit objectives"),
