@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from tests.tiny import label_names
 
@@ -71,6 +72,21 @@ class TestPage:
         (tmp_path / "children.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
         assert app.verdict_of(tmp_path).startswith("**1 generation finished")
         assert app.course_of(tmp_path).axes[0].get_xticks().tolist() == [1]
+
+    def test_a_run_of_another_task_shows_its_own_metrics(self, tmp_path, app):
+        metric = {"key": "mean_iou", "label": "mean IoU (%)", "factor": 100, "decimals": 2}
+        change = {"estimate": 0.25, "interval": [0.125, 0.5]}
+        report = {"metrics": [metric], "parent": {"mean_iou": 0.25}, "evolved": {"mean_iou": 0.5}}
+        report |= {"difference": {"mean_iou": change}, "verdict": "significant gain"}
+        (tmp_path / "gain_report.json").write_text(json.dumps(report))
+        assert app.report_rows(tmp_path) == [["mean IoU (%)", "25.00", "50.00", "+25.00", "+12.50 to +50.00"]]
+
+    def test_several_labels_of_an_image_have_probabilities_of_their_own(self, app):
+        logits = torch.tensor([0.0, 2.0])
+        assert app._top(logits, {0: "red", 1: "blue"}, several=True) == pytest.approx(
+            {"blue": 0.8808, "red": 0.5}, abs=1e-4
+        )
+        assert sum(app._top(logits, {0: "red", 1: "blue"}).values()) == pytest.approx(1)
 
     def test_names_are_text(self, app):
         assert app._plain("<b>*x*</b>") == r"\<b\>\*x\*\</b\>"

@@ -65,7 +65,7 @@ class Models:
                     self._loaded[title] = self.load(entry)
             model, processor = self._loaded[title]
             inputs = dict(processor(images=[image.convert("RGB")], return_tensors="pt"))
-            names = model.config.id2label
+            names, several = model.config.id2label, model.config.problem_type == "multi_label_classification"
             if model.config.model_type == "smd_ensemble":
                 output = model(**inputs, output_members=True)
                 found.append((title, _top(output.logits[0], names)))
@@ -73,7 +73,9 @@ class Models:
                 found += [(f"{title}, member {number + 1}", _top(logits, names)) for number, logits in members]
             else:
                 output = model(**inputs)
-                found.append((title, _top(output.logits[0] if hasattr(output, "logits") else output[0][0], names)))
+                found.append(
+                    (title, _top(output.logits[0] if hasattr(output, "logits") else output[0][0], names, several))
+                )
         return found
 
 
@@ -159,9 +161,7 @@ def report_rows(folder: Path) -> list[list[str]]:
     """The before/after table; empty before the end of a run."""
     report = read_report(folder)
     rows: list[list[str]] = []
-    if report is None:
-        return rows
-    for key, label, factor, digits in ROWS:
+    for key, label, factor, digits in _metrics(report):
         change = report["difference"][key]
         values = [report["parent"][key], report["evolved"][key], change["estimate"], *change["interval"]]
         if None in values:
@@ -171,6 +171,15 @@ def report_rows(folder: Path) -> list[list[str]]:
         interval = f"{low:+.{digits}f} to {high:+.{digits}f}"
         rows.append([label, f"{parent:.{digits}f}", f"{evolved:.{digits}f}", f"{estimate:+.{digits}f}", interval])
     return rows or [["", "", "", "", ""]]
+
+
+def _metrics(report: dict[str, Any] | None) -> list[tuple[str, str, float, int]]:
+    """Key, label, factor and decimals of each metric. A report of image classification does not name them."""
+    if report is None:
+        return []
+    if "metrics" not in report:
+        return list(ROWS)
+    return [(each["key"], each["label"], each["factor"], each["decimals"]) for each in report["metrics"]]
 
 
 def generation_rows(folder: Path) -> list[list[Any]]:
@@ -230,8 +239,9 @@ def theme() -> gradio.themes.Base:
     return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def _top(logits: torch.Tensor, names: dict[int, str]) -> dict[str, float]:
-    probabilities = logits.float().softmax(-1)
+def _top(logits: torch.Tensor, names: dict[int, str], several: bool = False) -> dict[str, float]:
+    """The most probable labels. If an image has `several`, each label has a probability of its own."""
+    probabilities = logits.float().sigmoid() if several else logits.float().softmax(-1)
     values, places = probabilities.topk(min(TOP, len(probabilities)))
     return {names[int(place)]: float(value) for value, place in zip(values, places)}
 
