@@ -53,27 +53,29 @@ def _os_error(text: str) -> int | None:
     return None if found is None else int(found.group(1))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a temporary file, then renames it: after a crash, the old file or the new one is there."""
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file, which replaces the other when the context has ended without an error."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield unfinished
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a temporary file, then renames it: after a crash, the old file or the new one is there."""
+    with _replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Writes arrays as safetensors: a temporary file, which is then renamed."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with _replacing(path) as unfinished:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, unfinished, metadata)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -29,19 +29,19 @@ class Kind:
 
     Args:
         pipeline_tag (`str`): the task's name on the Hub.
-        words (`str`): the task in words, as in the names of transformers' classes.
-        auto_class (`str`): the class of transformers that loads such models.
-        mapping (`str`): what that class maps configurations by, in transformers.
-        article (`str`): "a" or "an", before `model`.
+        words (`str`): the task in words. transformers' classes and mappings are named by them.
         model (`str`): what such a model is called in messages.
     """
 
     pipeline_tag: str
     words: str
-    auto_class: str
-    mapping: str
-    article: str
     model: str
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads such models."""
+        of_task = re.sub("[ -]", "", self.words.title())
+        return "AutoModel" if self is BACKBONE else f"AutoModelFor{of_task}"
 
     @property
     def auto(self) -> Any:
@@ -50,65 +50,24 @@ class Kind:
     @property
     def configs(self) -> Any:
         """The configurations whose models the Auto class loads."""
-        return getattr(transformers, self.mapping)
+        name = "IMAGE" if self is BACKBONE else re.sub("[ -]", "_", self.words.upper())
+        return getattr(transformers, f"MODEL_FOR_{name}_MAPPING")
 
     @property
     def a_model(self) -> str:
-        return f"{self.article} {self.model}"
+        return f"{'an' if self.model[0] in 'aeiou' else 'a'} {self.model}"
 
 
-CLASSIFIER = Kind(
-    "image-classification",
-    IMAGE_CLASSIFICATION,
-    "AutoModelForImageClassification",
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
-    "an",
-    "image classifier",
-)
-BACKBONE = Kind(
-    "image-feature-extraction",
-    "image feature extraction",
-    "AutoModel",
-    "MODEL_FOR_IMAGE_MAPPING",
-    "a",
-    "backbone of images",
-)
+CLASSIFIER = Kind("image-classification", IMAGE_CLASSIFICATION, "image classifier")
+BACKBONE = Kind("image-feature-extraction", "image feature extraction", "backbone of images")
 KINDS = {
     kind.pipeline_tag: kind
     for kind in (
         CLASSIFIER,
-        Kind(
-            "image-segmentation",
-            "semantic segmentation",
-            "AutoModelForSemanticSegmentation",
-            "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
-            "a",
-            "model for semantic segmentation",
-        ),
-        Kind(
-            "zero-shot-image-classification",
-            ZERO_SHOT,
-            "AutoModelForZeroShotImageClassification",
-            "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING",
-            "a",
-            "model for zero-shot image classification",
-        ),
-        Kind(
-            "object-detection",
-            "object detection",
-            "AutoModelForObjectDetection",
-            "MODEL_FOR_OBJECT_DETECTION_MAPPING",
-            "an",
-            "object detector",
-        ),
-        Kind(
-            "depth-estimation",
-            "depth estimation",
-            "AutoModelForDepthEstimation",
-            "MODEL_FOR_DEPTH_ESTIMATION_MAPPING",
-            "a",
-            "model for depth estimation",
-        ),
+        Kind("image-segmentation", "semantic segmentation", "model for semantic segmentation"),
+        Kind("zero-shot-image-classification", ZERO_SHOT, "model for zero-shot image classification"),
+        Kind("object-detection", "object detection", "object detector"),
+        Kind("depth-estimation", "depth estimation", "model for depth estimation"),
         BACKBONE,
     )
 }
