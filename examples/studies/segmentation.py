@@ -197,7 +197,7 @@ def norms_and_head(named: list[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.
 
 
 def batches(images: Dataset) -> ImageBatches:
-    collator = MaskCollator(processor(), "image", "annotation", len(CLASSES))
+    collator = MaskCollator(processor(), "image", "annotation", classes=len(CLASSES))
     return ImageBatches(images, collator, BATCH, keep_labels=False)
 
 

@@ -1,7 +1,7 @@
 """From images with depth maps to batches of model inputs."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -20,7 +20,7 @@ OUTSIDE = -1.0
 
 
 @dataclass(eq=False)
-class DepthCollator:
+class DepthCollator(ImageCollator):
     """
     Rows as a batch: the model's inputs, and `"labels"`, the depth maps: float32, of shape `(batch, height, width)`.
 
@@ -28,37 +28,25 @@ class DepthCollator:
     `OUTSIDE` on the right and at the bottom.
 
     Args:
-        image_column, depth_column (`str`): the columns. A depth map is an image of one channel, or an array.
+        label_column (`str`): the column of depth maps. A depth map is an image of one channel, or an array.
         scale (`float`, *optional*, defaults to 1): what maps are multiplied by: 0.001 for millimeters.
-        channels (`int`, *optional*, defaults to 3), input_names (collection of `str`, *optional*): as for
-            [`~smd_hf.data.rows.ImageCollator`].
     """
 
-    processor: Any
-    image_column: str
-    depth_column: str
+    label_column: str = ""
     scale: float = 1.0
-    channels: int = 3
-    input_names: Collection[str] | None = None
-    _images: ImageCollator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._images = ImageCollator(
-            self.processor, self.image_column, channels=self.channels, input_names=self.input_names
-        )
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        maps = [as_depth_map(row[self.depth_column]).astype(np.float32) * np.float32(self.scale) for row in rows]
+        maps = [as_depth_map(row[self.label_column]).astype(np.float32) * np.float32(self.scale) for row in rows]
         height, width = (max(each.shape[axis] for each in maps) for axis in (0, 1))
         labels = np.full((len(maps), height, width), OUTSIDE, dtype=np.float32)
         for label, depth in zip(labels, maps):
             label[: depth.shape[0], : depth.shape[1]] = np.where(is_known(depth), depth, 0)
-        return {**self._images.inputs(rows), "labels": torch.from_numpy(labels)}
+        return {**self.inputs(rows), "labels": torch.from_numpy(labels)}
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """What is wrong with the depth map of a row, as a sentence; `None` if nothing is."""
         try:
-            depth = as_depth_map(row[self.depth_column])
+            depth = as_depth_map(row[self.label_column])
         except SMDError as error:
             return str(error)
         if not is_processed(row.get("pixel_values")):

@@ -1,7 +1,7 @@
 """From images with any number of labels each to batches of model inputs."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -18,38 +18,24 @@ LABEL_SET_COLUMNS = ("labels", "label", "classes", "tags", "categories")
 
 
 @dataclass(eq=False)
-class LabelSetCollator:
+class LabelSetCollator(ImageCollator):
     """
     Rows as a batch: the model's inputs, and `"labels"`, float32 of shape `(batch, labels)`: 1 for a label that is there, else 0.
 
     Args:
-        columns (sequence of `str`): one column of lists of labels, or the columns of 0 and 1, one a label.
         names (sequence of `str`): the model's labels, in order.
+        columns (sequence of `str`): one column of lists of labels, or the columns of 0 and 1, one a label.
         classes (sequence of `int`, *optional*): the model's label of each label of the data set, where these are numbers: of a
             `ClassLabel`, or of each of several columns. By default numbers are the model's.
-        channels (`int`, *optional*, defaults to 3), input_names (collection of `str`, *optional*): as for
-            [`~smd_hf.data.rows.ImageCollator`].
     """
 
-    processor: Any
-    image_column: str
-    columns: Sequence[str]
-    names: Sequence[str]
+    names: Sequence[str] = ()
+    columns: Sequence[str] = ()
     classes: Sequence[int] | None = None
     are_columns: bool = False
-    channels: int = 3
-    input_names: Collection[str] | None = None
-    _images: ImageCollator = field(init=False)
-    _index: dict[str, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._images = ImageCollator(
-            self.processor, self.image_column, channels=self.channels, input_names=self.input_names
-        )
-        self._index = {name: place for place, name in enumerate(self.names)}
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = self._images.inputs(rows)
+        batch = self.inputs(rows)
         targets = torch.zeros(len(rows), len(self.names))
         for place, row in enumerate(rows):
             targets[place, self._labels(row)] = 1.0

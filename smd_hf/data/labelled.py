@@ -1,7 +1,7 @@
 """From images with labels that need not be a model's classes to batches of model inputs."""
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -13,39 +13,25 @@ from .rows import ImageCollator
 
 
 @dataclass(eq=False)
-class LabelledCollator:
+class LabelledCollator(ImageCollator):
     """
     Rows as a batch: the model's inputs, and `"labels"`: int64, of shape `(batch,)`. Equal labels have equal numbers.
 
     Args:
-        image_column, label_column (`str`): the columns. A label is a number or a name.
-        channels (`int`, *optional*, defaults to 3), input_names (collection of `str`, *optional*): as for
-            [`~smd_hf.data.rows.ImageCollator`].
         noise (`int`, *optional*): the number of patches, for a model that masks patches in the order of a noise: they keep theirs.
     """
 
-    processor: Any
-    image_column: str
-    label_column: str
-    names: Iterable[str] = ()
-    channels: int = 3
-    input_names: Collection[str] | None = None
+    label_column: str = ""
     noise: int | None = None
-    _images: ImageCollator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._images = ImageCollator(
-            self.processor, self.image_column, channels=self.channels, input_names=self.input_names
-        )
-        self._index = {name: place for place, name in enumerate(self.names)}
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self._images.inputs(rows)
+        batch = super().__call__(rows)
         if self.noise is not None:
             batch["noise"] = torch.arange(self.noise, dtype=torch.float32).repeat(len(rows), 1)
-        values = (row[self.label_column] for row in rows)
-        labels = [self._index[value] if isinstance(value, str) else int(value) for value in values]
-        return {**batch, "labels": torch.tensor(labels, dtype=torch.int64)}
+        return batch
+
+    def _label(self, value: Any) -> int:
+        return self._index[value] if isinstance(value, str) else int(value)
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """What is wrong with the label of a row, as a sentence; `None` if nothing is."""

@@ -1,8 +1,8 @@
 """From images with segmentation masks to batches of model inputs."""
 
 import inspect
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ MASK_COLUMNS = ("label", "annotation", "mask", "segmentation_mask", "labels", "a
 
 
 @dataclass(eq=False)
-class MaskCollator:
+class MaskCollator(ImageCollator):
     """
     Rows as a batch: the model's inputs, and `"labels"`, the masks: int64, of shape `(batch, height, width)`.
 
@@ -29,25 +29,14 @@ class MaskCollator:
     nearest pixel.
 
     Args:
-        image_column, mask_column (`str`): the columns. A mask is an image of one channel, or an array, of classes.
-        ignore_index (`int`): the value of pixels that do not count.
-        channels (`int`, *optional*, defaults to 3), input_names (collection of `str`, *optional*): as for
-            [`~smd_hf.data.rows.ImageCollator`].
+        label_column (`str`): the column of masks. A mask is an image of one channel, or an array, of classes.
+        classes (`int`): of the model.
+        ignore_index (`int`, *optional*, defaults to 255): the value of pixels that do not count.
     """
 
-    processor: Any
-    image_column: str
-    mask_column: str
-    classes: int
+    label_column: str = ""
+    classes: int = 0
     ignore_index: int = 255
-    channels: int = 3
-    input_names: Collection[str] | None = None
-    _images: ImageCollator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._images = ImageCollator(
-            self.processor, self.image_column, channels=self.channels, input_names=self.input_names
-        )
 
     @cached_property
     def _takes_masks(self) -> bool:
@@ -59,13 +48,13 @@ class MaskCollator:
         return bool(getattr(self.processor, "do_reduce_labels", False))
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        masks = [as_mask(row[self.mask_column]) for row in rows]
+        masks = [as_mask(row[self.label_column]) for row in rows]
         if self._takes_masks:
-            batch = self._images.inputs(rows, segmentation_maps=masks)
+            batch = self.inputs(rows, segmentation_maps=masks)
             labels = batch["labels"]
             batch["labels"] = (labels if isinstance(labels, torch.Tensor) else torch.stack(list(labels))).long()
             return batch
-        batch = self._images.inputs(rows)
+        batch = self.inputs(rows)
         size = batch["pixel_values"].shape[-2:]
         tensors = (torch.from_numpy(mask.astype(np.float32))[None, None] for mask in masks)
         resized = torch.cat([F.interpolate(mask, size, mode="nearest-exact")[:, 0] for mask in tensors]).long()
@@ -74,7 +63,7 @@ class MaskCollator:
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """What is wrong with the mask of a row, as a sentence; `None` if nothing is."""
         try:
-            mask = as_mask(row[self.mask_column])
+            mask = as_mask(row[self.label_column])
         except SMDError as error:
             return str(error)
         image = to_image(row[self.image_column], self.channels)

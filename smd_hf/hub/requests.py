@@ -8,7 +8,8 @@ because the Hub makes no second commit for files that it already has.
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -106,6 +107,18 @@ def push_error(error: BaseException, repo_id: str, commands: Sequence[str], toke
         f"The push to '{repo_id}' failed: {reason}. Nothing is lost: all files are saved on this machine. {remedy}, then push "
         f"with {listed}"
     )
+
+
+@contextmanager
+def explained_push(repo_id: str, commands: Sequence[str], token: str | bool | None) -> Iterator[None]:
+    """Turns any error of a push within the context into a [`push_error`]."""
+    try:
+        yield
+    except SMDError:
+        raise
+    # The exceptions of a broken connection depend on the HTTP library of huggingface_hub.
+    except Exception as error:
+        raise push_error(error, repo_id, commands, token) from error
 
 
 def repository_error(error: BaseException, repo_id: str, command: str, token: str | bool | None) -> SMDError:

@@ -19,7 +19,7 @@ from ..models.load import load_model
 from ..reports.cards.benchmark import RESULTS_PATH
 from ..reports.cards.model_card import CARD_NAME
 from ..version import __version__
-from .requests import persistently, push_command, push_error
+from .requests import explained_push, persistently, push_command
 from .staging import saved_kind, stage_deltas, stage_description, stage_model
 
 logger = logging.get_logger(__name__)
@@ -71,13 +71,8 @@ def push_folder(
     """
     folder = Path(folder).expanduser()
     options: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
-    try:
+    with explained_push(repo_id, [push_command(folder, repo_id, **options)], token):
         return _push(folder, repo_id, token=token, commit_message=commit_message, **options)
-    except SMDError:
-        raise
-    # The exceptions of a broken connection depend on the HTTP library of huggingface_hub.
-    except Exception as error:
-        raise push_error(error, repo_id, [push_command(folder, repo_id, **options)], token) from error
 
 
 def push_run(
@@ -117,13 +112,9 @@ def push_run(
         parts.append(("children", folder / "children", f"{repo_id}-children", {"count": children}))
     pushed: dict[str, CommitInfo] = {}
     for name, place, where, more in parts:
-        try:
+        left = [push_command(each, its_id, **options) for _, each, its_id, _ in parts[len(pushed) :]]
+        with explained_push(where, left, token):
             pushed[name] = _push(place, where, token=token, commit_message=commit_message, **options, **more)
-        except SMDError:
-            raise
-        except Exception as error:
-            left = [push_command(place, where, **options) for _, place, where, _ in parts[len(pushed) :]]
-            raise push_error(error, where, left, token) from error
     if len(pushed) > 1:
         _make_collection(hub_api(token), {name: commit.repo_url.repo_id for name, commit in pushed.items()}, private)
     return pushed

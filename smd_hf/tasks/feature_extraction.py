@@ -79,7 +79,7 @@ class ImageFeatureExtraction(SamplesAll):
                 given.processing_class,
                 image,
                 label,
-                names_of(splits.values(), label),
+                names=names_of(splits.values(), label),
                 channels=num_channels(model),
                 input_names=input_names(model),
                 noise=_patches(model),

@@ -74,9 +74,9 @@ class MultiLabelClassification(SamplesAll):
         collator = LabelSetCollator(
             given.processing_class,
             image,
-            columns,
-            of_model,
-            classes,
+            names=of_model,
+            columns=columns,
+            classes=classes,
             are_columns=bool(args.label_columns),
             channels=num_channels(model),
             input_names=input_names(model),

@@ -194,7 +194,7 @@ def test_a_bad_mask_is_refused_before_scoring_or_skipped(mask, says, checkpoint,
 def test_reduced_labels_leave_out_the_background(checkpoint):
     processor = load_image_processor(checkpoint)
     processor.do_reduce_labels = True
-    collator = MaskCollator(processor, "image", "annotation", CLASSES)
+    collator = MaskCollator(processor, "image", "annotation", classes=CLASSES)
     mask = PILImage.fromarray(np.repeat(np.arange(4, dtype=np.uint8)[:, None], 4, 1))
     row = {"image": PILImage.new("RGB", (4, 4)), "annotation": mask}
     assert collator.problem(row) is None
@@ -226,7 +226,7 @@ def test_a_checkpoint_of_another_task_is_refused(checkpoint, data, tmp_path):
 
 def test_a_trainer_of_segmentation_evolves_after_its_epoch(checkpoint, data, tmp_path):
     model, processor = load_model(checkpoint), load_image_processor(checkpoint)
-    collator = MaskCollator(processor, "image", "annotation", CLASSES)
+    collator = MaskCollator(processor, "image", "annotation", classes=CLASSES)
     evolution = plain_arguments(
         str(tmp_path), population_size=4, fitness="mean_iou", recombination="best", use_cpu=True, report_to="none"
     )
@@ -251,7 +251,7 @@ def test_a_trainer_of_segmentation_evolves_after_its_epoch(checkpoint, data, tmp
 def test_openvino_scores_as_eager_does(checkpoint, data):
     model, task = load_model(checkpoint), SemanticSegmentation()
     task.configure(model, None)
-    collator = MaskCollator(load_image_processor(checkpoint), "image", "annotation", CLASSES)
+    collator = MaskCollator(load_image_processor(checkpoint), "image", "annotation", classes=CLASSES)
     scores = []
     for runtime in ("eager", "openvino"):
         choice = RuntimeChoice(model, runtime, batch_size=5, read=task.prediction)

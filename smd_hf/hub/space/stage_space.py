@@ -14,7 +14,7 @@ from ...models.tasks import CLASSIFIER
 from ...reports.cards.model_card import EXAMPLE_NAME, PLOTS
 from ...reports.gain_report import REPORT_NAME, installed_version
 from ...run.journal import CHILDREN_NAME
-from ..requests import persistently, push_error
+from ..requests import explained_push, persistently
 from ..staging import delta_folders, model_files, saved_kind, stage_model
 from ..upload import hub_api, staging_folder
 
@@ -144,30 +144,24 @@ def push_space(
     """
     folder, api = Path(folder).expanduser(), hub_api(token)
     saved_kind(folder)  # says what is missing, before a Space is created
-    try:
-        with staging_folder(folder) as temporary:
-            staged = Path(temporary, "space")
-            staged.mkdir()
-            stage_space(folder, staged, space_id.rpartition("/")[2], parent)
-            make = partial(
-                api.create_repo, space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
-            )
-            repo_id = persistently(make).repo_id
-            upload = partial(
-                api.upload_folder,
-                repo_id=repo_id,
-                repo_type="space",
-                folder_path=staged,
-                commit_message=commit_message or "Upload the page of a run of smd_hf",
-                delete_patterns=["models/*", *PLOTS],
-            )
-            return persistently(upload)
-    except SMDError:
-        raise
-    # The exceptions of a broken connection depend on the HTTP library of huggingface_hub.
-    except Exception as error:
-        command = f"smd-hf push {folder} --space {space_id}" + (f" --parent {parent}" if parent else "")
-        raise push_error(error, space_id, [command], token) from error
+    command = f"smd-hf push {folder} --space {space_id}" + (f" --parent {parent}" if parent else "")
+    with explained_push(space_id, [command], token), staging_folder(folder) as temporary:
+        staged = Path(temporary, "space")
+        staged.mkdir()
+        stage_space(folder, staged, space_id.rpartition("/")[2], parent)
+        make = partial(
+            api.create_repo, space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
+        )
+        repo_id = persistently(make).repo_id
+        upload = partial(
+            api.upload_folder,
+            repo_id=repo_id,
+            repo_type="space",
+            folder_path=staged,
+            commit_message=commit_message or "Upload the page of a run of smd_hf",
+            delete_patterns=["models/*", *PLOTS],
+        )
+        return persistently(upload)
 
 
 def _pinned(package: str) -> str:
