@@ -27,7 +27,7 @@ from ..errors import SMDError
 from ..files import save_arrays
 from ..models.checkpoints import weights_hash
 from ..models.linear_head import HeadInputs
-from ..scoring.bars import TickingBar
+from ..scoring.bars import ScoringBar
 from ..search.build import loss_of
 from ..search.evolution import Evolution
 from ..search.head.baselines import HEAD, PARENT, Baseline, baselines, best_of
@@ -190,15 +190,15 @@ def _find(
     if evolution.selection_batches is not evolution.fitness_batches:
         sets.append(evolution.selection_batches)
     images = sum(batches.num_images for batches in sets)
-    with TickingBar("Fitting the head", shown, images) as bar:
-        parts = [features_of(evaluator, head, batches, bar.counting) for batches in sets]
+    with ScoringBar("Fitting the head", shown) as bar:
+        parts = [features_of(evaluator, head, batches, bar) for batches in sets]
         fitness_set, selection_set = parts if len(parts) == 2 else _split(*parts[0])
 
         def fit() -> list[Baseline] | None:
             # One machine solves it: another one may come to other last bits.
             if evaluator.processes.process_index:
                 return None
-            return baselines(start, fitness_set, selection_set, loss, evolution.fitness)
+            return baselines(start, fitness_set, selection_set, loss, evolution.fitness, _named(sets[0]))
 
         [found, *_] = evaluator.processes.gather(fit)
     assert found is not None
@@ -211,10 +211,16 @@ def _find(
         seconds=time.monotonic() - began,
     )
     if test is not None:
-        with TickingBar("Testing the heads", shown, test.num_images) as bar:
-            features, _ = features_of(evaluator, head, test, bar.counting)
+        with ScoringBar("Testing the heads", shown) as bar:
+            features, _ = features_of(evaluator, head, test, bar)
         result.test_logits = {each.name: each.head.logits(features) for each in _shown(found, best)}
     return result
+
+
+def _named(batches: ImageBatches) -> np.ndarray | None:
+    """The classes that the data set names, whether or not they have an image here; `None` where labels are classes."""
+    mapping = getattr(batches.collator, "mapping", None)
+    return None if mapping is None else np.unique(mapping[mapping >= 0])
 
 
 def _shown(found: Sequence[Baseline], best: Baseline) -> list[Baseline]:

@@ -84,7 +84,7 @@ def test_the_head_is_compared_in_three_ways_and_measured_once(study, images, tmp
     assert by_method["sgd_all"]["rate"] in imagenet.RIVALS["sgd_all"]["rates"]
     assert "steps" not in by_method["children"] and by_method["head_first"]["chosen"]
     kinds = {name.split(",")[0] for name in by_method["head_first"]["steps"]}
-    assert kinds == {"temperature", "class prior", "head"}
+    assert kinds == {"temperature", "class prior", "class prior and temperature", "head"}
     # The last fit of the head costs a pass.
     assert by_method["adapt"]["passes"] > by_method["head_first"]["passes"]
     no_pass()

@@ -62,7 +62,7 @@ def test_a_run_reports_what_each_step_brought(checkpoint, data, tmp_path):
     assert steps["images_forwarded"] == 60
     assert report["cost"]["images_forwarded"] >= 60 + 2 * 4 * 48
     kinds = {name.split(",")[0] for name in steps["baselines"]}
-    assert kinds == {"parent", "temperature", "class prior", "head"}
+    assert kinds == {"parent", "temperature", "class prior", "class prior and temperature", "head"}
     best = min(steps["baselines"], key=lambda name: steps["baselines"][name]["selection"])
     assert steps["warm_start"] == best
     # The generations begin where the warm start ended.
@@ -175,7 +175,7 @@ def test_the_whole_head_is_fitted_after_the_last_generation_and_not_before(check
     trainer = refitting(checkpoint, tmp_path, data, save_children=1, ensemble_size=2)
     trainer.train()
     steps, report = trainer.report["steps"], trainer.report
-    assert steps["warm_start"] in ("parent", "temperature", "class prior")
+    assert steps["warm_start"] in ("parent", "temperature", "class prior", "class prior and temperature")
     assert any("test" in entry for name, entry in steps["baselines"].items() if name.startswith("head"))
     last = steps["refit_head"]
     assert last["chosen"] != "parent" and last["test"]["nll"] == report["evolved"]["nll"]

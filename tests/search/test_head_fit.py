@@ -104,8 +104,7 @@ def test_the_fitted_bias_gives_each_class_its_share():
 def test_the_temperature_of_an_overconfident_head_is_found():
     head, inputs, labels = problem(4, images=400)
     good = HeadFits(head, inputs, labels, cross_entropy()).head(1e-6)
-    found = HeadFits(good.scaled(5.0), inputs, labels, cross_entropy()).temperature()
-    np.testing.assert_allclose(found.weight, good.weight, rtol=0.05)
+    assert HeadFits(good.scaled(5.0), inputs, labels, cross_entropy()).temperature() == pytest.approx(0.2, rel=0.05)
 
 
 def test_baselines_hold_the_parent_first_and_the_best_is_no_worse():
@@ -113,9 +112,28 @@ def test_baselines_hold_the_parent_first_and_the_best_is_no_worse():
     parts = (inputs[:80], labels[:80]), (inputs[80:], labels[80:])
     found = baselines(head, *parts, cross_entropy(), lambda score, labels: -score.nll)
     assert found[0].name == PARENT and found[0].head is head
-    assert {each.name.split(",")[0] for each in found} == {PARENT, "temperature", "class prior", "head"}
+    assert {each.name.split(",")[0] for each in found} == {
+        *(PARENT, "temperature", "class prior", "class prior and temperature", "head"),
+    }
     assert best_of(found).fitness == max(each.fitness for each in found) > found[0].fitness
     assert -best_of(found).fitness == pytest.approx(mean_nll(best_of(found).head, *parts[1]))
+
+
+def test_few_images_of_classes_that_the_data_set_names():
+    """Classes without an image are as likely as they were if the data set names them, and all but excluded otherwise."""
+    rng = np.random.default_rng(3)
+    head, inputs, labels = problem(9, images=400, classes=40)
+    labels = torch.from_numpy(head.logits(inputs))[:, :20].argmax(-1).numpy()
+    few = rng.permutation(400)[:24]
+    others = np.setdiff1d(np.arange(400), few)
+    parts = (inputs[few[:16]], labels[few[:16]]), (inputs[few[16:]], labels[few[16:]])
+    assert set(labels[others]) - set(labels[few[:16]])
+
+    def prior(named):
+        found = baselines(head, *parts, cross_entropy(), lambda score, labels: -score.nll, named)
+        return mean_nll(best_of(found, "class prior").head, inputs[others], labels[others])
+
+    assert prior(np.arange(20)) < mean_nll(head, inputs[others], labels[others]) < prior(None)
 
 
 def test_a_head_without_a_bias_has_no_class_prior():

@@ -161,6 +161,8 @@ def report_rows(folder: Path) -> list[list[str]]:
     """The before/after table; empty before the end of a run."""
     report = read_report(folder)
     rows: list[list[str]] = []
+    if report is None:
+        return [["", "", "", "", ""]]
     for key, label, factor, digits in _metrics(report):
         change = report["difference"][key]
         values = [report["parent"][key], report["evolved"][key], change["estimate"], *change["interval"]]
@@ -170,7 +172,7 @@ def report_rows(folder: Path) -> list[list[str]]:
         parent, evolved, estimate, low, high = (factor * value for value in values)
         interval = f"{low:+.{digits}f} to {high:+.{digits}f}"
         rows.append([label, f"{parent:.{digits}f}", f"{evolved:.{digits}f}", f"{estimate:+.{digits}f}", interval])
-    return rows or [["", "", "", "", ""]]
+    return rows
 
 
 def _metrics(report: dict[str, Any] | None) -> list[tuple[str, str, float, int]]:

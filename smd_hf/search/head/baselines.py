@@ -11,7 +11,13 @@ from ..losses import Loss
 from .fit import HeadFits
 from .linear import LinearHead
 
-PULLS = (1e-3, 1e-4, 1e-5, 1e-6)
+NOT_NAMED = 10.0
+"""By how much the bias of a class that the data set does not name is lowered: it becomes exp(10) times less likely."""
+
+PRIOR_PULLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""Strengths of the pull of the bias, strong ones first. With few images of each class, a strong one keeps more of the old bias."""
+
+PULLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """Strengths of the pull to the old head to try, strong ones first: each fit begins where the last one ended."""
 
 PARENT, HEAD = "parent", "head, pull "
@@ -23,7 +29,7 @@ class Baseline:
     A head, and how good it is on the selection images.
 
     Args:
-        name (`str`): `"parent"`, `"class prior"`, `"temperature"` or `"head, pull ..."`.
+        name (`str`): `"parent"`, `"temperature"`, `"class prior"`, `"class prior and temperature"` or `"head, pull ..."`.
         head ([`LinearHead`]): weight and bias.
         fitness (`float`): on the selection images; greater is better.
     """
@@ -44,6 +50,7 @@ def baselines(
     selection_set: tuple[np.ndarray, np.ndarray],
     loss: Loss,
     fitness: Callable[[Score, np.ndarray], float],
+    named: np.ndarray | None = None,
 ) -> list[Baseline]:
     """
     Fits all heads on the fitness images and measures each on the selection images.
@@ -52,37 +59,59 @@ def baselines(
         start ([`LinearHead`]): the head that the model has. It comes first in the list.
         fitness_set, selection_set (`tuple` of two `numpy.ndarray`): features `(n, num_features)` and labels `(n,)`.
         fitness (`Callable`): maps a score and labels to the fitness.
+        named (`numpy.ndarray`, *optional*, defaults to those that have a fitness image): the classes that the data set names, int64.
     """
     fits = HeadFits(start, *fitness_set, loss)
 
     def measured(name: str, head: LinearHead) -> Baseline:
         return Baseline(name, head, fitness(score(head, *selection_set), selection_set[1]))
 
-    found = [measured(PARENT, start), measured("temperature", fits.temperature())]
-    if start.bias is not None:
-        found.append(measured("class prior", fits.class_prior()))
-    return found + pulled(fits, measured, PULLS, found[-1].head if start.bias is not None else start)
+    found = [measured(PARENT, start), measured("temperature", start.scaled(fits.temperature()))]
+    if start.bias is None:
+        return found + until_worse(lambda pull, last: measured(f"{HEAD}{pull:g}", fits.head(pull, last)), PULLS, start)
+    bias = start.bias - NOT_NAMED * _others(start, fits.classes if named is None else named)
+    priors = until_worse(lambda pull, _: measured("class prior", fits.beside(bias, pull).class_prior()), PRIOR_PULLS)
+    pull, prior = max(zip(PRIOR_PULLS, priors), key=lambda each: each[1].fitness)
+    assert prior.head.bias is not None
+    # The head is fitted from there: a pull that keeps the bias of classes with few images keeps it here, too.
+    fits = fits.beside(prior.head.bias, pull)
+    factor = fits.temperature()
+    found += [prior, measured("class prior and temperature", prior.head.scaled(factor))]
+    if found[-1].fitness > prior.fitness:
+        fits = fits.scaled(factor)
+    return found + until_worse(
+        lambda pull, last: measured(f"{HEAD}{pull:g}", fits.head(pull, last)), PULLS, fits.start
+    )
 
 
-def pulled(
-    fits: HeadFits, measured: Callable[[str, LinearHead], Baseline], pulls: Sequence[float], first_guess: LinearHead
+def until_worse(
+    fitted: Callable[[float, LinearHead | None], Baseline],
+    pulls: Sequence[float],
+    first_guess: LinearHead | None = None,
 ) -> list[Baseline]:
     """
-    Fits of the whole head, until a weaker pull is worse.
+    Fits with weaker and weaker pulls, until one is worse.
 
     Args:
-        pulls (sequence of `float`): strong ones first. Each fit begins where the last one ended.
+        fitted (`Callable`): maps a pull and the head to begin with, which is the last one found, to a baseline.
+        pulls (sequence of `float`): strong ones first. Weak ones take the most steps, and overfit the most.
     """
     found: list[Baseline] = []
     for pull in pulls:
-        first_guess = fits.head(pull, first_guess)
-        found.append(measured(f"{HEAD}{pull:g}", first_guess))
-        # Weak pulls take the most steps, and overfit more and more.
+        found.append(fitted(pull, found[-1].head if found else first_guess))
         if len(found) > 1 and found[-1].fitness < found[-2].fitness:
             break
     return found
 
 
+def _others(head: LinearHead, named: np.ndarray) -> np.ndarray:
+    """1 for each class that is not among those named, else 0."""
+    others = np.ones(len(head.weight))
+    others[named] = 0.0
+    return others
+
+
 def best_of(found: list[Baseline], kind: str = "") -> Baseline:
-    """The fittest of the baselines whose name begins with `kind`; the first one of equals."""
-    return max((each for each in found if each.name.startswith(kind)), key=lambda each: each.fitness)
+    """The fittest of the baselines of a kind, which is the name up to a comma, or of all; the first one of equals."""
+    of_kind = (each for each in found if kind in ("", each.name.partition(",")[0]))
+    return max(of_kind, key=lambda each: each.fitness)

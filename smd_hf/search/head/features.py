@@ -1,14 +1,13 @@
 """What goes into the head, of all images: each process passes its share of the batches through the model once."""
 
-from collections.abc import Callable, Iterable
-
 import numpy as np
 import torch
 
-from ...data.batches import Batch, ImageBatches
+from ...data.batches import ImageBatches
 from ...models.linear_head import HeadInputs
 from ...scoring.changes import Change
 from ...scoring.evaluator import Evaluator, Variant
+from ...scoring.work import Work
 
 MAX_SLICES = 4
 """In how many parts a runtime that returns logits alone is asked for features, at most."""
@@ -18,7 +17,7 @@ def features_of(
     evaluator: Evaluator,
     head: HeadInputs,
     batches: ImageBatches,
-    counting: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    shown: Work | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Features and labels of all images, on every process. Nothing of it is counted or recorded as scoring.
@@ -28,7 +27,7 @@ def features_of(
 
     Args:
         evaluator ([`Evaluator`]): makes the inputs of a batch, and has the processes that share the work.
-        counting (`Callable`, *optional*): passes the batches on and counts them, for a progress bar.
+        shown ([`Work`], *optional*): is told how far it has come, for a progress bar.
 
     Returns:
         `tuple` of two `numpy.ndarray`: features, float32, of shape `(n, num_features)`, and labels, int64, of shape `(n,)`, in
@@ -36,7 +35,7 @@ def features_of(
     """
     num_labels, num_features = head.layer.weight.flatten(1).shape
     if evaluator.runtime.name != "eager" and num_features <= MAX_SLICES * num_labels:
-        return _as_logits(evaluator, head, batches)
+        return _as_logits(evaluator, head, batches, shown)
     processes = evaluator.processes
     mine = range(len(batches))[processes.process_index :: processes.num_processes]
 
@@ -44,18 +43,24 @@ def features_of(
         evaluator.model.eval()
         found = {}
         groups = batches.groups(mine, processes.stop.check, eager=True) if len(mine) else ()
-        for batch in counting(batch for group in groups for batch in group):
+        for batch in (batch for group in groups for batch in group):
             with head.recorded() as seen, torch.inference_mode(), evaluator.autocast():
                 head.model(**evaluator.inputs(batch))
+            if shown is not None:
+                shown.advance(len(batch) * processes.num_processes)
             found[batch.number] = seen[-1].numpy(), batch.labels.cpu().numpy()
         return found
 
+    if shown is not None:
+        shown.begin(batches.num_images, 0)
     parts = {number: part for found in processes.gather(work) for number, part in found.items()}
     features, labels = zip(*(parts[number] for number in sorted(parts)))
     return np.concatenate(features), np.concatenate(labels)
 
 
-def _as_logits(evaluator: Evaluator, head: HeadInputs, batches: ImageBatches) -> tuple[np.ndarray, np.ndarray]:
+def _as_logits(
+    evaluator: Evaluator, head: HeadInputs, batches: ImageBatches, shown: Work | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     num_labels, num_features = head.layer.weight.flatten(1).shape
 
     def rows(start: int) -> list[tuple[str, Change]]:
@@ -72,6 +77,7 @@ def _as_logits(evaluator: Evaluator, head: HeadInputs, batches: ImageBatches) ->
     changed = frozenset(head.parameter_names)
     variants = [Variant(f"features from {start}", lambda start=start: rows(start), changed) for start in starts]
     with evaluator.aside():
+        evaluator.work = shown
         scores = evaluator.score(variants, batches, keep_logits=True)
     features = np.concatenate([score.logits for score in scores], axis=1)[:, :num_features]
     return np.ascontiguousarray(features), batches.labels

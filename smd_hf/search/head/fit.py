@@ -10,6 +10,7 @@ where it needed hundreds. Products and losses are taken in float32, and their su
 in chunks, and nothing of the size of head x head is made.
 """
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -24,7 +25,7 @@ HISTORY = 10
 """Corrections that L-BFGS remembers. Each takes twice the memory of a head."""
 
 BIAS_PULL = 1e-6
-"""Strength of the pull to the old bias, which keeps the bias of a class without an image finite."""
+"""Strength of the pull to the old bias, which keeps the bias of a class without an image finite, unless another is given."""
 
 STEPS = 300
 """Limit on the steps of L-BFGS."""
@@ -42,6 +43,7 @@ class HeadFits:
         labels (`numpy.ndarray`): int64, of shape `(n,)`.
 
     Attributes:
+        bias_pull (`float`): strength of the pull to the bias of `start`.
         centred (`torch.Tensor`): the features in these coordinates, float32, of shape `(n, num_features)`.
         given (`torch.Tensor`): logits of `start`, float32, of shape `(n, num_labels)`.
         classes (`numpy.ndarray`): the classes that have an image, int64.
@@ -51,6 +53,7 @@ class HeadFits:
         self.start = start
         self.labels = torch.from_numpy(labels)
         self.loss = loss
+        self.bias_pull = BIAS_PULL
         self.coordinates = Coordinates(features)
         self.centred = self.coordinates.of(features)
         self.given = torch.from_numpy(start.logits(features))
@@ -62,8 +65,24 @@ class HeadFits:
     def num_labels(self) -> int:
         return len(self.start.weight)
 
-    def temperature(self) -> LinearHead:
-        """The head times the factor, between 1/20 and 20, at which the logits have the least loss."""
+    def beside(self, bias: np.ndarray, pull: float) -> "HeadFits":
+        """The same fits, begun from and pulled towards another bias. The head must have one."""
+        assert self.start.bias is not None
+        other = copy.copy(self)
+        other.start = LinearHead(self.start.weight, bias)
+        other.given = self.given + torch.from_numpy(bias - self.start.bias).float()
+        other.bias_pull = pull
+        return other
+
+    def scaled(self, factor: float) -> "HeadFits":
+        """The same fits, begun from and pulled towards the head times a factor."""
+        other = copy.copy(self)
+        other.start = self.start.scaled(factor)
+        other.given = factor * self.given
+        return other
+
+    def temperature(self) -> float:
+        """The factor, between 1/20 and 20, at which the logits have the least loss: one over the temperature."""
 
         def objective(log_factor: np.ndarray) -> tuple[float, np.ndarray]:
             factor, value, gradient = float(np.exp(log_factor[0])), 0.0, 0.0
@@ -76,7 +95,7 @@ class HeadFits:
 
         limit = float(np.log(20))
         found = minimize(objective, np.zeros(1), jac=True, method="L-BFGS-B", bounds=[(-limit, limit)])
-        return self.start.scaled(float(np.exp(found.x[0])))
+        return float(np.exp(found.x[0]))
 
     def class_prior(self) -> LinearHead:
         """The head with the bias fitted alone. It must have one."""
@@ -90,8 +109,8 @@ class HeadFits:
                 total, slope = self._loss_and_slope(self.given[rows] + torch.from_numpy(away).float(), rows)
                 value += total
                 gradient += slope.sum(0, dtype=torch.float64).numpy()
-            value = value / count + BIAS_PULL / 2 * float(away @ away)
-            return value, unit * (gradient / count + BIAS_PULL * away)
+            value = value / count + self.bias_pull / 2 * float(away @ away)
+            return value, unit * (gradient / count + self.bias_pull * away)
 
         shares, target = self._shares()
         # Where the shares of cross-entropy would be right at once if images were alike.
@@ -134,11 +153,11 @@ class HeadFits:
         def objective(away: np.ndarray) -> tuple[float, np.ndarray]:
             value, gradient = self.value_and_gradient(away)
             weight, shift = away[:size], self._bias_of(away)
-            value += (strength * float(weight @ weight) + BIAS_PULL * float(shift @ shift)) / 2
+            value += (strength * float(weight @ weight) + self.bias_pull * float(shift @ shift)) / 2
             gradient[:size] += strength * weight
             if self.start.bias is not None:
-                gradient[size:] += BIAS_PULL * shift
-                gradient[:size] -= BIAS_PULL * np.outer(shift[self.classes], self.offsets).ravel()
+                gradient[size:] += self.bias_pull * shift
+                gradient[:size] -= self.bias_pull * np.outer(shift[self.classes], self.offsets).ravel()
             return value, gradient
 
         return objective
@@ -224,7 +243,7 @@ class HeadFits:
         units = (np.outer(spread[self.classes], second) + strength) ** -0.5
         if self.start.bias is None:
             return units.ravel()
-        return np.concatenate([units.ravel(), (spread + BIAS_PULL) ** -0.5])
+        return np.concatenate([units.ravel(), (spread + self.bias_pull) ** -0.5])
 
 
 def loss_and_slope(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
