@@ -158,7 +158,8 @@ def test_what_travels_predicts_as_smd_hf_does_bit_for_bit(tmp_path):
 # What is private to transformers may go
 
 
-@pytest.mark.parametrize("missing", ["name", pytest.param("arguments", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["name", "arguments"])
 def test_without_transformers_private_names_an_ensemble_still_predicts_the_same(missing, tmp_path):
     expected = {}
     for name in ("vit", "resnet"):

@@ -29,6 +29,7 @@ def test_a_killed_run_ends_in_the_same_bytes_over_one_two_and_three_processes(ca
     assert counted["mismatches"] == counted["cells_scored_twice"] == 0 and counted["cells"] > 100
 
 
+@pytest.mark.slow
 def test_two_processes_are_killed_and_one_goes_on(tmp_path):
     counted = soak(tmp_path, "--kills", "1", "--cases", "partition, best", "--processes", "2", "1", "--seed", "4")
     assert counted["kills"] >= 1 and counted["kills_by_processes"]["2"] >= 1

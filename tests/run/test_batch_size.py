@@ -96,7 +96,10 @@ def test_a_run_that_would_go_on_with_another_size_is_refused(result):
     assert f"per_device_eval_batch_size was {size} and is {size // 2}" in result["refused"]
 
 
-@pytest.mark.parametrize("fits, found", [(100, 96), (96, 96), (95, 48), (7, 6), (3, 3), (1, 1)])
+@pytest.mark.parametrize(
+    "fits, found",
+    [(100, 96), (96, 96), (95, 48), (7, 6), *(pytest.param(n, n, marks=pytest.mark.slow) for n in (3, 1))],
+)
 def test_the_largest_that_fits(fits, found):
     tried = []
 
