@@ -137,7 +137,7 @@ def describe_method(result: RunResult, evolution: Evolution, run: RunState) -> d
         "decomposition": args.decomposition,
         "density": mutation.decomposition.density,
         "scaling_share": args.scaling_share,
-        "sigma": args.sigma if calibration is None else calibration.sigma,
+        "sigma": (args.sigma or None) if calibration is None else calibration.sigma,
         "sigma_units": args.sigma_units,
         "calibration": None if calibration is None else vars(calibration),
         "population_size": args.population_size,
