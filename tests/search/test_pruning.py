@@ -61,7 +61,7 @@ def test_a_run_prunes_without_a_sigma_and_any_child_can_be_built_again(rows, tmp
     parent = {name: each.clone() for name, each in trainer.evolution.mutation.parameters.items()}
     trainer.train()
     assert trainer.run.calibration is None and trainer.args.recombination == "best"
-    assert trainer.report["method"]["sigma"] is None
+    assert trainer.report["sigma"] is None
     shares = trainer.report["zero_share"]
     assert shares["before"] == zero_share(parent) < 0.01
     # Three generations, each a tenth of all: some coordinates twice.
