@@ -98,7 +98,7 @@ class EvolutionCallback(TrainerCallback):
                 "EvolutionCallback changes single weights in place, but FSDP and DeepSpeed spread them over devices. Train without "
                 "them, or evolve the saved model with EvolutionTrainer afterwards."
             )
-        if (args.was_chosen("ensemble_size") and args.ensemble_size) or args.save_children or args.push_to_hub:
+        if args.asks_for("ensemble_size") or args.save_children or args.push_to_hub:
             raise SMDError(
                 "ensemble_size, save_children and push_to_hub make files of an evolution, and EvolutionCallback makes none. Leave "
                 "them out, or evolve the saved model with EvolutionTrainer afterwards."
@@ -111,7 +111,7 @@ class EvolutionCallback(TrainerCallback):
         check_map_style(fitness_dataset, "fitness_dataset")
         warn_of_ignored_arguments(args)
         for name in ("warm_start", "refit_head"):
-            if getattr(args, name) and args.was_chosen(name):
+            if args.asks_for(name):
                 logger.warning(
                     f"{name} has no effect in EvolutionCallback: the Trainer trains the head. Leave it out."
                 )

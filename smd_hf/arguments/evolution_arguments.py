@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from ..errors import SMDError
 from .checks import check_evolution_arguments, measured_names
-from .choices import Preset
+from .choices import Preset, Recombination
 from .label_map import read_label_map
 from .method_arguments import (
     FitnessArguments,
@@ -21,7 +21,7 @@ from .method_arguments import (
     RecombinationArguments,
     WarmStartArguments,
 )
-from .recipes import BY_PRESET, recipe_beside
+from .recipes import BY_PRESET, read_recipe, recipe_beside
 from .run_arguments import ArtifactArguments, ImageArguments, ScoringArguments, TaskArguments
 
 DERIVED = (
@@ -63,8 +63,8 @@ class EvolutionArguments(
     `per_device_eval_batch_size` is the batch size of all scoring; `auto_find_batch_size` halves it until it fits into memory.
 
     Args:
-        preset (`str`, *optional*, defaults to `"adapt"`): a recipe of the package: the values of all arguments whose default is
-            `None` "by preset". A value that is given overrides the recipe's, and those of the recipe that do not go with it are
+        preset (`str`, *optional*, defaults to `"adapt"`): a recipe of the package: values for the arguments that are
+            `None` unless given. A value that is given overrides the recipe's, and those of the recipe that do not go with it are
             left out. `smd-hf presets` lists them.
         model_init_kwargs (`dict` or JSON `str`, *optional*): how a model given by name is loaded: `revision`,
             `trust_remote_code`, `dtype`, `cache_dir`.
@@ -114,9 +114,9 @@ class EvolutionArguments(
 
     def _read_recipe(self) -> None:
         """Gives the preset's values to the arguments that it sets, where none was given."""
-        names = (self._chosen & BY_PRESET) | {"mutation", "fitness", "objectives", "sigma_units", "racing"}
-        given = {name: getattr(self, name) for name in names}
-        for name, value in recipe_beside(self.preset, given).items():
+        left_open = BY_PRESET - self._chosen
+        others = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in left_open}
+        for name, value in recipe_beside(self.preset, others).items():
             setattr(self, name, value)
 
     def _rename_objective(self) -> None:
@@ -130,11 +130,18 @@ class EvolutionArguments(
         if self.recombination == "auto":
             # The losers of a race have not seen all images, which a Gauss-Newton step needs.
             best = self.racing == "halving" or self.mutation == "prune" or several
-            self.recombination = "best" if best else "gauss_newton"
             self._chosen.discard("recombination")
+            self.recombination = "best" if best else "gauss_newton"
+        self.recombine_by(self.recombination)
         if several and "fitness" not in self._chosen:
             # Logs and plots show one of them.
             self._follow({"fitness": next(iter(measured_names(self.objectives or ())), self.fitness)})
+
+    def recombine_by(self, name: Recombination) -> None:
+        """Takes a recombination, with as many of the fittest children as suit it if their number was not given."""
+        self.recombination = name
+        if name != "gauss_newton" and not self.was_chosen("recombination_top_k"):
+            self.recombination_top_k = read_recipe("smd")["recombination_top_k"]
 
     def _follow(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -159,6 +166,10 @@ class EvolutionArguments(
     def was_chosen(self, name: str) -> bool:
         """Whether an argument was given, and not left to its default or to the preset."""
         return name in self._chosen
+
+    def asks_for(self, name: str) -> bool:
+        """Whether an argument was given, and not left to the preset, and is neither off nor 0."""
+        return self.was_chosen(name) and bool(getattr(self, name))
 
     @property
     def folder(self) -> Path:

@@ -20,14 +20,8 @@ from .recipes import from_preset
 class PopulationArguments:
     """Parameters that control the population and how long it evolves."""
 
-    population_size: int = from_preset(
-        "population_size",
-        "Number of children in each generation, at least 2.",
-    )
-    num_generations: int = from_preset(
-        "num_generations",
-        "Number of generations.",
-    )
+    population_size: int = from_preset("population_size", "Number of children in each generation, at least 2.")
+    num_generations: int = from_preset("num_generations", "Number of generations.")
     max_forward_passes: float | None = field(
         default=None,
         metadata={

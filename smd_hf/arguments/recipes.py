@@ -1,5 +1,6 @@
 """Recipes: files of arguments that ship with the package, which `preset` names."""
 
+import copy
 import itertools
 from collections.abc import Mapping
 from dataclasses import field
@@ -16,8 +17,10 @@ PRESETS = names(Preset)
 
 
 @lru_cache
-def _text(preset: str) -> str:
-    return (resources.files("smd_hf") / "recipes" / f"{preset}.yaml").read_text(encoding="utf-8")
+def _file(preset: str) -> tuple[str, dict[str, Any]]:
+    """The text of a recipe's file, and the arguments that it sets."""
+    text = (resources.files("smd_hf") / "recipes" / f"{preset}.yaml").read_text(encoding="utf-8")
+    return text, yaml.safe_load(text)
 
 
 def read_recipe(preset: str) -> dict[str, Any]:
@@ -32,7 +35,7 @@ def read_recipe(preset: str) -> dict[str, Any]:
     """
     if preset not in PRESETS:
         raise SMDError(f"preset='{preset}' is not one of {', '.join(PRESETS)}.")
-    return yaml.safe_load(_text(preset))
+    return copy.deepcopy(_file(preset)[1])
 
 
 BY_PRESET = frozenset(read_recipe("smd"))
@@ -41,7 +44,7 @@ BY_PRESET = frozenset(read_recipe("smd"))
 
 def describe_recipe(preset: str) -> str:
     """What a recipe is for: the comment that its file begins with, on one line."""
-    comments = itertools.takewhile(lambda line: line.startswith("#"), _text(preset).splitlines())
+    comments = itertools.takewhile(lambda line: line.startswith("#"), _file(preset)[0].splitlines())
     return " ".join(line.lstrip("# ") for line in comments)
 
 
@@ -57,7 +60,7 @@ def recipe_beside(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         preset (`str`): its name.
-        given (mapping): the values of other arguments, by name.
+        given (mapping): the values of all other arguments, by name.
     """
     recipe, plain = read_recipe(preset), read_recipe("smd")
     yields: set[str] = set()
@@ -68,12 +71,6 @@ def recipe_beside(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
             "fitness_samples_per_generation",
             "ensemble_size",
         }
-    if (
-        given.get("recombination", "auto") not in ("auto", "gauss_newton")
-        or given["racing"] == "halving"
-        or given["objectives"]
-    ):
-        yields |= {"recombination_top_k"}
     if given["sigma_units"] != "relative":
         yields |= {"sigma"}
     if given["fitness"] in names(OODMetric):

@@ -65,7 +65,7 @@ def scoring_of(
         "class_weights": args.class_weights is not None,
         "cost_matrix": args.cost_matrix is not None,
         "loss": args.was_chosen("loss"),
-        "ensemble_size": bool(args.ensemble_size) and args.was_chosen("ensemble_size") and not combines,
+        "ensemble_size": args.asks_for("ensemble_size") and not combines,
         "save_children": bool(args.save_children),
     }
     refuse(given, "image classification" + (" with one label an image" if task.kind is CLASSIFIER else ""), task)

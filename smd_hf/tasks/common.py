@@ -6,7 +6,6 @@ from typing import Any
 from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
-from ..arguments.recipes import read_recipe
 from ..errors import SMDError
 from ..models.tasks import Kind
 from .protocol import GivenData, Task, title_of
@@ -55,15 +54,13 @@ def refuse(arguments: Mapping[str, bool], whose: str, task: Task) -> None:
 def leave_gauss_newton_out(args: EvolutionArguments, task: Task) -> None:
     """Takes the best child where the loss has no Gauss-Newton step, and none was asked for."""
     if args.recombination == "gauss_newton" and not args.was_chosen("recombination"):
-        args.recombination = "best"
-        if not args.was_chosen("recombination_top_k"):
-            args.recombination_top_k = read_recipe("smd")["recombination_top_k"]
+        args.recombine_by("best")
         logger.warning(f"Recombination is 'best': gauss_newton, the default, does not apply to {title_of(task)}.")
 
 
 def leave_head_alone(args: EvolutionArguments, task: Task) -> None:
     """Switches off what fits the head of a classifier, with a warning where it was given and not left to the preset."""
     for name in ("warm_start", "refit_head"):
-        if getattr(args, name) and args.was_chosen(name):
+        if args.asks_for(name):
             logger.warning(f"{name} fits the head of a classifier, and has no effect on {title_of(task)}.")
         setattr(args, name, False)

@@ -35,7 +35,7 @@ class ZeroShotImageClassification(ImageClassification):
         if not isinstance(args, EvolutionArguments):
             return
         given = {
-            "ensemble_size": bool(args.ensemble_size) and args.was_chosen("ensemble_size"),
+            "ensemble_size": args.asks_for("ensemble_size"),
             "save_children": bool(args.save_children),
             "head_init": args.head_init not in (None, "keep"),
         }

@@ -3,7 +3,7 @@
 import pytest
 
 from smd_hf import EvolutionTrainer
-from tests.plain import plain_arguments
+from tests.plain import PLAIN_OPTIONS, plain_arguments
 
 
 def arguments(folder, **options):
@@ -25,8 +25,18 @@ def evolve(checkpoint, folder, data, **options):
     return trainer
 
 
+def command(checkpoint, data, folder):
+    """`smd-hf evolve` of a small run, what `smd-hf evaluate` takes of it, and the folder of the result."""
+    for name, rows in zip(("train", "test"), data):
+        rows.to_parquet(folder / f"{name}.parquet")
+    test = ["--validation_file", str(folder / "test.parquet"), "--disable_tqdm", "True"]
+    out = str(folder / "out")
+    argv = ["evolve", "--model_name_or_path", str(checkpoint), "--train_file", str(folder / "train.parquet"), *test]
+    return [*argv, *PLAIN_OPTIONS, "--population_size", "4", "--report_to", "none", "--output_dir", out], test, out
+
+
 class Stop(Exception):
-    """Ends a run in its midst."""
+    """Ends a run before it is done."""
 
 
 def stop_in_its_midst(trainer, checks=40):

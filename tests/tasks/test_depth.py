@@ -21,7 +21,6 @@ from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.tasks.depth_estimation import PIXELS, DepthEstimation, alignment_of
-from tests.plain import PLAIN_OPTIONS
 from tests.tasks import runs
 from tests.tasks.depth import HEIGHT, WIDTH, make_rows, save_depth_model, tiny_backbone
 
@@ -159,23 +158,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoints, data, tmp_path):
 
 
 def test_the_command_line_evolves_and_evaluates(checkpoints, data, tmp_path, capsys):
-    for name, rows in zip(("train", "test"), data):
-        rows.to_parquet(tmp_path / f"{name}.parquet")
-    given = ["--validation_file", str(tmp_path / "test.parquet"), "--disable_tqdm", "True"]
-    out, parent = str(tmp_path / "out"), str(checkpoints["relative"])
-    options = [
-        *PLAIN_OPTIONS,
-        "--population_size",
-        "4",
-        "--recombination",
-        "best",
-        "--report_to",
-        "none",
-        "--output_dir",
-        out,
-    ]
-    train = ["--train_file", str(tmp_path / "train.parquet"), "--fitness", "abs_rel", "--sigma", "0.1"]
-    assert main(["evolve", "--model_name_or_path", parent, *train, *given, *options]) == 0
+    parent = str(checkpoints["relative"])
+    argv, given, out = runs.command(parent, data, tmp_path)
+    assert main([*argv, "--recombination", "best", "--fitness", "abs_rel", "--sigma", "0.1"]) == 0
     printed = capsys.readouterr().out
     assert "absolute relative error" in printed and "AutoModelForDepthEstimation.from_pretrained" in printed
     assert "by the least squares scale and shift" in printed

@@ -14,7 +14,6 @@ from smd_hf import SMDError
 from smd_hf.cli.main import main
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.tasks.detection import ObjectDetection
-from tests.plain import PLAIN_OPTIONS
 from tests.tasks import runs
 from tests.tasks.detector import NAMES, make_rows, save_detector
 
@@ -51,23 +50,8 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(fitness, checkpoint, data, tm
 
 
 def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, capsys):
-    for name, rows in zip(("train", "test"), data):
-        rows.to_parquet(tmp_path / f"{name}.parquet")
-    given = ["--validation_file", str(tmp_path / "test.parquet"), "--disable_tqdm", "True"]
-    out, train = str(tmp_path / "out"), str(tmp_path / "train.parquet")
-    options = [
-        *PLAIN_OPTIONS,
-        "--population_size",
-        "4",
-        "--recombination",
-        "best",
-        "--report_to",
-        "none",
-        "--output_dir",
-        out,
-    ]
-    model = ["--model_name_or_path", str(checkpoint)]
-    assert main(["evolve", *model, "--train_file", train, *given, *options]) == 0
+    argv, given, out = runs.command(checkpoint, data, tmp_path)
+    assert main([*argv, "--recombination", "best"]) == 0
     printed = capsys.readouterr().out
     assert "mAP" in printed and "AutoModelForObjectDetection.from_pretrained" in printed
     assert main(["evaluate", "--model_name_or_path", out, "--against", str(checkpoint), *given]) == 0

@@ -17,7 +17,6 @@ from smd_hf.metrics.resampling import values
 from smd_hf.metrics.retrieval import TEMPERATURE, RetrievalMeasure
 from smd_hf.models.declared import declared_kind
 from smd_hf.models.tasks import CLASSIFIER
-from tests.plain import PLAIN_OPTIONS
 from tests.tasks import runs
 from tests.test_trainer import make_dataset
 
@@ -86,16 +85,12 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(checkpoint, data, tmp_path):
 
 
 def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, capsys):
-    for name, rows in zip(("train", "test"), data):
-        rows.to_parquet(tmp_path / f"{name}.parquet")
-    given = ["--validation_file", str(tmp_path / "test.parquet"), "--disable_tqdm", "True", "--task", TASK]
-    out, parent = str(tmp_path / "out"), str(checkpoint)
-    options = [*PLAIN_OPTIONS, "--population_size", "4", "--sigma", "0.3", "--report_to", "none", "--output_dir", out]
-    train = ["--train_file", str(tmp_path / "train.parquet"), "--fitness", "knn_accuracy"]
-    assert main(["evolve", "--model_name_or_path", parent, *train, *given, *options]) == 0
+    parent, task = str(checkpoint), ["--task", TASK]
+    argv, given, out = runs.command(parent, data, tmp_path)
+    assert main([*argv, *task, "--sigma", "0.3", "--fitness", "knn_accuracy"]) == 0
     printed = capsys.readouterr().out
     assert "nearest-neighbour accuracy (%)" in printed and "AutoModel.from_pretrained" in printed
-    assert main(["evaluate", "--model_name_or_path", out, "--against", parent, *given]) == 0
+    assert main(["evaluate", "--model_name_or_path", out, "--against", parent, *given, *task]) == 0
     assert "recall@5 (%)" in capsys.readouterr().out
 
 

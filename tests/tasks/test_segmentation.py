@@ -27,7 +27,7 @@ from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.tasks.segmentation import PIXELS, SemanticSegmentation
-from tests.plain import PLAIN_OPTIONS, plain_arguments
+from tests.plain import plain_arguments
 from tests.tasks import runs
 from tests.tasks.segmenter import CLASSES, make_rows, save_segmenter
 
@@ -130,35 +130,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoint, data, tmp_path):
 
 
 def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, capsys):
-    data[0].to_parquet(tmp_path / "train.parquet")
-    data[1].to_parquet(tmp_path / "test.parquet")
-    given = ["--validation_file", str(tmp_path / "test.parquet"), "--disable_tqdm", "True"]
-    out = str(tmp_path / "out")
-    code = main(
-        [
-            "evolve",
-            *PLAIN_OPTIONS,
-            "--model_name_or_path",
-            str(checkpoint),
-            "--train_file",
-            str(tmp_path / "train.parquet"),
-            *given,
-            "--output_dir",
-            out,
-            "--population_size",
-            "4",
-            "--num_generations",
-            "1",
-            "--fitness",
-            "mean_iou",
-            "--recombination",
-            "best",
-            "--report_to",
-            "none",
-            "--max_train_samples",
-            "12",
-        ]
-    )
+    argv, given, out = runs.command(checkpoint, data, tmp_path)
+    code = main([*argv, "--fitness", "mean_iou", "--recombination", "best", "--max_train_samples", "12"])
     printed = capsys.readouterr().out
     assert code == 0 and "mean IoU (%)" in printed and "AutoModelForSemanticSegmentation.from_pretrained" in printed
     assert main(["evaluate", "--model_name_or_path", out, "--against", str(checkpoint), *given]) == 0

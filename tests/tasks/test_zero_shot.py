@@ -20,7 +20,6 @@ from smd_hf import EvolutionCallback, EvolutionTrainer, SMDError
 from smd_hf.cli.main import main
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.tasks.zero_shot import DEFAULT_TEMPLATE, check_candidates
-from tests.plain import PLAIN_OPTIONS
 from tests.tasks import runs
 
 from .two_towers import NAMES, make, make_rows, save_two_towers
@@ -99,24 +98,9 @@ def test_labels_are_matched_to_candidates_by_name(checkpoint, data, tmp_path):
 
 
 def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, capsys):
-    for split, rows in zip(("train", "test"), data):
-        rows.to_parquet(tmp_path / f"{split}.parquet")
-    given = ["--validation_file", str(tmp_path / "test.parquet")]
-    run = [
-        *PLAIN_OPTIONS,
-        "--population_size",
-        "4",
-        "--num_generations",
-        "1",
-        "--recombination",
-        "best",
-        "--report_to",
-        "none",
-    ]
-    named = ["--model_name_or_path", str(checkpoint), "--train_file", str(tmp_path / "train.parquet")]
-    out = str(tmp_path / "out")
+    argv, given, out = runs.command(checkpoint, data, tmp_path)
     candidates = ["--candidate_labels", "red", "green", "blue", "cat", "--hypothesis_template", "a {}"]
-    assert main(["evolve", *named, *given, *candidates, "--output_dir", out, *run, "--disable_tqdm"]) == 0
+    assert main([*argv, *candidates, "--recombination", "best"]) == 0
     printed = capsys.readouterr().out
     assert "accuracy (%)" in printed and "AutoModelForZeroShotImageClassification.from_pretrained" in printed
     compared = ["--model_name_or_path", out, "--against", str(checkpoint), *candidates]

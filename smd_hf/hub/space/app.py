@@ -175,10 +175,8 @@ def report_rows(folder: Path) -> list[list[str]]:
     return rows
 
 
-def _metrics(report: dict[str, Any] | None) -> list[tuple[str, str, float, int]]:
+def _metrics(report: dict[str, Any]) -> list[tuple[str, str, float, int]]:
     """Key, label, factor and decimals of each metric. A report of image classification does not name them."""
-    if report is None:
-        return []
     if "metrics" not in report:
         return list(ROWS)
     return [(each["key"], each["label"], each["factor"], each["decimals"]) for each in report["metrics"]]

@@ -67,27 +67,28 @@ def baselines(
         return Baseline(name, head, fitness(score(head, *selection_set), selection_set[1]))
 
     found = [measured(PARENT, start), measured("temperature", start.scaled(fits.temperature()))]
-    if start.bias is None:
-        return found + until_worse(lambda pull, last: measured(f"{HEAD}{pull:g}", fits.head(pull, last)), PULLS, start)
-    bias = start.bias - NOT_NAMED * _others(start, fits.classes if named is None else named)
-    priors = until_worse(lambda pull, _: measured("class prior", fits.beside(bias, pull).class_prior()), PRIOR_PULLS)
-    pull, prior = max(zip(PRIOR_PULLS, priors), key=lambda each: each[1].fitness)
-    assert prior.head.bias is not None
-    # The head is fitted from there: a pull that keeps the bias of classes with few images keeps it here, too.
-    fits = fits.beside(prior.head.bias, pull)
-    factor = fits.temperature()
-    found += [prior, measured("class prior and temperature", prior.head.scaled(factor))]
-    if found[-1].fitness > prior.fitness:
-        fits = fits.scaled(factor)
+    if start.bias is not None:
+        others = ~np.isin(np.arange(len(start.bias)), fits.classes if named is None else named)
+        bias = start.bias - NOT_NAMED * others
+        priors = until_worse(
+            lambda pull, _: measured("class prior", fits.beside(bias, pull).class_prior()), PRIOR_PULLS, start
+        )
+        pull, prior = max(zip(PRIOR_PULLS, priors), key=lambda each: each[1].fitness)
+        assert prior.head.bias is not None
+        # The head is fitted from there: a pull that keeps the bias of classes with few images keeps it here, too.
+        pulled = fits.beside(prior.head.bias, pull)
+        factor = pulled.temperature()
+        found += [prior, measured("class prior and temperature", prior.head.scaled(factor))]
+        fits = pulled.scaled(factor) if found[-1].fitness > prior.fitness else pulled
     return found + until_worse(
         lambda pull, last: measured(f"{HEAD}{pull:g}", fits.head(pull, last)), PULLS, fits.start
     )
 
 
 def until_worse(
-    fitted: Callable[[float, LinearHead | None], Baseline],
+    fitted: Callable[[float, LinearHead], Baseline],
     pulls: Sequence[float],
-    first_guess: LinearHead | None = None,
+    first_guess: LinearHead,
 ) -> list[Baseline]:
     """
     Fits with weaker and weaker pulls, until one is worse.
@@ -102,13 +103,6 @@ def until_worse(
         if len(found) > 1 and found[-1].fitness < found[-2].fitness:
             break
     return found
-
-
-def _others(head: LinearHead, named: np.ndarray) -> np.ndarray:
-    """1 for each class that is not among those named, else 0."""
-    others = np.ones(len(head.weight))
-    others[named] = 0.0
-    return others
 
 
 def best_of(found: list[Baseline], kind: str = "") -> Baseline:

@@ -1,5 +1,7 @@
 """What goes into the head, of all images: each process passes its share of the batches through the model once."""
 
+from itertools import chain
+
 import numpy as np
 import torch
 
@@ -43,7 +45,7 @@ def features_of(
         evaluator.model.eval()
         found = {}
         groups = batches.groups(mine, processes.stop.check, eager=True) if len(mine) else ()
-        for batch in (batch for group in groups for batch in group):
+        for batch in chain.from_iterable(groups):
             with head.recorded() as seen, torch.inference_mode(), evaluator.autocast():
                 head.model(**evaluator.inputs(batch))
             if shown is not None:
