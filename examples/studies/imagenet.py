@@ -36,6 +36,7 @@ from imagenet_rivals import RIVALS, Rivals
 from imagenet_rivals import SHOWN as RIVALS_SHOWN
 
 from smd_hf import EvolutionTrainer
+from smd_hf.search.head.baselines import HEAD
 
 METHODS: dict[str, dict[str, Any]] = {
     "adapt": {},
@@ -140,7 +141,11 @@ def run(args: argparse.Namespace, train: Any, test: Any, options: dict[str, Any]
         steps = report["steps"]
         found["chosen"] = steps["warm_start"]
         found["steps"] = {
-            name: {"scores": scores(entry["test"]), "difference": entry["difference"]}
+            name: {
+                "scores": scores(entry["test"]),
+                "difference": entry["difference"],
+                "evolved_over_it": entry["evolved_over_it"],
+            }
             for name, entry in steps["baselines"].items()
             if "test" in entry
         }
@@ -178,8 +183,22 @@ def render(document: dict[str, Any]) -> str:
         f"{', '.join(f'{name} {value}' for name, value in about['arguments'].items()) or 'nothing'}.",
         "",
         markdown_table(head, rows),
+        *(["", over_the_head] if (over_the_head := seeds_over_the_head(runs)) else []),
     ]
     return "\n".join(lines)
+
+
+def seeds_over_the_head(runs: Sequence[dict[str, Any]]) -> str:
+    """How far `adapt` is over the fit of the whole head alone, for each seed."""
+    ahead = [
+        step["evolved_over_it"]["accuracy"]
+        for each in runs
+        if each["method"] == "adapt"
+        for name, step in each["steps"].items()
+        if name.startswith(HEAD) and "evolved_over_it" in step
+    ]
+    shown = "; ".join(with_interval(each["estimate"], each["interval"], 2, 100) for each in ahead)
+    return f"`adapt` over the fit of the head alone, in points, by seed: {shown}." if ahead else ""
 
 
 def row(name: str, found: list[dict[str, Any]]) -> list[str]:

@@ -24,8 +24,8 @@ def describe_steps(
     Returns:
         `dict`: `warm_start` is the name of the chosen baseline (`"parent"` if none was better), `images_forwarded`
         its cost. `baselines` has, by name, each baseline's `selection` (the fitness metric on the selection images) and, for
-        the best of each kind, its scores on the `test` images and its `difference` to the parent. `evolution` compares the
-        model after the generations with the chosen baseline: what they brought by themselves. `refit_head` has the head that was
+        the best of each kind, its scores on the `test` images, its `difference` to the parent, and how far the evolved model
+        is over it (`evolved_over_it`). `evolution` compares the model after the generations with the chosen baseline: what they brought by themselves. `refit_head` has the head that was
         `chosen` after them (`"parent"` if none was better), its scores on the `test` images and its `difference` to the model before.
     """
     baselines: dict[str, dict[str, Any]] = {
@@ -34,7 +34,8 @@ def describe_steps(
     for name, logits in found.test_logits.items():
         if name != PARENT:
             scores, difference = measured(test.parent, logits, test.labels, name, seed)
-            baselines[name] |= {"test": scores, "difference": difference}
+            ahead = compare(logits, test.evolved, test.labels, names=(name, "evolved"), seed=seed)
+            baselines[name] |= {"test": scores, "difference": difference, "evolved_over_it": difference_entry(ahead)}
     before = test.parent if found.chosen == PARENT else found.test_logits[found.chosen]
     after = test.evolved if last is None or last.chosen == PARENT else last.test_logits[PARENT]
     comparison = compare(before, after, test.labels, names=("warm_start", "evolved"), seed=seed)
@@ -64,12 +65,11 @@ def steps_lines(entry: Mapping[str, Any] | None) -> list[str]:
     for name, baseline in entry["baselines"].items():
         if "test" in baseline:
             chosen = ", chosen by the selection images" if name == entry["warm_start"] else ""
-            lines.append(f"  {name} alone: {_shown(baseline['test'])}{chosen}")
+            over = _points(baseline["evolved_over_it"])
+            lines.append(f"  {name} alone: {_shown(baseline['test'])}{chosen}; the evolved model is at {over}")
     evolution = entry["evolution"]
-    accuracy = evolution["difference"]["accuracy"]
-    change, low, high = (100 * value for value in (accuracy["estimate"], *accuracy["interval"]))
     lines.append(
-        f"  the generations, from {_shown(evolution['before'])}: {change:+.2f} points ({low:+.2f} to {high:+.2f}); "
+        f"  the generations, from {_shown(evolution['before'])}: {_points(evolution['difference'])}; "
         f"{'significant' if evolution['significant'] else 'not significant'}"
     )
     if "refit_head" in entry:
@@ -77,6 +77,12 @@ def steps_lines(entry: Mapping[str, Any] | None) -> list[str]:
         name = "no fitted head was better" if last["chosen"] == PARENT else last["chosen"]
         lines.append(f"  the head after them ({name}): {_shown(last['test'])}")
     return lines
+
+
+def _points(difference: Mapping[str, Any]) -> str:
+    accuracy = difference["accuracy"]
+    change, low, high = (100 * value for value in (accuracy["estimate"], *accuracy["interval"]))
+    return f"{change:+.2f} points ({low:+.2f} to {high:+.2f})"
 
 
 def _shown(scores: Mapping[str, Any]) -> str:

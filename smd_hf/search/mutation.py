@@ -8,6 +8,7 @@ is theta with zeros in its subspace. Only a description of each child is kept. I
 
 from collections.abc import Iterator, Mapping
 from dataclasses import InitVar, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from transformers.utils import logging
 from ..errors import SMDError
 from ..keyed_random import keyed_generator, keyed_normal
 from ..scoring.changes import Change
+from .kept_arrays import KeptArrays
 from .subspaces import Decomposition, ParameterSpace
 
 logger = logging.get_logger(__name__)
@@ -78,6 +80,7 @@ class Mutation:
         parameters = dict(model.named_parameters())
         self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in self.space.names}
         self.scales: list[float] = []
+        self._shared_noise = KeptArrays()
         self.parent_changed()
         self._check_zeros()
 
@@ -147,8 +150,9 @@ class Mutation:
             count = size if indices is None else len(indices)
             noise = keyed_normal(count, "noise", self.seed, child.generation, child.direction, key)
         else:
-            noise = keyed_normal(size, "cut noise", self.seed, child.generation, shared, key)
-            noise = noise if indices is None else noise[indices]
+            make = partial(keyed_normal, size, "cut noise", self.seed, child.generation, shared, key)
+            whole = self._shared_noise.get((child.generation, shared), tensor, make)
+            noise = whole.copy() if indices is None else whole[indices]
         noise *= np.float32(child.sign * child.step * self.scales[tensor])
         return indices, noise
 

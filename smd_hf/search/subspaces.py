@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import SMDError
 from ..keyed_random import keyed_generator
 from ..models.blocks import contiguous_runs
+from .kept_arrays import KeptArrays
 
 MIN_COST = 0.1
 """The lowest cost that counts: no block gets more than ten times as many children as the most expensive one."""
@@ -200,7 +201,7 @@ class Cut(Decomposition):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._last_order: tuple[tuple[int, int, int], np.ndarray] | None = None
+        self._orders = KeptArrays()
 
     def own_density(self) -> float:
         return 1 / self.parts
@@ -218,14 +219,15 @@ class Cut(Decomposition):
         return len(range(self._first(direction, tensor), self.space.sizes[tensor], self.parts))
 
     def _order(self, generation: int, cut: int, tensor: int) -> np.ndarray:
-        """The order in which one tensor's coordinates are dealt. It is cached for the other parts of the same cut."""
-        key = (generation, cut, tensor)
-        if self._last_order is None or self._last_order[0] != key:
+        """The order in which one tensor's coordinates are dealt, kept for the other parts of the same cut."""
+
+        def make() -> np.ndarray:
             size = self.space.sizes[tensor]
             order = np.arange(size, dtype=np.int32 if size < 2**31 else np.int64)
             keyed_generator("mask", self.seed, generation, cut, self.space.keys[tensor]).shuffle(order)
-            self._last_order = (key, order)
-        return self._last_order[1]
+            return order
+
+        return self._orders.get((generation, cut), tensor, make)
 
     def _first(self, direction: int, tensor: int) -> int:
         """The first place in the order that the direction gets, after the coordinates of all earlier tensors were dealt."""

@@ -75,7 +75,10 @@ def test_a_run_reports_what_each_step_brought(checkpoint, data, tmp_path):
         steps["evolution"]["difference"]["nll"]["estimate"],
     )
     assert sum(parts) == pytest.approx(total)
+    over = steps["baselines"][best]["evolved_over_it"]
+    assert over["nll"] == steps["evolution"]["difference"]["nll"]
     lines = "\n".join(steps_lines(steps))
+    assert f"{best} alone" in lines and f"is at {100 * over['accuracy']['estimate']:+.2f} points (" in lines
     assert "class prior alone" in lines and "chosen by the selection images" in lines and "the generations" in lines
 
 
