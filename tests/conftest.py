@@ -4,6 +4,7 @@ The same surroundings for every test: one thread, no network, no bars, and cache
 All of it is environment, set before any library is imported, so that processes which tests start inherit it.
 """
 
+import gc
 import os
 import shutil
 import sys
@@ -32,12 +33,22 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(HF_HOME, ignore_errors=True)
 
 
-DRAWING = {"test_plots.py", "test_demo.py", "test_space.py", "test_trackers.py", "test_notebook.py", "test_pareto.py"}
+DRAWING = {f"test_{name}.py" for name in ("plots", "predictions", "demo", "space", "trackers", "notebook", "pareto")}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
     draw(item.path.name in DRAWING or "examples" in item.path.parts)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries have made by now stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture

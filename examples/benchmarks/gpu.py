@@ -10,6 +10,7 @@ whole runs of evolution of the first model in each runtime, twice and after a st
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from common import NUM_CLASSES, build_model, hardware, logger_line, make_parser,
 from transformers import TrainerCallback
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf.errors import SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_image_processor
 
@@ -51,9 +53,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for name in args.parts:
         logger_line(f"gpu: {name}")
         start = time.perf_counter()
-        results["models"] |= PARTS[name](args) or {}
+        # After each result, so that a benchmark that is stopped leaves what it has.
+        for found in PARTS[name](args) or ():
+            results["models"] |= found
+            report("gpu", args, started, results)
         results["seconds"][name] = time.perf_counter() - start
-        # After each part, so that a run that is stopped leaves what it has.
         report("gpu", args, started, results)
     return results
 
@@ -91,9 +95,8 @@ def measure_generation(args: argparse.Namespace) -> None:
     generation.main(shared(args, "generation", **sizes))
 
 
-def measure_runs(args: argparse.Namespace) -> dict[str, Any]:
+def measure_runs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Runs of evolution by Gauss-Newton steps: the bytes that each leaves must be those of the same run, done again or stopped."""
-    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         jpegs = write_jpegs(Path(folder), args.images * 2)
         labels = np.random.default_rng(1).integers(0, NUM_CLASSES, len(jpegs)).tolist()
@@ -102,10 +105,12 @@ def measure_runs(args: argparse.Namespace) -> dict[str, Any]:
         for runtime in args.run_runtimes:
             for precision in args.run_precisions:
                 logger_line(f"runs: {model} {runtime} {precision}")
-                found[f"{model} {runtime} {precision}"] = run_three_times(
-                    args, Path(folder), model, images, runtime=runtime, precision=precision
-                )
-    return found
+                options = {"runtime": runtime, "precision": precision}
+                try:
+                    found = run_three_times(args, Path(folder), model, images, **options)
+                except SMDError as error:  # a runtime that does not take the model
+                    found = {"error": str(error)}
+                yield {f"{model} {runtime} {precision}": found}
 
 
 def run_three_times(

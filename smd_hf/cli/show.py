@@ -7,7 +7,7 @@ from typing import Any
 
 from ..artifacts.loading import load_with_processor
 from ..errors import SMDError
-from ..hub.space.stage_space import check_has_page, page_models
+from ..hub.space.stage_space import page_models, page_task
 from ..reports.saved_run import read_run
 from .parsing import SimpleParser
 from .terminal import quiet_libraries
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     """
     arguments = make_parser().parse_args(argv)
     found = read_run(arguments.run)
-    check_has_page(found.folder)
+    page_task(found.folder)
     if importlib.util.find_spec("gradio") is None:
         raise SMDError("The page needs gradio, which is not installed. Install it with pip install 'smd-hf[space]'.")
     quiet_libraries()
@@ -65,5 +65,9 @@ def make_page(folder: Path, parent: str | None, trust_remote_code: bool) -> Any:
         name = str(entry.get("folder") or entry["repo_id"])
         return load_with_processor(name, trust_remote_code=trust_remote_code)
 
-    models = Models(lambda: page_models(folder, parent), load)
+    def entries() -> list[dict[str, Any]]:
+        # Importing this package has registered the class of ensembles: theirs is not remote code here.
+        return [entry | {"trust_remote_code": trust_remote_code} for entry in page_models(folder, parent)]
+
+    models = Models(entries, load, *page_task(folder))
     return build_page(folder, models, f"{folder.resolve().name}: a run of smd_hf", live=True)

@@ -28,6 +28,8 @@ from .cards.model_card import card_entries, classify_example, save_example, writ
 from .front import write_front
 from .gain_report import REPORT_NAME, gain_report, whole_report, write_report
 from .plots import plot_calibration_curve, plot_ensemble_size, plot_fitness, plot_gain, plot_reliability
+from .predictions import PLOT_NAME as PREDICTIONS_NAME
+from .predictions import plot_predictions
 from .run_result import RunResult, TestScores
 from .steps import describe_steps
 from .task_report import task_comparison
@@ -193,6 +195,9 @@ def write_run_files(
     """
     folder, artifacts = result.folder, result.artifacts
     _plot(folder, report, test, run, evolution.fitness.label)
+    if result.drawn_before is not None and result.drawn_after is not None:
+        names: Any = evolution.model.config.id2label or {}
+        plot_predictions(result.drawn_before, result.drawn_after, names, folder / PREDICTIONS_NAME)
     kinds = {"child": folder}
     if artifacts.ensemble is not None:
         kinds["ensemble"] = folder / "ensemble"

@@ -23,6 +23,7 @@ from ..search.pareto.pareto_evolution import ParetoEvolution
 from ..search.pareto.run_front import RunFront, run_front
 from ..tasks.classification import ImageClassification
 from ..tasks.protocol import Task
+from .predictions import Predictions, predictions
 
 logger = logging.get_logger(__name__)
 
@@ -73,6 +74,8 @@ class RunResult:
         artifacts ([`Artifacts`]): ensemble and deltas.
         front ([`RunFront`], *optional*): the front of a run by several objectives.
         warm_start, refit_head ([`HeadStep`], *optional*): what came before the first generation and after the last one.
+        drawn_before, drawn_after ([`Predictions`], *optional*): for some test images, by parent and evolved model; in the process
+            that writes files.
         stopped (`dict`, *optional*): which limit ended the run, and after how many generations.
         report (`dict`, *optional*): the contents of `gain_report.json`.
     """
@@ -94,6 +97,8 @@ class RunResult:
     refit_head: HeadStep | None = field(default=None, init=False)
     stopped: dict[str, Any] | None = field(default=None, init=False)
     report: dict[str, Any] | None = field(default=None, init=False)
+    drawn_before: Predictions | None = field(default=None, init=False)
+    drawn_after: Predictions | None = field(default=None, init=False)
     _parent_ood_logits: np.ndarray | None = field(default=None, init=False)
 
     @property
@@ -106,6 +111,7 @@ class RunResult:
         self.parent_zero_share = zero_share(evolution.mutation.parameters)
         if images.test is not None:
             self.parent_score = evaluator.score_model(images.test)
+            self.drawn_before = self._drawn(evolution)
             if images.ood is not None:
                 self._parent_ood_logits = evaluator.logits(images.ood.test)
         if self.args.save_children:
@@ -130,7 +136,13 @@ class RunResult:
         if images.test is None or self.parent_score is None:
             return
         self.test = test = TestScores(images.test, self.parent_score, evaluator.score_model(images.test))
+        self.drawn_after = self._drawn(evolution)
         if images.ood is not None and self._parent_ood_logits is not None:
             self.ood = {"images": images.ood.sizes} | compare_auroc(
                 (test.parent, self._parent_ood_logits), (test.evolved, evaluator.logits(images.ood.test))
             )
+
+    def _drawn(self, evolution: Evolution) -> Predictions | None:
+        if not self.args.should_save or self.images.test is None:
+            return None
+        return predictions(evolution.evaluator, self.task, self.images.test, self.processing_class)

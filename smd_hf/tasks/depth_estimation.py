@@ -22,6 +22,7 @@ from ..models.tasks import KINDS
 from ..scoring.scores import Cell, Score
 from ..scoring.sums import device_of_sums
 from .common import check_rows
+from .pictures import DepthMap, resized
 from .protocol import GivenData, Loss
 
 logger = logging.get_logger(__name__)
@@ -161,6 +162,15 @@ class DepthEstimation:
     def loss(self, args: EvolutionArguments) -> Loss:
         of_images = depth_loss(self.alignment)
         return lambda predictions, depths: of_images(predictions, depths).sum()
+
+    def picture(self, prediction: torch.Tensor, labels: torch.Tensor) -> tuple[DepthMap, DepthMap]:
+        known = labels[0].double().cpu().numpy()
+        truth = np.where(known > 0, known, np.nan)
+        if self.alignment == INVERSE:
+            truth = 1 / truth
+        # Only depths in a unit can be compared by one scale of colors.
+        limits = (float(np.nanmin(truth)), float(np.nanmax(truth))) if self.alignment == NONE else None
+        return DepthMap(truth, limits), DepthMap(resized(prediction[:, None], labels)[0, 0].numpy(), limits)
 
     def measured(self, score: Score) -> DepthMeasure:
         return DepthMeasure(score.sums)

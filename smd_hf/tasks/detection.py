@@ -11,7 +11,14 @@ from ..data.boxes import OBJECT_COLUMNS, ONE_SIZE, BoxCollator, find_objects
 from ..data.preparation import PreparedData
 from ..data.rows import find_column, find_image_column
 from ..errors import SMDError
-from ..metrics.detection import DETECTIONS, METRICS, DetectionMeasure, kept_detections, object_counts
+from ..metrics.detection import (
+    DETECTIONS,
+    METRICS,
+    DetectionMeasure,
+    best_detections,
+    kept_detections,
+    object_counts,
+)
 from ..metrics.set_loss import SetLoss, corners
 from ..models.inputs import input_names
 from ..models.load import num_channels
@@ -19,6 +26,7 @@ from ..models.tasks import KINDS
 from ..scoring.reading import SamplesAll
 from ..scoring.scores import Cell, Score
 from .common import check_rows, leave_gauss_newton_out
+from .pictures import Boxes
 from .protocol import GivenData, Loss
 
 logger = logging.get_logger(__name__)
@@ -31,6 +39,8 @@ UNSCORED = {
     "pp_doclayout": "reads the order of a page's parts beside their boxes, and mAP would not see it change",
 }
 """By the beginning of their model type: detectors that are refused."""
+DRAWN = 0.5
+"""Detections of at least this confidence are drawn, as transformers' pipeline returns them by default."""
 SAME_BOX = 0.5
 """A query has moved on if its boxes overlap less than this, as intersection over union."""
 
@@ -126,6 +136,13 @@ class ObjectDetection(SamplesAll):
             "has none that holds over a step: which query answers for which object is decided anew whenever the outputs change, and mAP "
             "depends on the order of scores alone. Choose recombination='best', 'top_k_mean' or 'greedy_soup'."
         )
+
+    def picture(self, prediction: torch.Tensor, labels: torch.Tensor) -> tuple[Boxes, Boxes]:
+        objects = labels[0][labels[0, :, 0] >= 0].cpu()
+        truth = Boxes(corners(objects[:, 1:]).numpy(), objects[:, 0].long().numpy())
+        scores, classes, boxes = (each[0].cpu() for each in best_detections(prediction.float(), self.set_loss.classes))
+        sure = scores >= DRAWN
+        return truth, Boxes(corners(boxes[sure]).numpy(), classes[sure].numpy(), scores[sure].numpy())
 
     def measured(self, score: Score) -> DetectionMeasure:
         return DetectionMeasure(score.logits, score.sums)

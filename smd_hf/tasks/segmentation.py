@@ -19,6 +19,7 @@ from ..models.load import num_channels
 from ..models.tasks import KINDS
 from ..scoring.scores import Cell, Score
 from .common import check_rows
+from .pictures import ClassMap, resized
 from .protocol import GivenData, Loss
 
 PIXELS = 1024
@@ -118,6 +119,10 @@ class SemanticSegmentation:
             return (losses.sum(-1) / (labels != ignored).sum(-1).clamp_min(1)).sum()
 
         return cross_entropy
+
+    def picture(self, prediction: torch.Tensor, labels: torch.Tensor) -> tuple[ClassMap, ClassMap]:
+        truth = torch.where(labels == self.ignore_index, -1, labels)[0].cpu().numpy()
+        return ClassMap(truth), ClassMap(resized(prediction, labels).argmax(1)[0].numpy())
 
     def measured(self, score: Score) -> SegmentationMeasure:
         return SegmentationMeasure(np.asarray(score.sums))

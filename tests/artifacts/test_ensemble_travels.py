@@ -212,6 +212,7 @@ def test_names_in_memory_are_checked_and_never_lead_to_a_tensor_twice(names, mes
 # Ensembles that were saved before
 
 
+@pytest.mark.slow
 def test_ensembles_saved_before_load_with_smd_hf_and_by_their_own_code_to_the_same_bits(before):
     facts, by_their_own_code = as_a_stranger(before, *NAMES)
     assert all(module.startswith("transformers_modules.") for module in facts.values())

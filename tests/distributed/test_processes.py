@@ -25,7 +25,7 @@ SOME = [
     *("partition-children", "blocks-data", "blocks-auto", "race-children", "metric-data"),
     *("steps-data", "soup-children", "front-data", "front-children", "few-data", "few-children"),
 ]
-FEW = ["openvino-data", "front-data"]
+FEW = ["openvino-data"]
 FAILS = [f"fail-{what}" for what in FAILURES]
 
 

@@ -11,6 +11,8 @@ from tests.tiny import save_tiny_checkpoint
 from .clients import run_client
 from .server import TOKEN, HubServer
 
+pytestmark = pytest.mark.slow
+
 # What happens to the requests for the files of a model or a data set: fate, how often, delay in seconds
 FAULTS = {
     "busy": [(429, 2, 0), (500, 1, 0), (503, 1, 0)],

@@ -482,6 +482,7 @@ def troubled(tmp_path_factory):
         yield Pushed(hub, root, result)
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_loses_nothing_and_its_command_works_later(troubled):
     result, root = troubled.result, troubled.root
     for name in "no token at the start", "wrong token at the start":
@@ -507,6 +508,7 @@ def test_a_push_that_fails_loses_nothing_and_its_command_works_later(troubled):
     assert b"T0kenOf" not in (root / "output.log").read_bytes()
 
 
+@pytest.mark.slow
 def test_evolve_pushes_at_its_end_and_says_where_to(troubled):
     code, out, _ = troubled.result["evolve"]
     assert code == 0 and f"Pushed to {troubled.hub.url}/tester/shell\n" in out
@@ -516,6 +518,7 @@ def test_evolve_pushes_at_its_end_and_says_where_to(troubled):
     assert shlex.join(["smd-hf", "push", str(troubled.root / "shell-refused")]) in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_hub_strategy_decides_what_goes_up_meanwhile(troubled):
     result, hub = troubled.result, troubled.hub
     assert result["every_save"] == result["checkpoint"] == result["all_checkpoints"] == result["resumed"]
@@ -538,6 +541,7 @@ def test_hub_strategy_decides_what_goes_up_meanwhile(troubled):
     assert b"The push of a checkpoint failed" in (troubled.root / "output.log").read_bytes()
 
 
+@pytest.mark.slow
 def test_branches_proposals_changed_cards_and_mistakes(troubled):
     result, hub = troubled.result, troubled.hub
     assert result["in the background"] == "End of training"

@@ -7,9 +7,11 @@ import shutil
 import pytest
 
 from smd_hf.cli.main import main
-from smd_hf.hub.space.stage_space import page_models, stage_space
+from smd_hf.errors import SMDError
+from smd_hf.hub.space.stage_space import page_models, page_task, stage_space
 
 
+@pytest.mark.slow
 def test_a_space_holds_page_models_and_report_and_nothing_else(space_run, space):
     names = {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()} - {".gitattributes"}
     models = {name for name in names if name.startswith("models/")}
@@ -25,6 +27,22 @@ def test_a_space_holds_page_models_and_report_and_nothing_else(space_run, space)
     required = (space / "requirements.txt").read_text()
     assert re.search(r"^transformers==", required, re.MULTILINE) and "gradio" not in required
     assert str(space_run.parent) not in (space / "space.json").read_text()
+
+
+class TestTask:
+    def test_a_run_of_another_task_names_it_and_its_candidate_labels(self, tmp_path):
+        assert page_task(tmp_path) == ("image-classification", {})
+        options = {"candidate_labels": ["red", "blue"], "hypothesis_template": "a {} photo"}
+        report = {"task": "zero-shot-image-classification", "zero_shot": options}
+        (tmp_path / "gain_report.json").write_text(json.dumps(report))
+        assert page_task(tmp_path) == ("zero-shot-image-classification", options)
+
+    def test_a_task_without_a_page_is_refused(self, tmp_path):
+        (tmp_path / "gain_report.json").write_text(json.dumps({"task": "image-feature-extraction"}))
+        with pytest.raises(
+            SMDError, match=r"is a run of image-feature-extraction, and the page shows image-class.*smd-hf inspect"
+        ):
+            page_task(tmp_path)
 
 
 class TestStaging:

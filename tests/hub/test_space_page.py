@@ -8,15 +8,24 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import pipeline
 
+from smd_hf.hub.space.stage_space import stage_space
+from tests.tasks import depth
+from tests.tasks.each import TASKS, Small
 from tests.tiny import label_names
 
 from .clients import ROOT
 from .space import SMD_HF
 
 pytestmark = pytest.mark.integration
+
+DEPTH = Small("depth-estimation", depth.save_depth_model, depth.make_rows, {"recombination": "best", "sigma": 0.1})
+SHOWN = {name: TASKS[name] for name in ("segmentation", "detection", "zero_shot")} | {"depth": DEPTH}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +61,57 @@ def test_the_app_classifies_without_smd_hf(space):
         assert set(scores) == set(label_names(4)) and sum(scores.values()) == pytest.approx(1, abs=1e-4)
     [parent, evolved, *_] = [scores for _, scores in results]
     assert parent != evolved
+
+
+PREDICT = """
+    import json, sys
+    sys.modules["smd_hf"] = None
+    import app
+    import numpy as np
+    from PIL import Image
+    settings = json.load(open("space.json"))
+    models = app.Models(lambda: settings["models"], app.load_saved, settings["task"], settings["options"])
+    for title, found in models.predict(Image.open("example.png")):
+        if isinstance(found, tuple):
+            found = [[region.tolist() if isinstance(region, np.ndarray) else region, name] for region, name in found[1]]
+        elif not isinstance(found, dict):
+            found = np.asarray(found).tolist()
+        print(json.dumps([title, found]))
+"""
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_app_predicts_for_other_tasks_without_smd_hf(name, tmp_path):
+    task = SHOWN[name]
+    task.trainer(tmp_path / "run", task.save(tmp_path / "parent"), num_generations=1).train()
+    (tmp_path / "space").mkdir()
+    stage_space(tmp_path / "run", tmp_path / "space", "page", str(tmp_path / "parent"))
+    assert f"- {task.tag}\n" in (tmp_path / "space" / "README.md").read_text()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", textwrap.dedent(PREDICT)]
+    done = subprocess.run(
+        command, cwd=tmp_path / "space", env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    (first, parent), (second, evolved) = map(json.loads, done.stdout.splitlines()[-2:])
+    assert (first, second) == ("parent", "evolved")
+    settings = json.loads((tmp_path / "space" / "space.json").read_text())
+    with Image.open(tmp_path / "run" / "example.png") as picture:
+        image = picture.convert("RGB")
+    expected = pipeline(task.tag, model=str(tmp_path / "run"))(image, **settings["options"])
+    if name == "segmentation":
+        assert [label for _, label in evolved] == [each["label"] for each in expected]
+        for (mask, _), each in zip(evolved, expected):
+            assert np.array_equal(mask, np.asarray(each["mask"]) / 255)
+    elif name == "detection":
+        assert [[box, label] for box, label in evolved] == [
+            [list(each["box"].values()), each["label"]] for each in expected
+        ]
+    elif name == "depth":
+        assert np.shape(evolved) == (image.height, image.width, 3)
+    else:
+        assert evolved == pytest.approx({each["label"]: each["score"] for each in expected})
+    assert name == "detection" or parent != evolved
 
 
 class TestPage:
@@ -132,7 +192,7 @@ def look(chromium, address, picture, screenshot):
         ),
     )
     page.goto(address)
-    page.wait_for_selector("text=Classify")
+    page.wait_for_selector("text=Predict")
     page.set_input_files("input[type=file]", str(picture))
     page.wait_for_selector("text=ensemble, member 2", timeout=120_000)
     text = page.inner_text("body")
@@ -166,6 +226,27 @@ def test_show_in_chromium(space_run, chromium, tmp_path):
     finally:
         process.kill()
     assert all(label in text for label in label_names(4)) and not elsewhere
+
+
+def test_masks_show_in_chromium(chromium, tmp_path):
+    task = TASKS["segmentation"]
+    task.trainer(tmp_path / "run", task.save(tmp_path / "parent"), num_generations=1).train()
+    argv = ["show", str(tmp_path / "run"), "--parent", str(tmp_path / "parent"), "--no_browser", "--port", "7874"]
+    process, address = serve([sys.executable, "-c", SMD_HF, *argv], tmp_path, {"PYTHONPATH": str(ROOT)})
+    try:
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        page.wait_for_selector("text=Predict")
+        page.set_input_files("input[type=file]", str(tmp_path / "run" / "example.png"))
+        for title in ("parent", "evolved"):
+            page.wait_for_selector(f"label:has-text('{title}')", timeout=120_000)
+        page.wait_for_function("document.querySelectorAll('.image-container img').length >= 3", timeout=30_000)
+        page.screenshot(path=str(tmp_path / "masks.png"))
+        page.get_by_role("tab", name="Report").click()
+        page.wait_for_selector("#predictions img")
+        page.close()
+    finally:
+        process.kill()
 
 
 def test_show_follows_a_run_that_is_under_way(space_run, chromium, tmp_path):

@@ -161,13 +161,10 @@ def test_the_head_is_found_without_data_and_costs_are_counted(kind, checkpoints)
     assert costs[0] == 1 and costs[-1] < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, recombination",
-    [
-        ("siglip2", "top_k_mean"),
-        pytest.param("imagegpt", "gauss_newton", marks=pytest.mark.slow),
-        pytest.param("naflexvit", "gauss_newton", marks=pytest.mark.slow),
-    ],
+    [("siglip2", "top_k_mean"), ("imagegpt", "gauss_newton"), ("naflexvit", "gauss_newton")],
 )
 def test_a_run_evolves_saves_and_leaves_an_ensemble(kind, recombination, checkpoints, tmp_path):
     train, test = image_rows(24, 1), image_rows(12, 2)

@@ -132,6 +132,7 @@ def test_the_best_of_64_null_children_is_no_false_win(monkeypatch):
     assert abs(np.mean(gains)) <= 3 * np.std(gains) / np.sqrt(RUNS)
 
 
+@pytest.mark.slow
 def test_a_gauss_newton_step_on_noise_is_no_false_win():
     # Without elitism, so that a step is taken wherever it beats the fittest child.
     runs = [null_run(seed, 16, GaussNewton(1, cross_entropy()), "nll", elitism=False) for seed in range(RUNS)]

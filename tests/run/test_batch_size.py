@@ -80,17 +80,20 @@ def result(tmp_path_factory):
     return json.loads((folder / "result.json").read_text()) | {"log": process.stderr}
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_an_error_that_names_it(result):
     assert "not enough memory to score 32 images at once" in result["error"]
     assert "auto_find_batch_size" in result["error"] and "\n" not in result["error"]
 
 
+@pytest.mark.slow
 def test_the_size_is_halved_until_it_fits_and_then_as_if_it_had_been_given(result):
     assert result["search"] == {"asked": 32, "found": result["size"]}
     assert result["size"] in (2, 4, 8, 16) and result["same"]
     assert f"of 32 images at once, {result['size']} fit into memory" in result["log"]
 
 
+@pytest.mark.slow
 def test_a_run_that_would_go_on_with_another_size_is_refused(result):
     size = result["size"]
     assert f"per_device_eval_batch_size was {size} and is {size // 2}" in result["refused"]

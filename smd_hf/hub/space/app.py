@@ -16,12 +16,17 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio  # pyright: ignore[reportMissingImports] (an extra)
+import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 
+CLASSIFICATION = "image-classification"
 TOP = 5
 POLL_SECONDS = 3
 PLOTS = {
+    "predictions.png": "Test images, their truth, and what parent and evolved model predict",
     "gain.png": "Accuracy and NLL",
     "fitness.png": "Fitness of the children by generation",
     "reliability.png": "Accuracy against confidence",
@@ -41,18 +46,55 @@ Loader = Callable[[dict[str, Any]], tuple[Any, Any]]
 
 class Models:
     """
-    The models of a page, loaded when an image is first classified.
+    The models of a page, loaded when they are first given an image.
 
     Args:
         entries (`Callable`): gives the models that there are now: dicts with `title` and what `load` needs.
-        load (`Callable`): from an entry to a model and its image processor.
+        load (`Callable`): from an entry to a model and its image processor, for image classification.
+        task (`str`, *optional*, defaults to `"image-classification"`): the task's name on the Hub. Models of other tasks are run by
+            the pipeline of transformers.
+        options (`dict`, *optional*): what the pipeline takes beside the image, such as `candidate_labels`.
     """
 
-    def __init__(self, entries: Callable[[], list[dict[str, Any]]], load: Loader):
+    def __init__(
+        self,
+        entries: Callable[[], list[dict[str, Any]]],
+        load: Loader,
+        task: str = CLASSIFICATION,
+        options: dict[str, Any] | None = None,
+    ):
         self.entries = entries
         self.load = load
-        self._loaded: dict[str, tuple[Any, Any]] = {}
+        self.task = task
+        self.options = options or {}
+        self._loaded: dict[str, Any] = {}
         self._lock = threading.Lock()
+
+    def predict(self, image: Any) -> list[tuple[str, Any]]:
+        """
+        Title and prediction of each model: probabilities by label, an image with its regions for masks and boxes, or an image
+        of depths.
+        """
+        image = image.convert("RGB")
+        if self.task == CLASSIFICATION:
+            return self.classify(image)
+        shown = PREDICTIONS[self.task]
+        return [
+            (entry["title"], shown(image, self._get(entry, self._pipeline)(image, **self.options)))
+            for entry in self.entries()
+        ]
+
+    def _get(self, entry: dict[str, Any], load: Callable[[dict[str, Any]], Any]) -> Any:
+        with self._lock:
+            if entry["title"] not in self._loaded:
+                self._loaded[entry["title"]] = load(entry)
+        return self._loaded[entry["title"]]
+
+    def _pipeline(self, entry: dict[str, Any]) -> Any:
+        from transformers import pipeline
+
+        name, options = place_of(entry)
+        return pipeline(self.task, model=name, device="cpu", **options)
 
     @torch.inference_mode()
     def classify(self, image: Any) -> list[tuple[str, dict[str, float]]]:
@@ -60,10 +102,7 @@ class Models:
         found = []
         for entry in self.entries():
             title = entry["title"]
-            with self._lock:
-                if title not in self._loaded:
-                    self._loaded[title] = self.load(entry)
-            model, processor = self._loaded[title]
+            model, processor = self._get(entry, self.load)
             inputs = dict(processor(images=[image.convert("RGB")], return_tensors="pt"))
             names, several = model.config.id2label, model.config.problem_type == "multi_label_classification"
             if model.config.model_type == "smd_ensemble":
@@ -91,11 +130,11 @@ def build_page(folder: Path, models: Models, title: str, live: bool = False) -> 
         gradio.Markdown(f"# {_plain(title)}")
         verdict = gradio.Markdown(verdict_of(folder))
         with gradio.Tab("Try it"):
-            gradio.Markdown("Give an image, and compare what the models say about it.")
+            gradio.Markdown("Give an image, and compare what the models predict.")
             with gradio.Row():
                 with gradio.Column(scale=1):
                     image = gradio.Image(type="pil", label="image", height=300, sources=["upload", "clipboard"])
-                    button = gradio.Button("Classify", variant="primary")
+                    button = gradio.Button("Predict", variant="primary")
                     if (folder / "example.png").is_file():
                         gradio.Examples([str(folder / "example.png")], inputs=image, label="an image of the test set")
                 with gradio.Column(scale=3):
@@ -105,13 +144,13 @@ def build_page(folder: Path, models: Models, title: str, live: bool = False) -> 
                         if picture is None:
                             gradio.Markdown("There is no image yet.")
                             return
-                        results = models.classify(picture)
+                        results = models.predict(picture)
                         if not results:
                             gradio.Markdown("There is no evolved model yet: the run has not ended.")
                         for start in range(0, len(results), 3):
                             with gradio.Row():
-                                for name, scores in results[start : start + 3]:
-                                    gradio.Label(scores, label=name, num_top_classes=TOP, min_width=200)
+                                for name, prediction in results[start : start + 3]:
+                                    show_prediction(name, prediction)
 
         with gradio.Tab("Report"):
             table = gradio.Dataframe(
@@ -146,6 +185,45 @@ def build_page(folder: Path, models: Models, title: str, live: bool = False) -> 
                 show_progress="hidden",
             )
     return page
+
+
+def show_prediction(name: str, prediction: Any) -> None:
+    """Puts what a model predicts on the page."""
+    if isinstance(prediction, dict):
+        gradio.Label(prediction, label=name, num_top_classes=TOP, min_width=200)
+    elif isinstance(prediction, tuple):
+        gradio.AnnotatedImage(prediction, label=name, min_width=200)
+    else:
+        gradio.Image(prediction, label=name, interactive=False, min_width=200, buttons=[])
+
+
+def _masks(image: Any, output: Any) -> Any:
+    return image, [(np.asarray(each["mask"]) / 255, each["label"]) for each in output]
+
+
+def _boxes(image: Any, output: Any) -> Any:
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    found = [(tuple(int(each["box"][side]) for side in sides), each["label"]) for each in output]
+    return image, found
+
+
+def _depths(image: Any, output: Any) -> Any:
+    depths = np.asarray(output["depth"], dtype=np.float32)
+    shares = (depths - depths.min()) / max(float(np.ptp(depths)), 1e-6)
+    return Image.fromarray((255 * colormaps["viridis"](shares)[..., :3]).astype(np.uint8))
+
+
+def _candidates(image: Any, output: Any) -> Any:
+    return {each["label"]: float(each["score"]) for each in output}
+
+
+PREDICTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "image-segmentation": _masks,
+    "object-detection": _boxes,
+    "depth-estimation": _depths,
+    "zero-shot-image-classification": _candidates,
+}
+"""From an image and the output of transformers' pipeline to what is shown, by task."""
 
 
 def verdict_of(folder: Path) -> str:
@@ -255,20 +333,25 @@ def load_saved(entry: dict[str, Any]) -> tuple[Any, Any]:
     """A model of `space.json` and its image processor, by transformers alone."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    here = Path(__file__).parent
-    # The code in this Space's own folders was pushed with it; of other repositories, none runs.
-    local = "folder" in entry
-    name = str(here / entry["folder"]) if local else entry["repo_id"]
-    options = {"trust_remote_code": local} if local else {"revision": entry.get("revision")}
+    name, options = place_of(entry)
     model = AutoModelForImageClassification.from_pretrained(name, **options).eval()
     return model, AutoImageProcessor.from_pretrained(name, **options)
+
+
+def place_of(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where the model of an entry is, and how it is loaded."""
+    if "folder" not in entry:
+        return entry["repo_id"], {"revision": entry.get("revision")}
+    # The code in this Space's own folders was pushed with it; of other repositories, none runs.
+    return str(Path(__file__).parent / entry["folder"]), {"trust_remote_code": entry.get("trust_remote_code", True)}
 
 
 def main() -> None:
     """Runs the Space."""
     here = Path(__file__).parent
     settings = json.loads((here / "space.json").read_text(encoding="utf-8"))
-    models = Models(lambda: settings["models"], load_saved)
+    task, options = settings.get("task", CLASSIFICATION), settings.get("options")
+    models = Models(lambda: settings["models"], load_saved, task, options)
     build_page(here, models, settings["title"]).launch(theme=theme())
 
 

@@ -31,26 +31,43 @@ app_file: app.py
 pinned: false
 tags:
 - smd_hf
-- image-classification
+- {task}
 {models}---
 
 # {title}
 
-Give an image, and see what the parent, the evolved model and the members of its ensemble say about it. The report compares them on
-test images that chose nothing.
+Give an image, and see what the parent, the evolved model and the members of its ensemble predict. The report compares them on test
+images that chose nothing.
 
 Made by `smd-hf push RUN --space`.
 """
 
 
-def check_has_page(folder: Path) -> None:
-    """Raises [`SMDError`] for a run of another task than image classification, whose results no page shows yet."""
-    task = (read_json_object(folder / REPORT_NAME) or {}).get("task", CLASSIFIER.pipeline_tag)
-    if task != CLASSIFIER.pipeline_tag:
+TASKS = (
+    CLASSIFIER.pipeline_tag,
+    "image-segmentation",
+    "object-detection",
+    "depth-estimation",
+    "zero-shot-image-classification",
+)
+"""Whose predictions the page shows."""
+
+
+def page_task(folder: Path) -> tuple[str, dict[str, Any]]:
+    """
+    The task of a run, by its name on the Hub, and what its pipeline takes beside an image.
+
+    Raises:
+        `SMDError`: for a task whose results no page shows.
+    """
+    report = read_json_object(folder / REPORT_NAME) or {}
+    task = report.get("task", CLASSIFIER.pipeline_tag)
+    if task not in TASKS:
         raise SMDError(
-            f"The page shows image classifiers, and '{folder}' is a run of {task}. Its numbers: smd-hf inspect {folder}. Its plots "
+            f"'{folder}' is a run of {task}, and the page shows {', '.join(TASKS)}. The run's numbers: smd-hf inspect {folder}. Its plots "
             "and its card are in the folder."
         )
+    return task, report.get("zero_shot", {})
 
 
 def page_models(folder: Path, parent: str | None = None) -> list[dict[str, Any]]:
@@ -93,7 +110,7 @@ def stage_space(folder: Path, staged: Path, title: str, parent: str | None = Non
     Raises:
         `SMDError`: if the folder holds no evolved model, or the files of a model are incomplete.
     """
-    check_has_page(folder)
+    task, options = page_task(folder)
     if saved_kind(folder) == "delta" or delta_folders(folder):
         raise SMDError(
             f"'{folder}' holds deltas, and a Space shows whole models. Expected the output_dir of a run or an ensemble."
@@ -113,13 +130,13 @@ def stage_space(folder: Path, staged: Path, title: str, parent: str | None = Non
         if source is not None:
             shutil.copyfile(source, staged / name)
     shutil.copyfile(APP, staged / "app.py")
-    write_json(staged / "space.json", {"title": title, "models": models})
+    write_json(staged / "space.json", {"title": title, "models": models, "task": task, "options": options})
     write_text(
         staged / "requirements.txt", "".join(f"{name}{_pinned(name)}\n" for name in REQUIRED if name != "gradio")
     )
     ids = [entry["repo_id"] for entry in models if "repo_id" in entry]
     listed = "models:\n" + "".join(f"- {each}\n" for each in ids) if ids else ""
-    text = CARD.format(title=title, gradio=_release("gradio") or "6.0.0", models=listed)
+    text = CARD.format(title=title, gradio=_release("gradio") or "6.0.0", models=listed, task=task)
     write_text(staged / "README.md", text)
 
 

@@ -34,6 +34,7 @@ KINDS = ("child", "delta", "ensemble")
 CARD_NAME = "README.md"
 EXAMPLE_NAME = "example.png"
 PLOTS = {
+    "predictions.png": "Test images, their truth, and what parent and evolved model predict",
     "gain.png": "Accuracy and NLL of the models, with intervals of the difference to the parent",
     "fitness.png": "Fitness of the children by generation",
     "reliability.png": "Reliability diagram: accuracy against confidence",

@@ -1,6 +1,7 @@
 """The runtime is what was asked for, or an error; `auto` takes a faster one only where it pays and agrees."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,6 +86,15 @@ def test_a_runtime_that_disagrees_with_eager_is_refused(model, monkeypatch):
     monkeypatch.setitem(choose.TOLERANCE, "fp32", -1.0)
     with pytest.raises(SMDError, match="its logits in fp32 differ from those of eager PyTorch by"):
         evaluator(model, name="openvino").logits(batches())
+
+
+def test_convolutions_in_tf32_may_differ_more(monkeypatch):
+    gpu = torch.device("cuda")
+    assert choose.convolves_in_tf32(gpu)  # PyTorch's default
+    assert not choose.convolves_in_tf32(CPU)
+    monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision="ieee"), raising=False)
+    assert not choose.convolves_in_tf32(gpu)
+    assert choose.TOLERANCE["fp32"] < choose.TOLERANCE["tf32"] < choose.TOLERANCE["bf16"]
 
 
 def test_openvino_that_is_not_installed_is_an_error_with_the_remedy(model, monkeypatch):

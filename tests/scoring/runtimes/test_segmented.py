@@ -255,6 +255,7 @@ def test_what_is_no_pure_function_is_refused_with_the_reason(how, reason):
         runtime.forward({"pixel_values": torch.rand(2, 3, 4, 4)})
 
 
+@pytest.mark.slow
 def test_a_signal_is_heard_after_openvino_has_compiled():
     code = """
 import faulthandler, signal
