@@ -36,9 +36,9 @@ RIVALS: dict[str, dict[str, Any]] = {
         "step": sgd, "parameters": NORMS_AND_HEAD, "rates": (0.001, 0.003, 0.01), "fitted": True,
     },
     "evolution_strategies": {
-        "step": evolution_strategies, "parameters": NORMS_AND_HEAD, "rates": (0.01, 0.03, 0.1), "fitted": True,
+        "step": evolution_strategies, "parameters": NORMS_AND_HEAD, "rates": (0.003, 0.01, 0.03), "fitted": True,
     },
-    "spsa": {"step": spsa, "parameters": NORMS_AND_HEAD, "rates": (0.003, 0.01, 0.03), "fitted": True},
+    "spsa": {"step": spsa, "parameters": NORMS_AND_HEAD, "rates": (0.0003, 0.001, 0.003), "fitted": True},
 }  # fmt: skip
 """Parameters, the step sizes that are tried, and whether the method begins with the fitted head."""
 
