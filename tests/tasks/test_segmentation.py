@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +64,18 @@ def test_metrics_are_those_of_the_confusion_matrix(seed):
     assert found["overall_accuracy"] == pytest.approx(hits.sum() / confusion.sum())
     single = [float(F.cross_entropy(large[i : i + 1], labels[i : i + 1], ignore_index=255)) for i in range(3)]
     assert found["loss"] == pytest.approx(np.mean(single), rel=1e-5)
+
+
+@pytest.mark.parametrize("fitness, balanced", [("nll", False), ("mean_iou", True), ("eval_mean_accuracy", True)])
+def test_the_loss_of_a_step_counts_classes_as_the_fitness_does(fitness, balanced):
+    task = SemanticSegmentation()
+    task.classes = 3
+    logits = torch.randn(2, 10, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0] * 8 + [1, 255], [2] * 10])
+    single = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=255, reduction="none")
+    first = (single[0, :8].mean() + single[0, 8]) / 2 if balanced else single[0, :9].mean()
+    found = task.loss(SimpleNamespace(fitness=fitness, label_smoothing_factor=0.0))(logits, labels)
+    assert found == pytest.approx(float(first + single[1].mean()), rel=1e-6)
 
 
 def test_intervals_count_images_as_often_as_they_are_drawn():
