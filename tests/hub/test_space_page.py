@@ -148,6 +148,12 @@ class TestPage:
         )
         assert sum(app._top(logits, {0: "red", 1: "blue"}).values()) == pytest.approx(1)
 
+    def test_a_class_has_the_same_color_for_all_models(self, app):
+        first, second = ("image", [("mask", "sky"), ("mask", "road")]), ("image", [("mask", "road"), ("mask", "car")])
+        colors = app.colors_of([first, second, {"labels": 1.0}])
+        assert list(colors) == ["sky", "road", "car"] and len(set(colors.values())) == 3
+        assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in colors.values())
+
     def test_names_are_text(self, app):
         assert app._plain("<b>*x*</b>") == r"\<b\>\*x\*\</b\>"
 

@@ -19,6 +19,7 @@ import gradio  # pyright: ignore[reportMissingImports] (an extra)
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -34,6 +35,7 @@ PLOTS = {
     "front.png": "Candidates and front by each pair of objectives",
     "calibration.png": "Share of flipped predictions by sigma",
 }
+REGION_COLORS = colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
 GREY, BLUE, ORANGE = "#5f5f5f", "#0072B2", "#D55E00"
 ROWS = (
     ("accuracy", "accuracy (%)", 100, 2),
@@ -147,10 +149,11 @@ def build_page(folder: Path, models: Models, title: str, live: bool = False) -> 
                         results = models.predict(picture)
                         if not results:
                             gradio.Markdown("There is no evolved model yet: the run has not ended.")
+                        colors = colors_of([prediction for _, prediction in results])
                         for start in range(0, len(results), 3):
                             with gradio.Row():
                                 for name, prediction in results[start : start + 3]:
-                                    show_prediction(name, prediction)
+                                    show_prediction(name, prediction, colors)
 
         with gradio.Tab("Report"):
             table = gradio.Dataframe(
@@ -187,12 +190,18 @@ def build_page(folder: Path, models: Models, title: str, live: bool = False) -> 
     return page
 
 
-def show_prediction(name: str, prediction: Any) -> None:
+def colors_of(predictions: list[Any]) -> dict[str, str]:
+    """A color for each class that a mask or a box names: the same for all models."""
+    labels = dict.fromkeys(label for each in predictions if isinstance(each, tuple) for _, label in each[1])
+    return {label: to_hex(REGION_COLORS[place % len(REGION_COLORS)]) for place, label in enumerate(labels)}
+
+
+def show_prediction(name: str, prediction: Any, colors: dict[str, str]) -> None:
     """Puts what a model predicts on the page."""
     if isinstance(prediction, dict):
         gradio.Label(prediction, label=name, num_top_classes=TOP, min_width=200)
     elif isinstance(prediction, tuple):
-        gradio.AnnotatedImage(prediction, label=name, min_width=200)
+        gradio.AnnotatedImage(prediction, label=name, color_map=colors, min_width=200)
     else:
         gradio.Image(prediction, label=name, interactive=False, min_width=200, buttons=[])
 
