@@ -26,10 +26,6 @@ PIXELS = 1024
 """Pixels of an image that a Gauss-Newton step and the calibration of sigma look at. All pixels count for scores."""
 
 
-BALANCED = ("mean_iou", "mean_accuracy")
-"""Metrics to which each class counts the same, however many pixels it has."""
-
-
 class SemanticSegmentation:
     """
     Scores are pixel cross-entropy and mIoU, at the size to which the image processor brings the masks.
@@ -109,7 +105,8 @@ class SemanticSegmentation:
     # ---- Loss and metrics --------------------------------------------------------------------------------------------
 
     def loss(self, args: EvolutionArguments) -> Loss:
-        ignored, classes, balanced = self.ignore_index, self.classes, args.fitness.removeprefix("eval_") in BALANCED
+        ignored, classes = self.ignore_index, self.classes
+        balanced = args.fitness.removeprefix("eval_") == "mean_accuracy"
 
         def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             """The mean over the labelled pixels of each image, or over its classes, summed over images."""
@@ -123,6 +120,7 @@ class SemanticSegmentation:
             known = labels != ignored
             if not balanced:
                 return (losses.sum(-1) / known.sum(-1).clamp_min(1)).sum()
+            # To the metric, each class counts the same, however many pixels it has.
             of_class = F.one_hot(labels.where(known, 0), classes).to(losses.dtype) * known[..., None]
             means = (losses[..., None] * of_class).sum(1) / of_class.sum(1).clamp_min(1)
             return (means.sum(-1) / (of_class.sum(1) > 0).sum(-1).clamp_min(1)).sum()
