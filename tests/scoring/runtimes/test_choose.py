@@ -103,6 +103,15 @@ def test_openvino_that_is_not_installed_is_an_error_with_the_remedy(model, monke
         evaluator(model, name="openvino").logits(batches())
 
 
+def test_a_long_run_without_openvino_is_told_what_to_install(model, monkeypatch):
+    monkeypatch.setattr(choose, "find_spec", lambda name: None)
+    inputs = {"pixel_values": tiny_pixels(2)}
+    name, reason = RuntimeChoice(model, "auto", images=10**9).settle(inputs)
+    assert name == "eager" and "pip install 'smd-hf[openvino]'" in reason
+    for short in (RuntimeChoice(model, "auto", images=1), RuntimeChoice(model, "eager", images=10**9)):
+        assert short.settle(inputs) == ("eager", None)
+
+
 def test_bf16_on_a_cpu_without_it_is_an_error(model, monkeypatch):
     monkeypatch.setattr(choose, "has_bf16", lambda: False)
     with pytest.raises(SMDError, match="needs a CPU with AVX-512 BF16 or AMX"):
