@@ -96,7 +96,8 @@ class Models:
         from transformers import pipeline
 
         name, options = place_of(entry)
-        return pipeline(self.task, model=name, device="cpu", **options)
+        task: Any = self.task
+        return pipeline(task, model=name, device="cpu", **options)
 
     @torch.inference_mode()
     def classify(self, image: Any) -> list[tuple[str, dict[str, float]]]:
