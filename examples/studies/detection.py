@@ -20,17 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from baselines import restated
-from common import panels
 from datasets import Dataset, load_dataset
 from detector import BATCH, batches, build, gradient_steps, processor
-from matplotlib.patches import Rectangle
 from shift import DEVICE, make_parser, shifted
 from transformers import RTDetrForObjectDetection
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
 from smd_hf.metrics.detection import DetectionMeasure
 from smd_hf.metrics.resampling import differences, values
-from smd_hf.reports.plots import save_figure
 from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.tasks.detection import ObjectDetection
 
@@ -49,8 +46,6 @@ SETTINGS = {
 }
 GRADIENT_EPOCHS = 20
 """Passes of gradient descent over the images to adapt to."""
-DRAWN_SCORE = 0.5
-"""Boxes of at least this score are drawn."""
 
 
 def main() -> None:
@@ -82,7 +77,11 @@ def train_parent(backbone: Path, parts: tuple[Dataset, ...], out: Path, epochs: 
 def adapt_all(
     parts: tuple[Dataset, ...], out: Path, seeds: list[int], generations: int, population: int
 ) -> list[dict]:
-    """Scores of all methods on the shifted test images: one of each for the parent and its statistics, and one a seed."""
+    """
+    Scores of all methods on the shifted test images: one of each for the parent and its statistics, and one a seed.
+
+    Each run of evolution leaves its predictions.png.
+    """
     _, train, clean, test = parts
     parent = RTDetrForObjectDetection.from_pretrained(out / "parent")
     unshifted = scores(measure(parent, clean))
@@ -107,7 +106,6 @@ def adapt_all(
             trainer.train()
             found.setdefault(name, []).append(ObjectDetection().measured(trainer.result.test.evolved_score))
             print(f"{name}, seed {seed}: {trainer.report['verdict']}", flush=True)
-    draw(out, test, [parent, RTDetrForObjectDetection.from_pretrained(out / f"map-{seeds[0]}")])
     rows = [row(name, models, found["parent"][0]) for name, models in found.items()]
     document = {"images": {"adapted to": len(train), "tested": len(test)}, "parent without the shift": unshifted}
     (out / "detection.json").write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")
@@ -118,27 +116,6 @@ def measure(model: Any, images: Dataset) -> DetectionMeasure:
     task = ObjectDetection()
     task.configure(model, None)  # pyright: ignore[reportArgumentType]
     return task.measured(Evaluator(model.to(DEVICE), DEVICE, reading=task).score_model(batches(images)))
-
-
-@torch.inference_mode()
-def draw(out: Path, test: Dataset, models: list[Any], count: int = 3) -> None:
-    """Shifted images with the true boxes, and with those that the parent and the evolved model find."""
-    figure, grid = panels(3, count, size=(3.6, 2.8))
-    for axes, row in zip(grid, test.select(np.linspace(0, len(test) - 1, count).astype(int).tolist())):
-        image = row["image"].convert("RGB")
-        boxes = [[(box, label) for box, label in zip(row["objects"]["bbox"], row["objects"]["category"])]]
-        for model in models:
-            outputs = model.cpu()(**processor()([image], return_tensors="pt"))
-            [each] = processor().post_process_object_detection(outputs, DRAWN_SCORE, [image.size[::-1]])
-            sides = torch.cat([each["boxes"][:, :2], each["boxes"][:, 2:] - each["boxes"][:, :2]], 1)
-            boxes.append(list(zip(sides.tolist(), each["labels"].tolist())))
-        for each, title, found in zip(axes, ("truth", "parent", "evolved by mAP"), boxes):
-            each.imshow(np.asarray(image))
-            for (x, y, width, height), label in found:
-                each.add_patch(Rectangle((x, y), width, height, fill=False, color=f"C{label + 1}", linewidth=1.2))
-            each.set(title=title, xticks=[], yticks=[])
-            each.grid(False)
-    save_figure(figure, out / "detection.png")
 
 
 def scores(measure: DetectionMeasure) -> dict[str, float]:

@@ -183,8 +183,9 @@ def render(document: dict[str, Any]) -> str:
         f"{', '.join(f'{name} {value}' for name, value in about['arguments'].items()) or 'nothing'}.",
         "",
         markdown_table(head, rows),
-        *(["", over_the_head] if (over_the_head := seeds_over_the_head(runs)) else []),
     ]
+    if ahead := seeds_over_the_head(runs):
+        lines += ["", ahead]
     return "\n".join(lines)
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from baselines import restated
-from common import panels
 from datasets import Dataset, load_dataset
 from safetensors.torch import load_file
 from shift import DEVICE, make_parser, shifted
@@ -39,7 +38,6 @@ from smd_hf.data.batches import ImageBatches
 from smd_hf.data.masks import MaskCollator
 from smd_hf.metrics.resampling import differences, values
 from smd_hf.metrics.segmentation import SegmentationMeasure
-from smd_hf.reports.plots import save_figure
 from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.tasks.segmentation import SemanticSegmentation
 
@@ -145,7 +143,7 @@ def adapt_all(
     """
     Scores of all methods on the shifted test images: one of each for the parent and its statistics, and one a seed.
 
-    What has been measured is in OUT/measures, and is not measured again.
+    What has been measured is in OUT/measures, and is not measured again. Each run of evolution leaves its predictions.png.
     """
     _, train, test = parts
     parent, task = AutoModelForSemanticSegmentation.from_pretrained(out / "parent"), SemanticSegmentation()
@@ -185,8 +183,6 @@ def adapt_all(
         add("gradients, all weights", seed, lambda seed=seed: trained(seed, 3e-4, list))
         add("evolution by mIoU", seed, lambda seed=seed: evolved(seed, "mean_iou"))
         add("evolution by the loss", seed, lambda seed=seed: evolved(seed, "loss"))
-    if (out / f"mean_iou-{seeds[0]}").exists():
-        draw(out, test, AutoModelForSemanticSegmentation.from_pretrained(out / f"mean_iou-{seeds[0]}"))
     rows = [row(name, models, found["parent"][0], len(test)) for name, models in found.items()]
     (out / "segmentation.json").write_text(json.dumps(rows, indent=1))
     return {"rows": rows, "images": len(test)}
@@ -203,28 +199,6 @@ def batches(images: Dataset) -> ImageBatches:
 
 def measure(task: SemanticSegmentation, model: Any, images: Dataset) -> SegmentationMeasure:
     return task.measured(Evaluator(model.to(DEVICE), DEVICE, reading=task).score_model(batches(images)))
-
-
-@torch.inference_mode()
-def draw(out: Path, test: Dataset, evolved: Any, count: int = 3) -> None:
-    """Shifted images, their masks, and those that the parent and the evolved model predict."""
-    parent = AutoModelForSemanticSegmentation.from_pretrained(out / "parent")
-    rows = test.select(np.linspace(0, len(test) - 1, count).astype(int).tolist())
-    figure, grid = panels(4, count, size=(3.2, 2.5))
-    for axes, row in zip(grid, rows):
-        image = row["image"].convert("RGB")
-        masks = [np.asarray(row["annotation"])]
-        for model in (parent, evolved):
-            logits = model.cpu()(**processor()([image], return_tensors="pt")).logits
-            full = nn.functional.interpolate(logits, size=image.size[::-1], mode="bilinear", align_corners=False)
-            masks.append(full.argmax(1)[0].numpy())
-        axes[0].imshow(image)
-        for each, mask in zip(axes[1:], masks):
-            each.imshow(np.ma.masked_equal(mask, 255), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
-        for each, title in zip(axes, ("shifted image", "truth", "parent", "evolved by mIoU")):
-            each.set(title=title, xticks=[], yticks=[])
-            each.grid(False)
-    save_figure(figure, out / "segmentation.png")
 
 
 def row(name: str, models: list[SegmentationMeasure], parent: SegmentationMeasure, count: int) -> dict[str, Any]:

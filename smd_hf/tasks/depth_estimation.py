@@ -22,7 +22,7 @@ from ..models.tasks import KINDS
 from ..scoring.scores import Cell, Score
 from ..scoring.sums import device_of_sums
 from .common import check_rows
-from .pictures import DepthMap, resized
+from .pictures import DepthMap
 from .protocol import GivenData, Loss
 
 logger = logging.get_logger(__name__)
@@ -164,13 +164,14 @@ class DepthEstimation:
         return lambda predictions, depths: of_images(predictions, depths).sum()
 
     def picture(self, prediction: torch.Tensor, labels: torch.Tensor) -> tuple[DepthMap, DepthMap]:
-        known = labels[0].double().cpu().numpy()
-        truth = np.where(known > 0, known, np.nan)
+        depth = cropped(labels[0])
+        found = self.resized(prediction[0], depth.shape).cpu().numpy()
+        truth = torch.where(is_known(depth), depth, float("nan")).double().cpu().numpy()
         if self.alignment == INVERSE:
             truth = 1 / truth
         # Only depths in a unit can be compared by one scale of colors.
         limits = (float(np.nanmin(truth)), float(np.nanmax(truth))) if self.alignment == NONE else None
-        return DepthMap(truth, limits), DepthMap(resized(prediction[:, None], labels)[0, 0].numpy(), limits)
+        return DepthMap(truth, limits), DepthMap(found, limits)
 
     def measured(self, score: Score) -> DepthMeasure:
         return DepthMeasure(score.sums)

@@ -1,7 +1,7 @@
 """What a model predicts for an image, in a form that can be drawn beside the image: classes, depths or boxes."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -65,9 +65,3 @@ class Pictured(Protocol):
             labels (`torch.Tensor`): of that batch.
         """
         ...
-
-
-def resized(maps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Maps of shape `(batch, channels, height, width)` at the size of the labels."""
-    size: Any = labels.shape[-2:]
-    return torch.nn.functional.interpolate(maps.float().cpu(), size=size, mode="bilinear", align_corners=False)

@@ -19,7 +19,7 @@ from ..models.load import num_channels
 from ..models.tasks import KINDS
 from ..scoring.scores import Cell, Score
 from .common import check_rows
-from .pictures import ClassMap, resized
+from .pictures import ClassMap
 from .protocol import GivenData, Loss
 
 PIXELS = 1024
@@ -129,7 +129,8 @@ class SemanticSegmentation:
 
     def picture(self, prediction: torch.Tensor, labels: torch.Tensor) -> tuple[ClassMap, ClassMap]:
         truth = torch.where(labels == self.ignore_index, -1, labels)[0].cpu().numpy()
-        return ClassMap(truth), ClassMap(resized(prediction, labels).argmax(1)[0].numpy())
+        found = F.interpolate(prediction.float(), labels.shape[-2:], mode="bilinear", align_corners=False)
+        return ClassMap(truth), ClassMap(found.argmax(1)[0].cpu().numpy())
 
     def measured(self, score: Score) -> SegmentationMeasure:
         return SegmentationMeasure(np.asarray(score.sums))

@@ -70,7 +70,8 @@ PREDICT = """
     import numpy as np
     from PIL import Image
     settings = json.load(open("space.json"))
-    models = app.Models(lambda: settings["models"], app.load_saved, settings["task"], settings["options"])
+    task = settings["task"], settings["options"]
+    models = app.Models(lambda: settings["models"], app.load_saved, lambda: task)
     for title, found in models.predict(Image.open("example.png")):
         if isinstance(found, tuple):
             found = [[region.tolist() if isinstance(region, np.ndarray) else region, name] for region, name in found[1]]
@@ -237,7 +238,7 @@ def test_show_in_chromium(space_run, chromium, tmp_path):
 def test_masks_show_in_chromium(chromium, tmp_path):
     task = TASKS["segmentation"]
     task.trainer(tmp_path / "run", task.save(tmp_path / "parent"), num_generations=1).train()
-    argv = ["show", str(tmp_path / "run"), "--parent", str(tmp_path / "parent"), "--no_browser", "--port", "7874"]
+    argv = ["show", "run", "--parent", "parent", "--no_browser", "--port", "7874"]
     process, address = serve([sys.executable, "-c", SMD_HF, *argv], tmp_path, {"PYTHONPATH": str(ROOT)})
     try:
         page = chromium.new_page(viewport={"width": 1280, "height": 900})

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ from smd_hf import EvolutionCallback, EvolutionTrainer, SMDError
 from smd_hf.cli.main import main
 from smd_hf.data.batches import Batch, ImageBatches
 from smd_hf.data.masks import MaskCollator
+from smd_hf.hub.space.stage_space import page_task
 from smd_hf.metrics.resampling import differences, values
 from smd_hf.metrics.segmentation import SegmentationMeasure, pixel_sums
 from smd_hf.models.load import load_image_processor, load_model
@@ -152,8 +154,8 @@ def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, caps
     assert "mean IoU (%)" in printed and "10 test images" in printed
     assert main(["inspect", out]) == 0 and "mean IoU (%)" in capsys.readouterr().out
     assert main(["compare", out, out]) == 0 and "mean IoU, parent (%)" in capsys.readouterr().out
-    assert main(["show", out]) == 2
-    assert "is a run of image-segmentation" in capsys.readouterr().err
+    # The page shows it, by the pipeline of the run's task.
+    assert page_task(Path(out)) == ("image-segmentation", {})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import os
 import statistics
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +54,20 @@ class Models:
     Args:
         entries (`Callable`): gives the models that there are now: dicts with `title` and what `load` needs.
         load (`Callable`): from an entry to a model and its image processor, for image classification.
-        task (`str`, *optional*, defaults to `"image-classification"`): the task's name on the Hub. Models of other tasks are run by
-            the pipeline of transformers.
-        options (`dict`, *optional*): what the pipeline takes beside the image, such as `candidate_labels`.
+        task (`Callable`, *optional*, defaults to image classification): gives the task's name on the Hub, and what its pipeline takes
+            beside the image, such as `candidate_labels`. A run says so when it ends. Models of other tasks than image
+            classification are run by the pipeline of transformers.
     """
 
     def __init__(
         self,
         entries: Callable[[], list[dict[str, Any]]],
         load: Loader,
-        task: str = CLASSIFICATION,
-        options: dict[str, Any] | None = None,
+        task: Callable[[], tuple[str, dict[str, Any]]] = lambda: (CLASSIFICATION, {}),
     ):
         self.entries = entries
         self.load = load
         self.task = task
-        self.options = options or {}
         self._loaded: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -78,11 +77,12 @@ class Models:
         of depths.
         """
         image = image.convert("RGB")
-        if self.task == CLASSIFICATION:
+        task, options = self.task()
+        if task == CLASSIFICATION:
             return self.classify(image)
-        shown = PREDICTIONS[self.task]
+        load = partial(load_pipeline, task)
         return [
-            (entry["title"], shown(image, self._get(entry, self._pipeline)(image, **self.options)))
+            (entry["title"], PREDICTIONS[task](image, self._get(entry, load)(image, **options)))
             for entry in self.entries()
         ]
 
@@ -91,13 +91,6 @@ class Models:
             if entry["title"] not in self._loaded:
                 self._loaded[entry["title"]] = load(entry)
         return self._loaded[entry["title"]]
-
-    def _pipeline(self, entry: dict[str, Any]) -> Any:
-        from transformers import pipeline
-
-        name, options = place_of(entry)
-        task: Any = self.task
-        return pipeline(task, model=name, device="cpu", **options)
 
     @torch.inference_mode()
     def classify(self, image: Any) -> list[tuple[str, dict[str, float]]]:
@@ -348,6 +341,14 @@ def load_saved(entry: dict[str, Any]) -> tuple[Any, Any]:
     return model, AutoImageProcessor.from_pretrained(name, **options)
 
 
+def load_pipeline(task: Any, entry: dict[str, Any]) -> Any:
+    """The pipeline of transformers for a model of another task than image classification."""
+    from transformers import pipeline
+
+    name, options = place_of(entry)
+    return pipeline(task, model=name, device="cpu", **options)
+
+
 def place_of(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Where the model of an entry is, and how it is loaded."""
     if "folder" not in entry:
@@ -360,8 +361,7 @@ def main() -> None:
     """Runs the Space."""
     here = Path(__file__).parent
     settings = json.loads((here / "space.json").read_text(encoding="utf-8"))
-    task, options = settings.get("task", CLASSIFICATION), settings.get("options")
-    models = Models(lambda: settings["models"], load_saved, task, options)
+    models = Models(lambda: settings["models"], load_saved, lambda: (settings["task"], settings["options"]))
     build_page(here, models, settings["title"]).launch(theme=theme())
 
 
