@@ -67,9 +67,12 @@ def make_page(folder: Path, parent: str | None, trust_remote_code: bool) -> Any:
 
     def entries() -> list[dict[str, Any]]:
         # Importing this package has registered the class of ensembles: theirs is not remote code here.
-        found = [entry | {"trust_remote_code": trust_remote_code} for entry in page_models(folder, parent)]
-        # The page takes relative folders for its own.
-        return [entry | {"folder": entry["folder"].resolve()} if "folder" in entry else entry for entry in found]
+        found: list[dict[str, Any]] = []
+        for entry in page_models(folder, parent):
+            found.append(entry | {"trust_remote_code": trust_remote_code})
+            if "folder" in entry:  # The page takes relative folders for its own.
+                found[-1]["folder"] = entry["folder"].resolve()
+        return found
 
     models = Models(entries, load, lambda: page_task(folder))
     return build_page(folder, models, f"{folder.resolve().name}: a run of smd_hf", live=True)
