@@ -1,20 +1,14 @@
 """Gradient-free fine-tuning of pretrained image classifiers by Sparse Mutation Decompositions."""
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .ensemble import register_when_imported
 from .errors import SMDError
-from .messages import dropped
-from .version import __version__
 
-# Registers the ensemble with transformers' auto classes. Where torchao is installed, transformers imports it, which torch has
-# two notes on for torchao's developers, in every process.
-with dropped("torch.utils._pytree"):
-    from .artifacts import ensemble as ensemble
+__version__ = "0.2.0"
 
-# Model cards that were published before say `import smd_hf.ensemble`.
-sys.modules[f"{__name__}.ensemble"] = ensemble
+register_when_imported()
 
 if TYPE_CHECKING:
     from .arguments.evolution_arguments import EvolutionArguments

@@ -219,7 +219,7 @@ class EvolutionTrainer(ForwardTrainer):
         """
         stop, folder = self.processes.stop, self.args.folder
         try:
-            with explain_full_disk(folder), locked(folder, self.processes, self.args.should_save):
+            with explain_full_disk(folder), locked(folder, self.processes.gather, self.args.should_save):
                 with stop.listening(self.args.world_size):
                     output = self._train(resume_from_checkpoint, **kwargs)
                     stop.check()

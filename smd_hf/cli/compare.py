@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import SMDError
+from ..metrics.comparison import CLASSIFICATION_METRICS
 from ..metrics.resampling import Metric
-from ..models.tasks import CLASSIFIER
 from ..reports.gain_report import metrics_of_report
 from ..reports.saved_run import SavedRun, read_run
-from ..tasks.classification import ImageClassification
-from .evaluate import short_names
 from .parsing import SimpleParser
-from .tables import print_table
+from .tables import print_table, short_names
 
 
 def make_parser() -> SimpleParser:
@@ -37,11 +35,11 @@ def run(argv: Sequence[str]) -> int:
                 f"'{each.folder}' has no gain_report.json: it is {each.state}, or had no test images. Compare finished runs."
             )
     names = short_names(*map(str, paths))
-    tasks = {(each.report or {}).get("task", CLASSIFIER.pipeline_tag) for each in runs}
+    tasks = {(each.report or {}).get("task", "image-classification") for each in runs}
     if len(tasks) > 1:
         raise SMDError(f"The runs are of different tasks ({', '.join(sorted(tasks))}). Compare runs of one task.")
     first, loss = _compared(runs[0].report or {})
-    unit = "" if first is ImageClassification.metrics[0] else f"{first.name}, "
+    unit = "" if first is CLASSIFICATION_METRICS[0] else f"{first.name}, "
     columns = [
         "run",
         f"{unit}parent (%)" if first.factor == 100 else f"{unit}parent",

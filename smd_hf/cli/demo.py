@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from ..reports.gain_report import format_table
+from .dataclass_parsing import CommandParser
 from .digits import run_demo
-from .parsing import CommandParser
 from .terminal import quiet_libraries
 
 

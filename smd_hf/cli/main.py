@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from .. import __version__
 from ..errors import SMDError
-from ..messages import did_you_mean
+from ..messages import did_you_mean, dropped
 from ..parallel.stopping import Terminated
-from ..version import __version__
 
 COMMANDS = {
     "demo": "see it work: evolve a small classifier of digits, without network, in about a minute",
@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command, rest = _find_command(argv)
         program = f"smd-hf {command}"
-        return import_module(f".{command}", __package__).run(rest)
+        # Where torchao is installed, transformers imports it, which torch has two notes on for torchao's developers.
+        with dropped("torch.utils._pytree"):
+            return import_module(f".{command}", __package__).run(rest)
     except SMDError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE

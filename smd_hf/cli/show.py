@@ -5,12 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.loading import load_with_processor
 from ..errors import SMDError
-from ..hub.space.stage_space import page_models, page_task
 from ..reports.saved_run import read_run
 from .parsing import SimpleParser
-from .terminal import quiet_libraries
 
 
 def make_parser() -> SimpleParser:
@@ -36,13 +33,16 @@ def run(argv: Sequence[str]) -> int:
     """
     arguments = make_parser().parse_args(argv)
     found = read_run(arguments.run)
-    page_task(found.folder)
     if importlib.util.find_spec("gradio") is None:
         raise SMDError("The page needs gradio, which is not installed. Install it with pip install 'smd-hf[space]'.")
+    # These take seconds to import: help and mistakes in arguments come before them.
+    from ..hub.space.app import theme
+    from ..hub.space.stage_space import page_task
+    from .terminal import quiet_libraries
+
+    page_task(found.folder)
     quiet_libraries()
     page = make_page(found.folder, arguments.parent, arguments.trust_remote_code)
-    from ..hub.space.app import theme
-
     try:
         page.launch(
             server_name="127.0.0.1", server_port=arguments.port, inbrowser=not arguments.no_browser, theme=theme(), quiet=True,
@@ -59,7 +59,9 @@ def run(argv: Sequence[str]) -> int:
 
 def make_page(folder: Path, parent: str | None, trust_remote_code: bool) -> Any:
     """The page of a run's folder, with the models that are there when an image is given."""
+    from ..artifacts.loading import load_with_processor
     from ..hub.space.app import Models, build_page
+    from ..hub.space.stage_space import page_models, page_task
 
     def load(entry: dict[str, Any]) -> tuple[Any, Any]:
         name = str(entry.get("folder") or entry["repo_id"])

@@ -1,6 +1,7 @@
 """Tables for the terminal, by rich."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -37,3 +38,13 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         print(f"{name.ljust(width)}  {value}")
+
+
+def short_names(first: str, second: str) -> tuple[str, str]:
+    """The last parts of two ids or folders, as many as needed to distinguish them; numbered if they are equal."""
+    one, other = Path(first).parts, Path(second).parts
+    for count in range(1, max(len(one), len(other)) + 1):
+        names = "/".join(one[-count:]), "/".join(other[-count:])
+        if names[0] != names[1]:
+            return names
+    return f"{first} (1)", f"{second} (2)"

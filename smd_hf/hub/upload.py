@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import CommitInfo, HfApi
 from transformers.utils import logging
 
+from .. import __version__
 from ..artifacts.delta.config import DeltaConfig
 from ..errors import SMDError
 from ..messages import one_line
@@ -18,7 +19,6 @@ from ..models.checkpoints import weights_hash
 from ..models.load import load_model
 from ..reports.cards.benchmark import RESULTS_PATH
 from ..reports.cards.model_card import CARD_NAME
-from ..version import __version__
 from .requests import explained_push, persistently, push_command
 from .staging import saved_kind, stage_deltas, stage_description, stage_model
 

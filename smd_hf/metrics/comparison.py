@@ -4,7 +4,15 @@ from typing import Any
 
 import numpy as np
 
+from .resampling import Metric
 from .statistics import Comparison, Difference, Scores, compare
+
+CLASSIFICATION_METRICS = (
+    Metric("accuracy", "accuracy (%)", 100, 2),
+    Metric("nll", "NLL (nats)", 1, 4, greater_is_better=False),
+    Metric("calibration_error", "calibration error (%)", 100, 2, greater_is_better=False),
+)
+"""What a report of single-label classification compares, in order."""
 
 
 def measured(

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from .. import __version__
 from ..files import write_json
 from ..metrics.absent_classes import absent_entry, classes_at_hand
-from ..metrics.comparison import difference_entry, measured, scores_entry
+from ..metrics.comparison import CLASSIFICATION_METRICS, difference_entry, measured, scores_entry
 from ..metrics.optimism import expected_optimism
 from ..metrics.resampling import CONFIDENCE, Metric
 from ..metrics.statistics import Comparison, compare, format_p
-from ..tasks.classification import ImageClassification
-from ..version import __version__
 
 REPORT_NAME = "gain_report.json"
 _PACKAGES = (
@@ -172,7 +171,7 @@ def format_comparison(comparison: Comparison) -> str:
         second,
         difference_entry(comparison),
         comparison.confidence,
-        ImageClassification.metrics,
+        CLASSIFICATION_METRICS,
     )
     return f"{table}\n\n{comparison.verdict}"
 
@@ -198,7 +197,7 @@ def _selection_entry(candidates: Mapping[str, Any], accuracy: float) -> dict[str
 def metrics_of_report(report: Mapping[str, Any]) -> tuple[Metric, ...]:
     """The metrics of a report, in order, with what shows them. A report of image classification does not name them."""
     if "metrics" not in report:
-        return ImageClassification.metrics
+        return CLASSIFICATION_METRICS
     return tuple(Metric(**entry) for entry in report["metrics"])
 
 

@@ -10,10 +10,8 @@ from typing import Any
 from ..errors import SMDError
 from ..files import read_json_object
 from ..messages import near_path
-from ..run.journal import CHILDREN_NAME
-from ..run.ledger import HEADER_NAME, LEDGER_NAME
 from ..run.lock import is_held
-from ..run.state import check_record
+from ..run.records import CHILDREN_NAME, HEADER_NAME, LEDGER_NAME, check_record
 from .gain_report import REPORT_NAME
 
 

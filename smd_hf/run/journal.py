@@ -16,13 +16,12 @@ from ..models.checkpoints import load_weights, weights_hash
 from ..parallel.processes import Processes
 from ..search.evolution import Evolution
 from ..search.generation import Generation
-from .ledger import LEDGER_NAME, Ledger
+from .ledger import Ledger
+from .records import CHILDREN_NAME, LEDGER_NAME
 from .resume import ResumePoint, find_resume_point, seed
 from .state import RunState
 
 logger = logging.get_logger(__name__)
-
-CHILDREN_NAME = "children.jsonl"
 
 PARENT_SCOPE, CALIBRATION_SCOPE = "parent", "calibration"
 

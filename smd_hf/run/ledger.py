@@ -29,9 +29,9 @@ from ..scoring.record import Call
 from ..scoring.scores import Score
 from .cells import Finished, misfit, read_cells, write_score
 from .lines import LineWriter, damaged, read_lines, to_line
+from .records import HEADER_NAME
 
-LEDGER_NAME = "ledger"
-HEADER_NAME, FINISHED_NAME, CELLS_NAME, ENDED_NAME = "header.json", "finished.jsonl", "cells", "ended.json"
+FINISHED_NAME, CELLS_NAME, ENDED_NAME = "finished.jsonl", "cells", "ended.json"
 
 
 class Ledger:

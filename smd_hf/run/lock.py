@@ -8,7 +8,7 @@ may stay. It does not keep the run from being resumed.
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,6 @@ from transformers.utils import logging
 
 from ..errors import SMDError
 from ..files import write_json
-from ..parallel.processes import Processes
 
 logger = logging.get_logger(__name__)
 
@@ -28,13 +27,15 @@ HOLDER_NAME = ".smd_hf.ledger.holder"
 
 
 @contextmanager
-def locked(folder: str | os.PathLike, processes: Processes, holds: bool) -> Iterator[None]:
+def locked(
+    folder: str | os.PathLike, gather: Callable[[Callable[[], str | None]], list[str | None]], holds: bool
+) -> Iterator[None]:
     """
     Within the context, no other run can use the folder.
 
     Args:
         folder (`str` or `os.PathLike`): created if there is none.
-        processes ([`Processes`]): the processes of this run, which all call this.
+        gather (`Callable`): [`Processes.gather`] of this run. All of its processes call this.
         holds (`bool`): whether this process is the one that writes there, and takes the lock for all.
 
     Raises:
@@ -44,7 +45,7 @@ def locked(folder: str | os.PathLike, processes: Processes, holds: bool) -> Iter
     # A lock that is only a file would outlive a process that is killed.
     lock = FileLock(folder / LOCK_NAME, fallback_to_soft=False)
     try:
-        for problem in processes.gather(lambda: _take(lock, folder) if holds else None):
+        for problem in gather(lambda: _take(lock, folder) if holds else None):
             if problem is not None:
                 raise SMDError(problem)
         yield

@@ -16,8 +16,9 @@ from ..messages import one_line
 from ..scoring.scores import Score
 from .cells import read_score
 from .identity import check_same
-from .ledger import ENDED_NAME, FINISHED_NAME, LEDGER_NAME, Ledger, read_header, selected_name
+from .ledger import ENDED_NAME, FINISHED_NAME, Ledger, read_header, selected_name
 from .lines import check_keys, damaged, read_lines
+from .records import LEDGER_NAME
 from .state import RunState, read_state
 
 logger = logging.get_logger(__name__)

@@ -6,7 +6,7 @@ from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.preparation import PreparedData, check_problem_type, prepare_data
 from ..errors import SMDError
 from ..metrics.classification import check_scorers
-from ..metrics.resampling import Metric
+from ..metrics.comparison import CLASSIFICATION_METRICS
 from ..models.tasks import CLASSIFIER
 from ..scoring.reading import ReadsClasses
 from .protocol import GivenData
@@ -19,11 +19,7 @@ class ImageClassification(ReadsClasses):
     """
 
     kind = CLASSIFIER
-    metrics = (
-        Metric("accuracy", "accuracy (%)", 100, 2),
-        Metric("nll", "NLL (nats)", 1, 4, greater_is_better=False),
-        Metric("calibration_error", "calibration error (%)", 100, 2, greater_is_better=False),
-    )
+    metrics = CLASSIFICATION_METRICS
 
     def configure(self, model: Any, args: EvolutionArguments) -> None:
         if getattr(args, "label_columns", None):

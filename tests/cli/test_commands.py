@@ -13,8 +13,8 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from transformers import AutoModelForImageClassification, BertConfig
 
 from smd_hf import __version__
-from smd_hf.cli.evaluate import short_names
 from smd_hf.cli.main import main
+from smd_hf.cli.tables import short_names
 from smd_hf.data.labels import label_maps
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.load import load_model
@@ -266,7 +266,7 @@ class TestEvolve:
     def test_a_token_is_used_but_kept_nowhere(self, at_root, tmp_path, capfd, monkeypatch):
         seen = []
         monkeypatch.setattr(
-            "smd_hf.cli.evolve.load_splits", lambda **kwargs: seen.append(os.environ["HF_TOKEN"]) or 1 / 0
+            "smd_hf.cli.evolve_run.load_splits", lambda **kwargs: seen.append(os.environ["HF_TOKEN"]) or 1 / 0
         )
         with pytest.raises(ZeroDivisionError):
             main(evolve(tmp_path, "--token", "hf_secret"))

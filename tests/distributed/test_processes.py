@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smd_hf.run.ledger import LEDGER_NAME
+from smd_hf.run.records import LEDGER_NAME
 
 from .worker import CASES, COMMON, FAILURES
 

@@ -58,7 +58,8 @@ from smd_hf.artifacts.ensemble import SMDEnsembleForImageClassification
 from smd_hf.models.checkpoints import load_weights, weights_hash
 from smd_hf.parallel.processes import Processes, segment
 from smd_hf.run.journal import generation_scope
-from smd_hf.run.ledger import LEDGER_NAME, Ledger, read_header
+from smd_hf.run.ledger import Ledger, read_header
+from smd_hf.run.records import LEDGER_NAME
 from smd_hf.run.resume import find_resume_point
 from smd_hf.scoring.record import ScoredCell
 from smd_hf.scoring.scores import Cell

@@ -19,8 +19,9 @@ from smd_hf.models.checkpoints import weights_hash
 from smd_hf.parallel.processes import Processes
 from smd_hf.run.cells import Finished, read_cells, read_score, write_score
 from smd_hf.run.identity import data_fingerprint
-from smd_hf.run.ledger import CELLS_NAME, FINISHED_NAME, LEDGER_NAME, Ledger
+from smd_hf.run.ledger import CELLS_NAME, FINISHED_NAME, Ledger
 from smd_hf.run.lines import LineWriter, read_lines, to_line
+from smd_hf.run.records import LEDGER_NAME
 from smd_hf.run.state import STATE_NAME
 from smd_hf.scoring import sums as sums_module
 from smd_hf.scoring.evaluator import Evaluator

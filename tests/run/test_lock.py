@@ -39,13 +39,13 @@ def another_process(act):
 
 
 def take(folder):
-    with locked(folder, Processes(), holds=True):
+    with locked(folder, Processes().gather, holds=True):
         return True
 
 
 def test_a_second_run_is_refused_with_the_name_of_the_first_and_kill_9_frees_the_folder(tmp_path):
     trainer = make_trainer(tmp_path, "data", "resnet", population_size=2, num_generations=1)
-    with another_process(partial(locked, tmp_path, Processes(), holds=True)) as holder:
+    with another_process(partial(locked, tmp_path, Processes().gather, holds=True)) as holder:
         since = json.loads((tmp_path / HOLDER_NAME).read_text())["since"]
         with pytest.raises(SMDError) as error:
             trainer.train()
@@ -57,7 +57,7 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_and_kill_9_frees_the
 
 
 def test_it_is_free_after_a_run_and_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), locked(tmp_path, Processes(), holds=True):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path, Processes().gather, holds=True):
         with pytest.raises(SMDError, match="in use by another run"):
             take(tmp_path)
         raise ZeroDivisionError
@@ -72,7 +72,7 @@ def test_what_is_left_of_a_lock_stands_in_nobodys_way(tmp_path):
 
 def test_a_process_forked_by_the_run_does_not_hold_on_to_it(tmp_path):
     with ExitStack() as stack:
-        with locked(tmp_path, Processes(), holds=True):
+        with locked(tmp_path, Processes().gather, holds=True):
             stack.enter_context(another_process(nullcontext))
             with pytest.raises(SMDError):
                 take(tmp_path)
@@ -80,5 +80,5 @@ def test_a_process_forked_by_the_run_does_not_hold_on_to_it(tmp_path):
 
 
 def test_only_the_process_that_writes_takes_it(tmp_path):
-    with locked(tmp_path / "none", Processes(), holds=False):
+    with locked(tmp_path / "none", Processes().gather, holds=False):
         assert not (tmp_path / "none").exists()

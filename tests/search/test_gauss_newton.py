@@ -7,7 +7,7 @@ from transformers import HfArgumentParser
 
 from smd_hf import EvolutionArguments, SMDError
 from smd_hf.arguments.recipes import read_recipe
-from smd_hf.cli.parsing import CommandParser
+from smd_hf.cli.dataclass_parsing import CommandParser
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.search.gauss_newton import GaussNewton, GaussNewtonSums, damped_steps
 from smd_hf.search.losses import cross_entropy, expected_cost, focal, from_compute_loss_func, make_loss, ordinal

@@ -18,12 +18,12 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ... import __version__
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names, weights_hash
 from ...models.load import load_model
 from ...remote_code.members_smd_ensemble import keepers
 from ...scoring.changes import Change
-from ...version import __version__
 from .config import DeltaConfig, shown
 from .storage import cached_commit, check, read_delta, write_delta
 from .weights import AppliedDelta, checkpoint_tensors, same_bits, smallest_change

@@ -13,7 +13,7 @@ from ...files import read_json_object, write_json, write_text
 from ...models.tasks import CLASSIFIER
 from ...reports.cards.model_card import EXAMPLE_NAME, PLOTS
 from ...reports.gain_report import REPORT_NAME, installed_version
-from ...run.journal import CHILDREN_NAME
+from ...run.records import CHILDREN_NAME
 from ..requests import explained_push, persistently
 from ..staging import delta_folders, model_files, saved_kind, stage_model
 from ..upload import hub_api, staging_folder
