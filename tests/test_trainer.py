@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from transformers import AutoModelForImageClassification, EarlyStoppingCallback, Trainer, TrainerCallback, pipeline
 
 import smd_hf
@@ -296,6 +296,32 @@ def test_a_head_for_other_labels_is_a_linear_probe(checkpoint, tmp_path):
     assert evolved.config.label2id == {name: label for label, name in enumerate(names)}
     with pytest.raises(SMDError, match="head_init"):
         make_trainer(checkpoint, tmp_path, (train, test), head_init="keep")
+
+
+@pytest.mark.parametrize("as_strings", [False, True])
+def test_test_images_of_a_class_that_only_the_model_knows_are_scored(as_strings, checkpoint, tmp_path, caplog):
+    names = label_names(4)
+    train, test = make_dataset(40, 1, names[:3]), make_dataset(24, 2, names[::-1])
+    if as_strings:
+        train, test = (
+            each.cast_column("label", Value("string")).map(lambda row, own=own: {"label": own[int(row["label"])]})
+            for each, own in ((train, names[:3]), (test, names[::-1]))
+        )
+    trainer = make_trainer(checkpoint, tmp_path, (train, test))
+    trainer.train()
+    assert f"Only test images have these labels: {names[3]}" in caplog.text
+    truth = make_dataset(24, 2, names[::-1])["label"]
+    with torch.no_grad():
+        logits = trainer.model(**tiny_processor()(list(test["image"]), return_tensors="pt")).logits.numpy()
+    assert trainer.report["evolved"]["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == 3 - np.array(truth)))
+    assert trainer.report["evolved"]["n_test"] == 24
+
+
+def test_test_images_of_a_class_that_nobody_knows_are_refused(checkpoint, tmp_path):
+    names = label_names(4)
+    data = make_dataset(40, 1, names[:3]), make_dataset(24, 2, [*names[:3], "junk"])
+    with pytest.raises(SMDError, match=r"labels that the training split does not know: junk"):
+        make_trainer(checkpoint, tmp_path, data)
 
 
 def test_a_label_map_from_python(checkpoint, tmp_path):

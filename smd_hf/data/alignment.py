@@ -258,6 +258,40 @@ def _problems(
     return sentences
 
 
+def with_test_labels(
+    alignment: LabelAlignment,
+    test_names: Sequence[str],
+    observed: np.ndarray,
+    id2label: Mapping[Any, str],
+    label_map: LabelMap | None = None,
+) -> LabelAlignment:
+    """
+    The alignment of training labels, extended by labels that only test images have, where the model has a class of each name.
+
+    Args:
+        alignment ([`LabelAlignment`]): of the training labels.
+        test_names (`Sequence[str]`): names of labels that occur in the test images.
+        observed (`np.ndarray`): the training labels.
+
+    Returns:
+        [`LabelAlignment`]: with new labels after the old ones, whose classes stay what they are. The same one where a new label
+        names no class of the model, or labels are not matched by name.
+    """
+    if alignment.mapping is None or alignment.how != "name" or alignment.names is None:
+        return alignment
+    known = match_labels(test_names, ClassNames(alignment.names)).classes
+    new = [name for name, label in zip(test_names, known) if label is None]
+    if not new:
+        return alignment
+    try:
+        extended = align_labels([*alignment.names, *new], observed, id2label, head_init="keep", label_map=label_map)
+    except SMDError:
+        return alignment
+    if extended.mapping is None or (extended.mapping[: len(alignment.mapping)] != alignment.mapping).any():
+        return alignment
+    return extended
+
+
 def _csv_line(example: Mapping[str, Any]) -> str:
     label, value = next(iter(example.items()))
     return ",".join(f'"{cell}"' if "," in str(cell) else str(cell) for cell in (label, value))
@@ -303,6 +337,7 @@ def check_same_labels(
     if unknown:
         raise SMDError(
             f"The {split} split has labels that the training split does not know: {some(unknown)}. The training "
-            f"split has {some(train_names)}. Remove these images or use the same names in both."
+            f"split has {some(train_names)}. Remove these images or use the same names in both. (Where labels are matched to the "
+            "model's classes by name, labels of its other classes are scored, too.)"
         )
     return np.array([-1 if index is None else index for index in found], dtype=np.int64)

@@ -13,9 +13,9 @@ from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..models.inputs import input_names
 from ..models.load import num_channels
-from .alignment import LabelAlignment, align_labels, check_same_labels
+from .alignment import LabelAlignment, align_labels, check_same_labels, with_test_labels
 from .image_checks import CheckRow
-from .labels import encode_labels, label_names, label_values
+from .labels import encode_labels, label_names, label_values, some
 from .own_collator import cheap_labels, check_collated, sees_all_columns
 from .rows import ImageCollator, find_columns
 
@@ -131,6 +131,8 @@ def prepare_data(
         )
         log = logger.info if alignment.is_sure else logger.warning
         log(alignment.message)
+        tests = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        alignment = _with_labels_of(tests, alignment, (image_column, label_column), observed, model, args)
     collator = ImageCollator(
         processing_class,
         image_column,
@@ -141,6 +143,7 @@ def prepare_data(
         input_names=input_names(model),
     )
     columns = (image_column, label_column)
+    names = None if names is None else alignment.names
     if isinstance(eval_dataset, dict):
         eval_dataset = {
             what: _relabelled(split, columns, names, alignment, what) for what, split in eval_dataset.items()
@@ -150,6 +153,35 @@ def prepare_data(
     labels = observed if train_dataset is reference else None
     new_labels = alignment.names if alignment.how == "replace" else None
     return PreparedData(collator, image_column, labels, eval_dataset, new_labels, alignment=alignment)
+
+
+def _with_labels_of(
+    tests: Sequence[Any],
+    alignment: LabelAlignment,
+    columns: tuple[str, str],
+    observed: np.ndarray,
+    model: PreTrainedModel,
+    args: EvolutionArguments,
+) -> LabelAlignment:
+    """The alignment with the labels that only test images have, where the model knows all of them."""
+    occurring: dict[str, None] = {}
+    for split in tests:
+        if split is None:
+            continue
+        _, label_column = find_columns(split, *columns)
+        own, values = label_names(split, label_column), label_values(split, label_column)
+        if own is not None:
+            occurring |= dict.fromkeys(
+                own[label] for label in np.unique(encode_labels(values, own)).tolist() if 0 <= label < len(own)
+            )
+    assert not isinstance(args.label_map, str)  # the arguments have read the file
+    extended = with_test_labels(alignment, list(occurring), observed, model.config.id2label or {}, args.label_map)
+    new = (extended.names or [])[len(alignment.names or ()) :]
+    if new:
+        logger.warning(
+            f"Only test images have these labels: {some(new)}. The model has classes of these names: they are scored."
+        )
+    return extended
 
 
 def fitting_rows(readable: Any, train_dataset: Any, data: PreparedData) -> tuple[Any, PreparedData]:
