@@ -20,7 +20,7 @@ from smd_hf.metrics.statistics import nll
 from smd_hf.models.linear_head import HeadInputs
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator
-from smd_hf.search.head.baselines import baselines, best_of
+from smd_hf.search.head.baselines import baselines, best_of, measured_on
 from smd_hf.search.head.features import features_of
 from smd_hf.search.head.linear import LinearHead
 from smd_hf.search.losses import cross_entropy
@@ -92,7 +92,9 @@ class Rivals:
         evaluator, batches = Evaluator(model, self.device, prefix_replay=False), self.batches(self.train, self.learn)
         head = HeadInputs(model, evaluator.inputs(batches.first_batch()))
         learn, choose = (features_of(evaluator, head, each) for each in (batches, self.choose))
-        found = baselines(LinearHead(*head.numbers()), learn, choose, cross_entropy(), lambda score, _: -score.nll)
+        found = baselines(
+            LinearHead(*head.numbers()), learn, cross_entropy(), measured_on(choose, lambda score, _: -score.nll)
+        )
         best = best_of(found).head
         head.write(best.weight, best.bias)
         return model

@@ -48,11 +48,8 @@ TRAINING_SHARE = 250
 
 SETTINGS = {
     **read_recipe("adapt"),
-    "mutable_parameters": ["norms", "*classifier*"],
     "fitness_samples_per_generation": 0,
     "selection_fraction": 0.25,
-    "warm_start": False,
-    "refit_head": False,
 }
 """Those of the preset `adapt`, which were chosen on other images and another task. There are few images: every generation sees all."""
 
@@ -150,18 +147,24 @@ def adapt_all(
     task.configure(parent, None)
     found: dict[str, list[SegmentationMeasure]] = {}
 
-    def add(name: str, seed: int, method: Callable[[], SegmentationMeasure]) -> None:
-        path = out / "measures" / f"{name.replace(' ', '_')}-{seed}.npy"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            np.save(path, method().sums)
-        found.setdefault(name, []).append(SegmentationMeasure(np.load(path)))
+    def add(names: str | tuple[str, ...], seed: int, method: Callable[[], Any]) -> None:
+        """Measures one model, or several at once."""
+        names = (names,) if isinstance(names, str) else names
+        paths = [out / "measures" / f"{name.replace(' ', '_')}-{seed}.npy" for name in names]
+        if not all(path.exists() for path in paths):
+            paths[0].parent.mkdir(exist_ok=True)
+            measures = method()
+            for path, each in zip(paths, measures if isinstance(measures, tuple) else (measures,)):
+                np.save(path, each.sums)
+        for name, path in zip(names, paths):
+            found.setdefault(name, []).append(SegmentationMeasure(np.load(path)))
 
     def trained(seed: int, rate: float, choose: Any) -> SegmentationMeasure:
         model = gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, choose, seed)
         return measure(task, model, test)
 
-    def evolved(seed: int, fitness: str) -> SegmentationMeasure:
+    def evolved(seed: int, fitness: str) -> tuple[SegmentationMeasure, SegmentationMeasure]:
+        """The parent with the fittest head alone, and the evolved model."""
         options = {"fitness": fitness, "population_size": population, "num_generations": generations, "seed": seed}
         args = EvolutionArguments(
             str(out / f"{fitness}-{seed}"),
@@ -173,7 +176,10 @@ def adapt_all(
         trainer = EvolutionTrainer(str(out / "parent"), args, train_dataset=train, eval_dataset=test)
         trainer.train()
         print(f"{fitness}, seed {seed}: {trainer.report['verdict']}", flush=True)
-        return task.measured(trainer.result.test.evolved_score)
+        step = trainer.result.warm_start
+        heads = [name for name in step.test if name.startswith("head")]
+        fittest = max(heads, key=lambda name: step.fitness[name])
+        return SegmentationMeasure(step.test[fittest]), task.measured(trainer.result.test.evolved_score)
 
     seen = (batch.inputs(DEVICE, torch.float32) for batch in batches(train))
     add("parent", 0, lambda: measure(task, parent, test))
@@ -181,8 +187,9 @@ def adapt_all(
     for seed in seeds:
         add("gradients, norms and head", seed, lambda seed=seed: trained(seed, 2e-3, norms_and_head))
         add("gradients, all weights", seed, lambda seed=seed: trained(seed, 3e-4, list))
-        add("evolution by mIoU", seed, lambda seed=seed: evolved(seed, "mean_iou"))
-        add("evolution by the loss", seed, lambda seed=seed: evolved(seed, "loss"))
+        for fitness, by in (("mean_iou", "mIoU"), ("loss", "the loss")):
+            names = f"the head fitted alone, by {by}", f"evolution by {by}"
+            add(names, seed, lambda seed=seed, fitness=fitness: evolved(seed, fitness))
     rows = [row(name, models, found["parent"][0], len(test)) for name, models in found.items()]
     (out / "segmentation.json").write_text(json.dumps(rows, indent=1))
     return {"rows": rows, "images": len(test)}

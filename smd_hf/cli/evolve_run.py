@@ -68,7 +68,7 @@ def evolve(
     if not trainer.is_world_process_zero() or trainer.report is None:
         return 0
     print(f"\n{format_table(trainer.report)}\n")
-    for line in steps_lines(trainer.report.get("steps")):
+    for line in steps_lines(trainer.report):
         print(line)
     for line in absent_lines(trainer.report.get("absent_classes")):
         print(line)

@@ -46,7 +46,7 @@ def find_heads(model: PreTrainedModel, inputs: Inputs) -> dict[str, Head]:
         `dict[str, nn.Module]`: from name to layer (linear, or convolution of size 1). One layer for most models; several
         where the logits are the mean of several layers (distilled DeiT).
     """
-    outputs, logits = _trace(model, inputs)
+    outputs, logits = trace(model, inputs)
     heads = {name: layer for name, (layer, output) in outputs.items() if _same(output, logits)}
     if heads:
         return heads
@@ -133,7 +133,7 @@ def replace_head(
     _relabel(model, labels)
 
 
-def _trace(model: PreTrainedModel, inputs: Inputs) -> tuple[dict[str, tuple[Head, torch.Tensor]], torch.Tensor]:
+def trace(model: PreTrainedModel, inputs: Inputs) -> tuple[dict[str, tuple[Head, torch.Tensor]], torch.Tensor]:
     """Outputs of the linear layers in the order of their last calls, and the logits."""
     outputs: dict[str, tuple[Head, torch.Tensor]] = {}
 

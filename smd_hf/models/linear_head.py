@@ -1,6 +1,6 @@
 """The linear layer whose output is the logits, read and written as numbers, and what goes into it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,7 +20,7 @@ TOLERANCE = 1e-3
 
 class HeadInputs:
     """
-    Records what goes into the model's head.
+    Records what goes into the head of an image classifier.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): an image classifier, in eval mode.
@@ -34,25 +34,31 @@ class HeadInputs:
         `SMDError`: if the logits are not the output of one linear layer on one vector for each image.
     """
 
+    of_pixels = False
+    """Whether the layer's output is logits of pixels, and not of an image."""
+
     def __init__(self, model: PreTrainedModel, inputs: Inputs):
         self.model = model
         heads = find_heads(model, inputs)
         [(self.name, self.layer), *others] = heads.items()
         if others:
-            raise _not_linear(model, f"{len(heads)} layers make its logits ({', '.join(heads)})")
-        if not all(is_mutable(parameter) for parameter in self.layer.parameters()):
-            raise _not_linear(model, f"the weights of {self.name} are quantised")
+            raise not_linear(model, f"{len(heads)} layers make its logits ({', '.join(heads)})")
+        self.check_mutable()
         with self.recorded() as seen, torch.inference_mode():
             logits = logits_of(model(**as_inputs(inputs, model))).float().cpu().numpy()
         [features] = seen or [torch.empty(0)]
         weight, bias = self.numbers()
         if features.numel() != len(logits) * weight.shape[1]:
-            raise _not_linear(model, f"{self.name} gets several vectors for each image")
+            raise not_linear(model, f"{self.name} gets several vectors for each image")
         expected = features.numpy() @ weight.T + (0.0 if bias is None else bias)
         # Its own precision decides in which places they may differ.
         share = TOLERANCE if self.layer.weight.dtype == torch.float32 else 50 * TOLERANCE
         if np.abs(logits - expected).max() > share * max(np.abs(expected).max(), 1.0):
-            raise _not_linear(model, f"its logits are not the output of {self.name} alone")
+            raise not_linear(model, f"its logits are not the output of {self.name} alone")
+
+    def check_mutable(self) -> None:
+        if not all(is_mutable(parameter) for parameter in self.layer.parameters()):
+            raise not_linear(self.model, f"the weights of {self.name} are quantised")
 
     @property
     def parameter_names(self) -> list[str]:
@@ -72,13 +78,24 @@ class HeadInputs:
         if bias is not None and self.layer.bias is not None:
             self.layer.bias.copy_(torch.from_numpy(bias))
 
+    def changes(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> list[tuple[str, tuple[None, torch.Tensor]]]:
+        """Another head as changes of the model: by names of parameters, new values in their shape, dtype and place."""
+        return [
+            (f"{self.name}.{name}", (None, torch.as_tensor(arrays[name]).to(old).view_as(old)))
+            for name, old in self.layer.named_parameters()
+        ]
+
+    def kept(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What is kept of the layer's inputs: float32, on the CPU, of shape `(batch, num_features)`."""
+        return inputs.flatten(1).cpu()
+
     @contextmanager
     def recorded(self) -> Iterator[list[torch.Tensor]]:
-        """Within the context, the inputs of each pass are appended to the list: float32, on the CPU, `(batch, num_features)`."""
+        """Within the context, the inputs of each pass are appended to the list, as [`HeadInputs.kept`] makes them."""
         seen: list[torch.Tensor] = []
 
         def record(layer: Head, args: tuple[torch.Tensor, ...]) -> None:
-            seen.append(args[0].detach().float().flatten(1).cpu())
+            seen.append(self.kept(args[0].detach().float()))
 
         handle = self.layer.register_forward_pre_hook(record)
         try:
@@ -87,7 +104,7 @@ class HeadInputs:
             handle.remove()
 
 
-def _not_linear(model: nn.Module, reason: str) -> SMDError:
+def not_linear(model: nn.Module, reason: str) -> SMDError:
     return SMDError(
         f"The head of {type(model).__name__} cannot be fitted on features: {reason}. Expected logits that are the output of "
         "one linear layer. Leave warm_start and refit_head off: children can still change the head."

@@ -55,6 +55,7 @@ class Stop:
         self.signal: int | None = None
         self._deadline: float | None = None
         self._waiting_since: float | None = None
+        self._at_once = False
 
     @property
     def wanted(self) -> bool:
@@ -85,6 +86,22 @@ class Stop:
             yield
         finally:
             self._deadline = None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """
+        Within the context, a signal stops the run wherever it is. For steps that leave nothing half done.
+
+        A compiler may wait for processes of its own, which the same signal has ended: it would never come to the next check.
+
+        Raises:
+            `Interrupted`, `Terminated`: in the midst of the step.
+        """
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -132,6 +149,8 @@ class Stop:
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = self.signal or number
+            if self._at_once:
+                raise self._ending()
 
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         watch = _Watch(self) if num_processes > 1 else None

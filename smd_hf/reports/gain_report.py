@@ -212,14 +212,10 @@ def _block(
 ) -> str:
     cells = [["", name, other_name, "difference", f"{100 * confidence:g} % interval"]]
     for metric in metrics:
-        key = metric.key
-
-        def number(value: float | None, sign: str = "", factor=metric.factor, decimals=metric.decimals) -> str:
-            return "-" if value is None or not math.isfinite(value) else f"{factor * value:{sign}.{decimals}f}"
-
-        low, high = (number(end, "+") for end in difference[key]["interval"])
-        change = number(difference[key]["estimate"], "+")
-        cells.append([metric.label, number(scores[key]), number(other[key]), change, f"{low} to {high}"])
+        key, found = metric.key, difference[metric.key]
+        low, high = (metric.shown(end, "+") for end in found["interval"])
+        change = metric.shown(found["estimate"], "+")
+        cells.append([metric.label, metric.shown(scores[key]), metric.shown(other[key]), change, f"{low} to {high}"])
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]) for row in cells

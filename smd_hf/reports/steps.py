@@ -3,11 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ..metrics.comparison import difference_entry, measured, scores_entry
+from ..metrics.resampling import Measured, Metric, differences, values, verdict
 from ..metrics.statistics import compare
 from ..run.warm_start import HeadStep
+from ..scoring.scores import Cell, Score
 from ..search.fitness import Fitness
 from ..search.head.baselines import PARENT
+from ..tasks.protocol import MeasuredTask, headline_of
+from .gain_report import metrics_of_report
 from .run_result import TestScores
 
 
@@ -31,13 +37,13 @@ def describe_steps(
     baselines: dict[str, dict[str, Any]] = {
         name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()
     }
-    for name, logits in found.test_logits.items():
+    for name, logits in found.test.items():
         if name != PARENT:
             scores, difference = measured(test.parent, logits, test.labels, name, seed)
             ahead = compare(logits, test.evolved, test.labels, names=(name, "evolved"), seed=seed)
             baselines[name] |= {"test": scores, "difference": difference, "evolved_over_it": difference_entry(ahead)}
-    before = test.parent if found.chosen == PARENT else found.test_logits[found.chosen]
-    after = test.evolved if last is None or last.chosen == PARENT else last.test_logits[PARENT]
+    before = test.parent if found.chosen == PARENT else found.test[found.chosen]
+    after = test.evolved if last is None or last.chosen == PARENT else last.test[PARENT]
     comparison = compare(before, after, test.labels, names=("warm_start", "evolved"), seed=seed)
     entry = {
         "warm_start": found.chosen,
@@ -57,34 +63,88 @@ def describe_steps(
     return entry
 
 
-def steps_lines(entry: Mapping[str, Any] | None) -> list[str]:
-    """The terminal's lines about the steps, from the entry `steps` of a gain report, if any."""
+def describe_task_steps(
+    task: MeasuredTask, found: HeadStep, last: HeadStep | None, test: TestScores, fitness: Fitness, seed: int
+) -> dict[str, Any]:
+    """The entry `steps` for a task other than image classification: as of [`describe_steps`], with the metrics of the task."""
+    count = test.parent_score.num_images
+
+    def of(sums: np.ndarray) -> Measured:
+        return task.measured(Score({0: Cell(None, 0.0, True, sums=sums)}))
+
+    parent, evolved = task.measured(test.parent_score), task.measured(test.evolved_score)
+    baselines: dict[str, dict[str, Any]] = {
+        name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()
+    }
+    for name, sums in found.test.items():
+        if name != PARENT:
+            baselines[name] |= {
+                "test": {"n_test": count, **values(of(sums), count)},
+                "difference": differences(parent, of(sums), count, seed),
+                "evolved_over_it": differences(of(sums), evolved, count, seed),
+            }
+    before = parent if found.chosen == PARENT else of(found.test[found.chosen])
+    after = evolved if last is None or last.chosen == PARENT else of(last.test[PARENT])
+    difference = differences(before, after, count, seed)
+    headline = headline_of(task.metrics, fitness.name)
+    significant, sentence = verdict(headline, difference[headline.key], count, ("warm_start", "evolved"))
+    entry = {
+        "warm_start": found.chosen,
+        "images_forwarded": found.images,
+        "baselines": baselines,
+        "evolution": {
+            "before": {"n_test": count, **values(before, count)},
+            "after": {"n_test": count, **values(after, count)},
+            "difference": difference,
+            "significant": significant,
+            "verdict": sentence,
+        },
+    }
+    if last is not None:
+        scores = {"n_test": count, **values(evolved, count)}
+        entry["refit_head"] = {
+            "chosen": last.chosen,
+            "test": scores,
+            "difference": differences(after, evolved, count, seed),
+        }
+    return entry
+
+
+def steps_lines(report: Mapping[str, Any]) -> list[str]:
+    """The terminal's lines about the steps of a gain report, if it has any."""
+    entry = report.get("steps")
     if entry is None:
         return []
-    lines = ["What each step brought, on the test images (accuracy, NLL):"]
+    first, loss = shown_metrics(report)
+
+    def shown(scores: Mapping[str, Any]) -> str:
+        return f"{first.shown(scores[first.key])}, {loss.shown(scores[loss.key])}"
+
+    def points(change: Mapping[str, Any]) -> str:
+        change = change[first.key]
+        estimate, low, high = (first.shown(each, "+") for each in (change["estimate"], *change["interval"]))
+        return f"{estimate}{' points' if first.factor == 100 else ''} ({low} to {high})"
+
+    lines = [f"What each step brought, on the test images ({first.label}, {loss.label}):"]
     for name, baseline in entry["baselines"].items():
         if "test" in baseline:
             chosen = ", chosen by the selection images" if name == entry["warm_start"] else ""
-            over = _points(baseline["evolved_over_it"])
-            lines.append(f"  {name} alone: {_shown(baseline['test'])}{chosen}; the evolved model is at {over}")
+            over = points(baseline["evolved_over_it"])
+            lines.append(f"  {name} alone: {shown(baseline['test'])}{chosen}; the evolved model is at {over}")
     evolution = entry["evolution"]
     lines.append(
-        f"  the generations, from {_shown(evolution['before'])}: {_points(evolution['difference'])}; "
+        f"  the generations, from {shown(evolution['before'])}: {points(evolution['difference'])}; "
         f"{'significant' if evolution['significant'] else 'not significant'}"
     )
     if "refit_head" in entry:
         last = entry["refit_head"]
         name = "no fitted head was better" if last["chosen"] == PARENT else last["chosen"]
-        lines.append(f"  the head after them ({name}): {_shown(last['test'])}")
+        lines.append(f"  the head after them ({name}): {shown(last['test'])}")
     return lines
 
 
-def _points(difference: Mapping[str, Any]) -> str:
-    accuracy = difference["accuracy"]
-    change, low, high = (100 * value for value in (accuracy["estimate"], *accuracy["interval"]))
-    return f"{change:+.2f} points ({low:+.2f} to {high:+.2f})"
-
-
-def _shown(scores: Mapping[str, Any]) -> str:
-    nll = scores["nll"]
-    return f"{100 * scores['accuracy']:.2f} %, {'-' if nll is None else f'{nll:.4f}'}"
+def shown_metrics(report: Mapping[str, Any]) -> tuple[Metric, Metric]:
+    """The two metrics of a report that steps are shown by: the one that the verdict is about, and the loss."""
+    metrics = metrics_of_report(report)
+    loss = next(metric for metric in metrics if metric.key in ("nll", "loss"))
+    return headline_of(metrics, report["all_arguments"]["fitness"]), loss

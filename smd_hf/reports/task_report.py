@@ -4,7 +4,7 @@ from typing import Any
 
 from ..metrics.resampling import CONFIDENCE, differences, values, verdict
 from ..scoring.scores import Score
-from ..tasks.protocol import MeasuredTask, metric_named, notes_of
+from ..tasks.protocol import MeasuredTask, headline_of, notes_of
 from .run_result import TestScores
 
 
@@ -24,8 +24,7 @@ def task_comparison(
     """
     count = test.parent_score.num_images
     parent, evolved = task.measured(test.parent_score), task.measured(test.evolved_score)
-    chosen = metric_named(task.metrics, fitness)
-    headline = task.metrics[0] if chosen is None or chosen.key == "loss" else chosen
+    headline = headline_of(task.metrics, fitness)
     difference = differences(parent, evolved, count, seed)
     significant, sentence = verdict(headline, difference[headline.key], count)
     found = {

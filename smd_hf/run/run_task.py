@@ -78,7 +78,8 @@ def scoring_of(
                 "'top_k', the fittest children, or 'all'."
             )
         args.ensemble_selection = "top_k"
-    leave_head_alone(args, task)
+    if not hasattr(task, "head_inputs"):
+        leave_head_alone(args, task)
     measured: Any = task
     if metric_named(measured.metrics, args.fitness) is None and not args.was_chosen("fitness"):
         # The default is the loss, and this task has none.

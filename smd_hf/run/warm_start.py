@@ -27,13 +27,14 @@ from ..errors import SMDError
 from ..files import save_arrays
 from ..models.checkpoints import weights_hash
 from ..models.linear_head import HeadInputs
-from ..scoring.bars import ScoringBar
+from ..scoring.bars import ScoringBar, TickingBar
+from ..scoring.evaluator import Evaluator, Variant
 from ..search.build import loss_of
 from ..search.evolution import Evolution
-from ..search.head.baselines import HEAD, PARENT, Baseline, baselines, best_of
+from ..search.head.baselines import HEAD, PARENT, Baseline, baselines, best_of, measured_on
 from ..search.head.features import features_of
 from ..search.head.linear import LinearHead
-from ..search.losses import Loss
+from ..search.head.pixels import pixel_baselines
 from .journal import Journal
 
 logger = logging.get_logger(__name__)
@@ -41,6 +42,9 @@ logger = logging.get_logger(__name__)
 FILE_NAME = "warm_start.safetensors"
 
 LAST_FILE_NAME = "refit_head.safetensors"
+
+Part = tuple[np.ndarray, np.ndarray]
+Fits = Callable[[Part, Part], list[Baseline]]
 
 HOLD_OUT = 5
 """Without selection images, every so many of the fitness images choose among the heads."""
@@ -56,8 +60,8 @@ class HeadStep:
         head ([`LinearHead`]): its weight and bias.
         fitness (dict of `str` to `float`): of each baseline on the selection images.
         images (`int`): how many images were passed through the model.
-        test_logits (dict of `str` to `numpy.ndarray`): the best baseline of each kind on the test images, if there are any, and
-            the model as it was (`"parent"`): float32, of shape `(n, num_labels)`.
+        test (dict of `str` to `numpy.ndarray`): the best baseline of each kind on the test images, if there are any, and the model
+            as it was (`"parent"`): logits, float32, of shape `(n, num_labels)`, or for pixels the sums of [`Score.sums`].
         seconds (`float`, *optional*, defaults to 0): how long passes and fits took. It is not kept.
     """
 
@@ -65,12 +69,12 @@ class HeadStep:
     head: LinearHead
     fitness: dict[str, float]
     images: int
-    test_logits: dict[str, np.ndarray] = field(default_factory=dict)
+    test: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
 
     def save(self, path: Path, identity: str) -> None:
         """Writes it, for the run of this identity."""
-        arrays = {f"logits/{name}": logits for name, logits in self.test_logits.items()} | self.head.arrays
+        arrays = {f"test/{name}": logits for name, logits in self.test.items()} | self.head.arrays
         about = {"chosen": self.chosen, "fitness": self.fitness, "images": self.images}
         save_arrays(path, arrays, {"warm_start": json.dumps(about), "identity": identity})
 
@@ -85,8 +89,8 @@ class HeadStep:
                 about = json.loads(metadata["warm_start"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             head = LinearHead(arrays.pop("weight"), arrays.pop("bias", None))
-            logits = {name.removeprefix("logits/"): array for name, array in arrays.items()}
-            return cls(head=head, test_logits=logits, **about)
+            test = {name.removeprefix("test/"): array for name, array in arrays.items()}
+            return cls(head=head, test=test, **about)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
 
@@ -125,14 +129,15 @@ class HeadSteps:
             return None
         evaluator = evolution.evaluator
         evaluator.model.eval()
+        make_head: type[HeadInputs] = getattr(evaluator.reading, "head_inputs", HeadInputs)
         try:
             inputs: Any = evaluator.inputs(evolution.fitness_batches.first_batch())
-            self._head = HeadInputs(evaluator.model, inputs)
+            self._head = head = make_head(evaluator.model, inputs)
         except SMDError as error:
             self._tell(f"warm_start is skipped. {error}")
             return None
-        found = self._step(self._head, FILE_NAME, journal.identity, whole=not args.refit_head)
-        self._put(self._head, found)
+        found = self._step(head, FILE_NAME, journal.identity, whole=not args.refit_head)
+        self._put(head, found)
         self._tell(f"Warm start: {_best_line(found, evolution, 'parent')}")
         if not journal.run.generations:
             journal.run.add_before(found.images, found.seconds)
@@ -171,10 +176,23 @@ class HeadSteps:
             lambda: HeadStep.load(path, digest) if first and journal.ledger.resumed else None
         )
         if found is None:
-            loss = loss_of(self.args, evaluator.model.config.num_labels or 0, self.compute_loss_func)
-            found = _find(self.evolution, loss, self.test, head, self.shown, whole)
+            found = _find(self.evolution, self._fits(head), self.test, head, self.shown, whole)
             processes.gather(lambda: found.save(path, digest) if first else None)
         return found
+
+    def _fits(self, head: HeadInputs) -> Fits:
+        """What fits heads on features and labels of the fitness images, and measures them on those of the selection images."""
+        args, evolution = self.args, self.evolution
+        start = LinearHead(*head.numbers())
+        if head.of_pixels:
+            reading: Any = evolution.evaluator.reading
+            balances = reading.balances(evolution.fitness.name)
+            return lambda learn, choose: pixel_baselines(
+                start, learn, choose, reading, evolution.fitness, balances, args.label_smoothing_factor
+            )
+        loss = loss_of(args, evolution.evaluator.model.config.num_labels or 0, self.compute_loss_func)
+        named = _named(evolution.fitness_batches)
+        return lambda learn, choose: baselines(start, learn, loss, measured_on(choose, evolution.fitness), named)
 
     def _tell(self, line: str) -> None:
         if self.evolution.evaluator.processes.process_index == 0:
@@ -182,24 +200,24 @@ class HeadSteps:
 
 
 def _find(
-    evolution: Evolution, loss: Loss, test: ImageBatches | None, head: HeadInputs, shown: bool, whole: bool
+    evolution: Evolution, fits: Fits, test: ImageBatches | None, head: HeadInputs, shown: bool, whole: bool
 ) -> HeadStep:
     evaluator, began = evolution.evaluator, time.monotonic()
-    start = LinearHead(*head.numbers())
     sets = [evolution.fitness_batches]
     if evolution.selection_batches is not evolution.fitness_batches:
         sets.append(evolution.selection_batches)
     images = sum(batches.num_images for batches in sets)
-    with ScoringBar("Fitting the head", shown) as bar:
+    with ScoringBar("Features for the head", shown) as bar:
         parts = [features_of(evaluator, head, batches, bar) for batches in sets]
         fitness_set, selection_set = parts if len(parts) == 2 else _split(*parts[0])
 
-        def fit() -> list[Baseline] | None:
-            # One machine solves it: another one may come to other last bits.
-            if evaluator.processes.process_index:
-                return None
-            return baselines(start, fitness_set, selection_set, loss, evolution.fitness, _named(sets[0]))
+    def fit() -> list[Baseline] | None:
+        # One machine solves it: another one may come to other last bits.
+        if evaluator.processes.process_index:
+            return None
+        return fits(fitness_set, selection_set)
 
+    with TickingBar("Fitting the head", shown):
         [found, *_] = evaluator.processes.gather(fit)
     assert found is not None
     best = best_of([each for each in found if whole or not each.name.startswith(HEAD)])
@@ -212,9 +230,25 @@ def _find(
     )
     if test is not None:
         with ScoringBar("Testing the heads", shown) as bar:
-            features, _ = features_of(evaluator, head, test, bar)
-        result.test_logits = {each.name: each.head.logits(features) for each in _shown(found, best)}
+            tested = _shown(found, best, head.of_pixels)
+            if head.of_pixels:
+                result.test = _sums_of(evaluator, head, tested, test, bar)
+            else:
+                features, _ = features_of(evaluator, head, test, bar)
+                result.test = {each.name: each.head.logits(features) for each in tested}
     return result
+
+
+def _sums_of(
+    evaluator: Evaluator, head: HeadInputs, heads: Sequence[Baseline], batches: ImageBatches, shown: ScoringBar
+) -> dict[str, np.ndarray]:
+    """What the metrics are computed from, of the model with each of these heads: of all pixels, by passes of the model."""
+
+    changed = frozenset(head.parameter_names)
+    variants = [Variant(each.name, lambda each=each: head.changes(each.head.arrays), changed) for each in heads]
+    with evaluator.aside():
+        evaluator.work = shown
+        return {each.name: found.sums for each, found in zip(heads, evaluator.score(variants, batches))}
 
 
 def _named(batches: ImageBatches) -> np.ndarray | None:
@@ -223,9 +257,9 @@ def _named(batches: ImageBatches) -> np.ndarray | None:
     return None if mapping is None else np.unique(mapping[mapping >= 0])
 
 
-def _shown(found: Sequence[Baseline], best: Baseline) -> list[Baseline]:
-    """The best baseline of each kind, and the chosen one."""
-    kinds = dict.fromkeys(each.name.split(",")[0] for each in found)
+def _shown(found: Sequence[Baseline], best: Baseline, of_pixels: bool) -> list[Baseline]:
+    """The best baseline of each kind, and the chosen one. A pass for each is the price where they are of pixels: no temperatures."""
+    kinds = dict.fromkeys(each.name.split(",")[0] for each in found if not (of_pixels and "temperature" in each.name))
     chosen = {each.name: each for each in (*(best_of(list(found), kind) for kind in kinds), best)}
     return list(chosen.values())
 

@@ -60,6 +60,8 @@ class MeasuredTask(Task, Protocol):
 
     Attributes:
         metrics (tuple of [`~smd_hf.metrics.resampling.Metric`]): what is reported, the most important first.
+        head_inputs (`type`, *optional*): makes a [`~smd_hf.models.pixel_head.PixelHeadInputs`] of a model and inputs, where its head can
+            be fitted. Then `balances` gives the class weights to try, by name of the fitness.
         notes (tuple of `str`, *optional*): sentences on how it was measured, for reports and cards. See [`notes_of`].
     """
 
@@ -82,6 +84,12 @@ def notes_of(task: Task) -> list[str]:
 def title_of(task: Task) -> str:
     """What a task is called in messages: its name on the Hub, unless it has another title."""
     return getattr(task, "title", task.kind.pipeline_tag)
+
+
+def headline_of(metrics: Sequence[Metric], fitness: str) -> Metric:
+    """The metric that a verdict is about: the one that children were chosen by, or the first one if that is the loss."""
+    chosen = metric_named(metrics, fitness)
+    return metrics[0] if chosen is None or chosen.key == "loss" else chosen
 
 
 def metric_named(metrics: Sequence[Metric], name: str) -> Metric | None:

@@ -133,6 +133,18 @@ def test_a_second_sigterm_changes_nothing(tmp_path):
         trainer.train()
 
 
+def test_a_signal_ends_the_choice_of_a_runtime_at_once(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, "data", "resnet", population_size=4)
+
+    def compile(*_):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("still compiling")
+
+    monkeypatch.setattr(trainer.evolution.evaluator, "settle", compile)
+    with pytest.raises(Terminated, match="0 of 2 generations"):
+        trainer.train()
+
+
 def test_a_signal_ends_the_reading_of_images_too(tmp_path):
     trainer = make_trainer(tmp_path, "data", "resnet", population_size=4, per_device_eval_batch_size=2)
     trainer.eval_dataset = None
@@ -228,17 +240,41 @@ def arguments(output_dir, *more):
     ]
 
 
-def start(root, output_dir, *more):
+def start(root, output_dir, *more, environment=None, **options):
     """`smd-hf evolve` in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments(output_dir, *more)],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_ends_a_run_that_compiles(root, tmp_path):
+    """As `timeout` sends it: processes of the compiler die of it, and the run would wait for them."""
+    compiler = tmp_path / "compiler"
+    process = start(
+        root,
+        tmp_path / "out",
+        "--runtime",
+        "compiled",
+        environment={"TORCHINDUCTOR_CACHE_DIR": str(compiler)},
+        start_new_session=True,
+    )
+    try:
+        give_up = time.monotonic() + 300
+        while not list(compiler.rglob("*.cpp")) and process.poll() is None and time.monotonic() < give_up:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143 and "Nothing was saved" in err
 
 
 def cells_in(folder):

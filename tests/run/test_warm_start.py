@@ -77,7 +77,7 @@ def test_a_run_reports_what_each_step_brought(checkpoint, data, tmp_path):
     assert sum(parts) == pytest.approx(total)
     over = steps["baselines"][best]["evolved_over_it"]
     assert over["nll"] == steps["evolution"]["difference"]["nll"]
-    lines = "\n".join(steps_lines(steps))
+    lines = "\n".join(steps_lines(report))
     assert f"{best} alone" in lines and f"is at {100 * over['accuracy']['estimate']:+.2f} points (" in lines
     assert "class prior alone" in lines and "chosen by the selection images" in lines and "the generations" in lines
 
@@ -198,7 +198,7 @@ def test_the_whole_head_is_fitted_after_the_last_generation_and_not_before(check
         ]
     )
     assert (logits.argmax(1) == trainer.images.test.labels).mean() == pytest.approx(report["evolved"]["accuracy"])
-    assert "the head after them" in "\n".join(steps_lines(steps))
+    assert "the head after them" in "\n".join(steps_lines(report))
     card = (tmp_path / "README.md").read_text()
     assert "after the last fit of the head" in card and "after the generations" in card
     costs = CostModel(trainer.evolution, trainer.images, trainer.args)

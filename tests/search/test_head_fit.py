@@ -6,11 +6,15 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from smd_hf.search.head import linear
-from smd_hf.search.head.baselines import PARENT, PULLS, baselines, best_of
+from smd_hf.search.head.baselines import PARENT, PULLS, baselines, best_of, measured_on
 from smd_hf.search.head.coordinates import Coordinates
 from smd_hf.search.head.fit import BIAS_PULL, HeadFits
 from smd_hf.search.head.linear import LinearHead
 from smd_hf.search.losses import cross_entropy, focal, ordinal
+
+
+def by_nll(inputs, labels):
+    return measured_on((inputs, labels), lambda score, _: -score.nll)
 
 
 def problem(seed=0, images=60, features=5, classes=4, bias=True):
@@ -110,7 +114,7 @@ def test_the_temperature_of_an_overconfident_head_is_found():
 def test_baselines_hold_the_parent_first_and_the_best_is_no_worse():
     head, inputs, labels = problem(5, images=120)
     parts = (inputs[:80], labels[:80]), (inputs[80:], labels[80:])
-    found = baselines(head, *parts, cross_entropy(), lambda score, labels: -score.nll)
+    found = baselines(head, parts[0], cross_entropy(), by_nll(*parts[1]))
     assert found[0].name == PARENT and found[0].head is head
     assert {each.name.split(",")[0] for each in found} == {
         *(PARENT, "temperature", "class prior", "class prior and temperature", "head"),
@@ -130,7 +134,7 @@ def test_few_images_of_classes_that_the_data_set_names():
     assert set(labels[others]) - set(labels[few[:16]])
 
     def prior(named):
-        found = baselines(head, *parts, cross_entropy(), lambda score, labels: -score.nll, named)
+        found = baselines(head, parts[0], cross_entropy(), by_nll(*parts[1]), named)
         return mean_nll(best_of(found, "class prior").head, inputs[others], labels[others])
 
     assert prior(np.arange(20)) < mean_nll(head, inputs[others], labels[others]) < prior(None)
@@ -138,7 +142,7 @@ def test_few_images_of_classes_that_the_data_set_names():
 
 def test_a_head_without_a_bias_has_no_class_prior():
     head, inputs, labels = problem(6, bias=False)
-    found = baselines(head, (inputs, labels), (inputs, labels), cross_entropy(), lambda score, labels: -score.nll)
+    found = baselines(head, (inputs, labels), cross_entropy(), by_nll(inputs, labels))
     assert "class prior" not in {each.name for each in found} and all(each.head.bias is None for each in found)
 
 
@@ -178,6 +182,6 @@ def test_weaker_pulls_are_left_out_once_they_are_worse():
     rng = np.random.default_rng(0)
     noise = rng.integers(4, size=200)
     other = rng.normal(size=(200, 20)).astype(np.float32)
-    found = baselines(head, (inputs, labels), (other, noise), cross_entropy(), lambda score, labels: -score.nll)
+    found = baselines(head, (inputs, labels), cross_entropy(), by_nll(other, noise))
     tried = [each.fitness for each in found if each.name.startswith("head")]
     assert 2 <= len(tried) < len(PULLS) and tried[-1] < tried[-2]

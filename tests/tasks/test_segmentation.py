@@ -27,6 +27,7 @@ from smd_hf.hub.space.stage_space import page_task
 from smd_hf.metrics.resampling import differences, values
 from smd_hf.metrics.segmentation import SegmentationMeasure, pixel_sums
 from smd_hf.models.load import load_image_processor, load_model
+from smd_hf.reports.steps import steps_lines
 from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.tasks.segmentation import PIXELS, SemanticSegmentation
@@ -68,14 +69,15 @@ def test_metrics_are_those_of_the_confusion_matrix(seed):
     assert found["loss"] == pytest.approx(np.mean(single), rel=1e-5)
 
 
-@pytest.mark.parametrize("fitness, balanced", [("nll", False), ("mean_iou", False), ("eval_mean_accuracy", True)])
-def test_the_loss_of_a_step_counts_classes_as_the_fitness_does(fitness, balanced):
+@pytest.mark.parametrize("fitness, balance", [("nll", 0.0), ("mean_iou", 0.5), ("eval_mean_accuracy", 1.0)])
+def test_the_loss_of_a_step_counts_classes_as_the_fitness_does(fitness, balance):
     task = SemanticSegmentation()
     task.classes = 3
     logits = torch.randn(2, 10, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[0] * 8 + [1, 255], [2] * 10])
     single = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=255, reduction="none")
-    first = (single[0, :8].mean() + single[0, 8]) / 2 if balanced else single[0, :9].mean()
+    weights = torch.tensor([8.0**-balance] * 8 + [1.0])
+    first = (weights * single[0, :9]).sum() / weights.sum()
     found = task.loss(SimpleNamespace(fitness=fitness, label_smoothing_factor=0.0))(logits, labels)
     assert found == pytest.approx(float(first + single[1].mean()), rel=1e-6)
 
@@ -130,8 +132,62 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(options, checkpoint, data, tm
     assert all(np.array_equal(mask, classes == trainer.model.config.label2id[name]) for name, mask in found.items())
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoint, data, tmp_path):
-    options = {"num_generations": 2, "recombination": "gauss_newton"}
+FITTED = {"warm_start": True, "refit_head": True, "recombination": "gauss_newton", "mutable_parameters": ["norms"]}
+
+
+@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+def test_the_head_is_fitted_on_pixels_before_and_after_the_generations(runtime, checkpoint, data, tmp_path):
+    trainer = evolve(checkpoint, tmp_path, data, runtime=runtime, elitism=False, **FITTED)
+    report = json.loads((tmp_path / "gain_report.json").read_text())
+    steps, found = report["steps"], trainer.result.warm_start
+    assert steps["warm_start"] == found.chosen and not found.chosen.startswith("head")
+    assert max(found.fitness.values()) > found.fitness["parent"] and any("balance" in name for name in found.fitness)
+    # What a head brings by itself is measured on all pixels of the test images.
+    alone = next(name for name, entry in steps["baselines"].items() if name.startswith("head") and "test" in entry)
+    assert not any(
+        "temperature" in name and "test" in entry and name != found.chosen
+        for name, entry in steps["baselines"].items()
+    )
+    parent = {"n_test": 10, **values(SegmentationMeasure(found.test["parent"]), 10)}
+    assert parent == pytest.approx(report["parent"], rel=1e-4)
+    assert (
+        steps["baselines"][alone]["test"]["mean_iou"] == values(SegmentationMeasure(found.test[alone]), 10)["mean_iou"]
+    )
+    # The last head is in the model that is saved, and what was measured is what it gets.
+    last = steps["refit_head"]
+    assert last["chosen"].startswith("head") and last["test"]["mean_iou"] == report["evolved"]["mean_iou"]
+    weight = load_model(tmp_path).decode_head.classifier.weight
+    torch.testing.assert_close(
+        weight.flatten(1).double(), torch.from_numpy(trainer.result.refit_head.head.weight), rtol=1e-6, atol=1e-6
+    )
+    assert trainer.evaluate()["eval_mean_iou"] == pytest.approx(report["evolved"]["mean_iou"], abs=1e-3)
+    lines = "\n".join(steps_lines(report))
+    assert (
+        "(mean IoU (%), pixel cross-entropy (nats))" in lines
+        and f"{alone} alone" in lines
+        and "the head after them" in lines
+    )
+    card = (tmp_path / "README.md").read_text()
+    assert (
+        "| step | mean IoU (%) | pixel cross-entropy (nats) |" in card and "| after the last fit of the head" in card
+    )
+
+
+def test_a_model_without_such_a_head_says_so_and_evolves(checkpoint, data, tmp_path, caplog):
+    model = load_model(checkpoint)
+    model.decode_head.register_forward_hook(lambda layer, args, output: output.tanh())
+    args = runs.arguments(tmp_path, fitness="mean_iou", **FITTED)
+    trainer = EvolutionTrainer(
+        model, args, train_dataset=data[0], eval_dataset=data[1], processing_class=load_image_processor(checkpoint)
+    )
+    trainer.train()
+    assert "warm_start is skipped. The head of SegformerForSemanticSegmentation cannot be fitted" in caplog.text
+    assert "steps" not in trainer.report and trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("more", [{}, FITTED], ids=["children", "head"])
+def test_a_stopped_run_goes_on_to_the_same_bytes(more, checkpoint, data, tmp_path):
+    options = {"num_generations": 2, "recombination": "gauss_newton", **more}
     evolve(checkpoint, tmp_path / "whole", data, **options)
 
     folder = tmp_path / "stopped"

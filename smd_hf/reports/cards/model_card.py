@@ -27,6 +27,7 @@ from ...models.tasks import KINDS as TASK_KINDS
 from ...run.state import RunState
 from ...search.fitness import Fitness
 from ..gain_report import metrics_of_report
+from ..steps import shown_metrics
 from .metadata import card_metadata, inherited_entries, is_hub_id, widget_examples
 from .text import format_number, plain_line, python_string, render
 
@@ -201,6 +202,7 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
         output=printed(report["examples"][kind]) if has_image and kind in report["examples"] else None,
         plots={name: text for name, text in PLOTS.items() if (folder / name).is_file()},
         arguments={name: value for name, value in report["arguments"].items() if _is_shown(name)},
+        step_metrics=None if report["steps"] is None else shown_metrics(report),
         kept_parent=bool(report["generations"])
         and all(g["chosen"] == "parent" for g in report["generations"])
         and (report["steps"] is None or report["steps"]["warm_start"] == "parent"),

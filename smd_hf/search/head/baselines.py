@@ -44,12 +44,24 @@ def score(head: LinearHead, features: np.ndarray, labels: np.ndarray) -> Score:
     return Score({0: Cell.from_logits(torch.from_numpy(head.logits(features)), torch.from_numpy(labels), True)})
 
 
+def measured_on(
+    selection_set: tuple[np.ndarray, np.ndarray], fitness: Callable[[Score, np.ndarray], float]
+) -> Callable[[LinearHead], float]:
+    """
+    Measures heads on images.
+
+    Args:
+        selection_set (`tuple` of two `numpy.ndarray`): features `(n, num_features)` and labels `(n,)`.
+        fitness (`Callable`): maps a score and labels to the fitness.
+    """
+    return lambda head: fitness(score(head, *selection_set), selection_set[1])
+
+
 def baselines(
     start: LinearHead,
     fitness_set: tuple[np.ndarray, np.ndarray],
-    selection_set: tuple[np.ndarray, np.ndarray],
     loss: Loss,
-    fitness: Callable[[Score, np.ndarray], float],
+    fitness: Callable[[LinearHead], float],
     named: np.ndarray | None = None,
 ) -> list[Baseline]:
     """
@@ -57,14 +69,14 @@ def baselines(
 
     Args:
         start ([`LinearHead`]): the head that the model has. It comes first in the list.
-        fitness_set, selection_set (`tuple` of two `numpy.ndarray`): features `(n, num_features)` and labels `(n,)`.
-        fitness (`Callable`): maps a score and labels to the fitness.
+        fitness_set (`tuple` of two `numpy.ndarray`): features `(n, num_features)` and labels `(n,)`.
+        fitness (`Callable`): maps a head to its fitness on the selection images.
         named (`numpy.ndarray`, *optional*, defaults to those that have a fitness image): the classes that the data set names, int64.
     """
     fits = HeadFits(start, *fitness_set, loss)
 
     def measured(name: str, head: LinearHead) -> Baseline:
-        return Baseline(name, head, fitness(score(head, *selection_set), selection_set[1]))
+        return Baseline(name, head, fitness(head))
 
     found = [measured(PARENT, start), measured("temperature", start.scaled(fits.temperature()))]
     if start.bias is not None:

@@ -1,15 +1,22 @@
 """What goes into the head, of all images: each process passes its share of the batches through the model once."""
 
+from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 
-from ...data.batches import ImageBatches
+from ...data.batches import Batch, ImageBatches
 from ...models.linear_head import HeadInputs
+from ...models.pixel_head import PixelHeadInputs
 from ...scoring.changes import Change
 from ...scoring.evaluator import Evaluator, Variant
+from ...scoring.reading import Reading
 from ...scoring.work import Work
+
+MAX_NUMBERS = 2**25
+"""Features of pixels that are kept, at most: fewer pixels of an image where there are many images."""
 
 MAX_SLICES = 4
 """In how many parts a runtime that returns logits alone is asked for features, at most."""
@@ -33,10 +40,10 @@ def features_of(
 
     Returns:
         `tuple` of two `numpy.ndarray`: features, float32, of shape `(n, num_features)`, and labels, int64, of shape `(n,)`, in
-        the order of the images.
+        the order of the images. For a head of pixels, of shape `(n, pixels, num_features)` and `(n, pixels)`.
     """
     num_labels, num_features = head.layer.weight.flatten(1).shape
-    if evaluator.runtime.name != "eager" and num_features <= MAX_SLICES * num_labels:
+    if not head.of_pixels and evaluator.runtime.name != "eager" and num_features <= MAX_SLICES * num_labels:
         return _as_logits(evaluator, head, batches, shown)
     processes = evaluator.processes
     mine = range(len(batches))[processes.process_index :: processes.num_processes]
@@ -47,10 +54,14 @@ def features_of(
         groups = batches.groups(mine, processes.stop.check, eager=True) if len(mine) else ()
         for batch in chain.from_iterable(groups):
             with head.recorded() as seen, torch.inference_mode(), evaluator.autocast():
-                head.model(**evaluator.inputs(batch))
+                output = head.model(**evaluator.inputs(batch))
             if shown is not None:
                 shown.advance(len(batch) * processes.num_processes)
-            found[batch.number] = seen[-1].numpy(), batch.labels.cpu().numpy()
+            if isinstance(head, PixelHeadInputs):
+                most = max(1, MAX_NUMBERS // (batches.num_images * num_features))
+                found[batch.number] = _at_pixels(evaluator.reading, head, seen[-1], output, batch, most)
+            else:
+                found[batch.number] = seen[-1].numpy(), batch.labels.cpu().numpy()
         return found
 
     if shown is not None:
@@ -60,20 +71,29 @@ def features_of(
     return np.concatenate(features), np.concatenate(labels)
 
 
+def _at_pixels(
+    reading: Reading, head: PixelHeadInputs, features: torch.Tensor, output: Any, batch: Batch, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels of a batch at the pixels that the task looks at, at most so many of an image."""
+    logits = reading.prediction(output)
+    # As many channels at a time as there are logits: all of them may be gigabytes at the size of the logits.
+    parts = [
+        reading.sampled(head.as_logits(channels, logits), batch)[:, :most].cpu()
+        for channels in features.split(logits.shape[1], dim=1)
+    ]
+    return torch.cat(parts, dim=-1).numpy(), reading.sampled_labels(batch)[:, :most].cpu().numpy()
+
+
 def _as_logits(
     evaluator: Evaluator, head: HeadInputs, batches: ImageBatches, shown: Work | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     num_labels, num_features = head.layer.weight.flatten(1).shape
 
-    def rows(start: int) -> list[tuple[str, Change]]:
+    def rows(start: int) -> Sequence[tuple[str, Change]]:
         weight = torch.zeros((num_labels, num_features))
         here = range(start, min(start + num_labels, num_features))
         weight[range(len(here)), here] = 1.0
-        new = {"weight": weight, "bias": torch.zeros(num_labels)}
-        return [
-            (f"{head.name}.{name}", (None, new[name].to(old).view_as(old)))
-            for name, old in head.layer.named_parameters()
-        ]
+        return head.changes({"weight": weight, "bias": torch.zeros(num_labels)})
 
     starts = range(0, num_features, num_labels)
     changed = frozenset(head.parameter_names)
