@@ -20,6 +20,7 @@ from smd_hf.metrics.statistics import nll
 from smd_hf.models.linear_head import HeadInputs
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.scoring.reading import ReadsClasses
 from smd_hf.search.head.baselines import baselines, best_of, measured_on
 from smd_hf.search.head.features import features_of
 from smd_hf.search.head.linear import LinearHead
@@ -93,7 +94,10 @@ class Rivals:
         head = HeadInputs(model, evaluator.inputs(batches.first_batch()))
         learn, choose = (features_of(evaluator, head, each) for each in (batches, self.choose))
         found = baselines(
-            LinearHead(*head.numbers()), learn, cross_entropy(), measured_on(choose, lambda score, _: -score.nll)
+            LinearHead(*head.numbers()),
+            learn,
+            cross_entropy(),
+            measured_on(choose, ReadsClasses(), lambda score, _: -score.nll),
         )
         best = best_of(found).head
         head.write(best.weight, best.bias)

@@ -179,7 +179,7 @@ def adapt_all(
         step = trainer.result.warm_start
         heads = [name for name in step.test if name.startswith("head")]
         fittest = max(heads, key=lambda name: step.fitness[name])
-        return SegmentationMeasure(step.test[fittest]), task.measured(trainer.result.test.evolved_score)
+        return task.measured(step.test[fittest]), task.measured(trainer.result.test.evolved_score)
 
     seen = (batch.inputs(DEVICE, torch.float32) for batch in batches(train))
     add("parent", 0, lambda: measure(task, parent, test))

@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..artifacts.ensemble import SMDEnsembleForImageClassification
-from ..artifacts.loading import expanded, load_with_processor, stored_form
 from ..errors import SMDError
 from ..files import check_output_dir
-from ..models.checkpoints import save_checkpoint
 from .parsing import SimpleParser, add_loading_arguments, hub_token
-from .terminal import quiet_libraries
 
 
 def make_parser() -> SimpleParser:
@@ -32,6 +28,12 @@ def run(argv: Sequence[str]) -> int:
     """
     arguments = make_parser().parse_args(argv)
     path, folder = arguments.path, Path(arguments.output_dir)
+    # These take seconds to import: help and mistakes in arguments come before them.
+    from ..artifacts.ensemble import SMDEnsembleForImageClassification
+    from ..artifacts.loading import expanded, load_with_processor, stored_form
+    from ..models.checkpoints import save_checkpoint
+    from .terminal import quiet_libraries
+
     quiet_libraries()
     with hub_token(arguments.token):
         form = stored_form(expanded(path), {"revision": arguments.revision, "token": None, "cache_dir": None})

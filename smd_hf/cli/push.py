@@ -5,11 +5,7 @@ from collections.abc import Sequence
 from huggingface_hub.utils import are_progress_bars_disabled
 
 from ..errors import SMDError
-from ..hub.space.stage_space import push_space
-from ..hub.upload import push_folder
-from ..scoring.bars import TickingBar
 from .parsing import SimpleParser
-from .terminal import quiet_libraries
 
 
 def make_parser() -> SimpleParser:
@@ -58,6 +54,12 @@ def run(argv: Sequence[str]) -> int:
         raise SMDError(
             "Expected either --repo_id user/name, for a model, or --space user/name, for a page that shows it."
         )
+    # These take seconds to import: help and mistakes in arguments come before them.
+    from ..hub.space.stage_space import push_space
+    from ..hub.upload import push_folder
+    from ..scoring.bars import TickingBar
+    from .terminal import quiet_libraries
+
     quiet_libraries()
     shown = not (arguments.pop("disable_tqdm") or are_progress_bars_disabled())
     if space is not None:

@@ -48,8 +48,9 @@ class Metric:
 
     def shown(self, value: float | None, sign: str = "") -> str:
         """A value as tables show it, `-` for none; with `sign="+"`, a difference."""
-        known = value is not None and np.isfinite(value)
-        return f"{self.factor * value:{sign}.{self.decimals}f}" if known else "-"
+        if value is None or not np.isfinite(value):
+            return "-"
+        return f"{self.factor * value:{sign}.{self.decimals}f}"
 
     def better(self, difference: float) -> bool:
         return difference > 0 if self.greater_is_better else difference < 0

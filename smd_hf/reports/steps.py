@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ..metrics.comparison import difference_entry, measured, scores_entry
-from ..metrics.resampling import Measured, Metric, differences, values, verdict
+from ..metrics.resampling import Metric, differences, values, verdict
 from ..metrics.statistics import compare
 from ..run.warm_start import HeadStep
-from ..scoring.scores import Cell, Score
 from ..search.fitness import Fitness
 from ..search.head.baselines import PARENT
 from ..tasks.protocol import MeasuredTask, headline_of
@@ -37,13 +34,14 @@ def describe_steps(
     baselines: dict[str, dict[str, Any]] = {
         name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()
     }
-    for name, logits in found.test.items():
+    for name, tested in found.test.items():
         if name != PARENT:
+            logits = tested.logits
             scores, difference = measured(test.parent, logits, test.labels, name, seed)
             ahead = compare(logits, test.evolved, test.labels, names=(name, "evolved"), seed=seed)
             baselines[name] |= {"test": scores, "difference": difference, "evolved_over_it": difference_entry(ahead)}
-    before = test.parent if found.chosen == PARENT else found.test[found.chosen]
-    after = test.evolved if last is None or last.chosen == PARENT else last.test[PARENT]
+    before = test.parent if found.chosen == PARENT else found.test[found.chosen].logits
+    after = test.evolved if last is None or last.chosen == PARENT else last.test[PARENT].logits
     comparison = compare(before, after, test.labels, names=("warm_start", "evolved"), seed=seed)
     entry = {
         "warm_start": found.chosen,
@@ -68,23 +66,20 @@ def describe_task_steps(
 ) -> dict[str, Any]:
     """The entry `steps` for a task other than image classification: as of [`describe_steps`], with the metrics of the task."""
     count = test.parent_score.num_images
-
-    def of(sums: np.ndarray) -> Measured:
-        return task.measured(Score({0: Cell(None, 0.0, True, sums=sums)}))
-
     parent, evolved = task.measured(test.parent_score), task.measured(test.evolved_score)
     baselines: dict[str, dict[str, Any]] = {
         name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()
     }
-    for name, sums in found.test.items():
+    for name, score in found.test.items():
         if name != PARENT:
+            alone = task.measured(score)
             baselines[name] |= {
-                "test": {"n_test": count, **values(of(sums), count)},
-                "difference": differences(parent, of(sums), count, seed),
-                "evolved_over_it": differences(of(sums), evolved, count, seed),
+                "test": {"n_test": count, **values(alone, count)},
+                "difference": differences(parent, alone, count, seed),
+                "evolved_over_it": differences(alone, evolved, count, seed),
             }
-    before = parent if found.chosen == PARENT else of(found.test[found.chosen])
-    after = evolved if last is None or last.chosen == PARENT else of(last.test[PARENT])
+    before = parent if found.chosen == PARENT else task.measured(found.test[found.chosen])
+    after = evolved if last is None or last.chosen == PARENT else task.measured(last.test[PARENT])
     difference = differences(before, after, count, seed)
     headline = headline_of(task.metrics, fitness.name)
     significant, sentence = verdict(headline, difference[headline.key], count, ("warm_start", "evolved"))

@@ -29,6 +29,7 @@ from ..models.checkpoints import weights_hash
 from ..models.linear_head import HeadInputs
 from ..scoring.bars import ScoringBar, TickingBar
 from ..scoring.evaluator import Evaluator, Variant
+from ..scoring.scores import Cell, Score
 from ..search.build import loss_of
 from ..search.evolution import Evolution
 from ..search.head.baselines import HEAD, PARENT, Baseline, baselines, best_of, measured_on
@@ -60,8 +61,8 @@ class HeadStep:
         head ([`LinearHead`]): its weight and bias.
         fitness (dict of `str` to `float`): of each baseline on the selection images.
         images (`int`): how many images were passed through the model.
-        test (dict of `str` to `numpy.ndarray`): the best baseline of each kind on the test images, if there are any, and the model
-            as it was (`"parent"`): logits, float32, of shape `(n, num_labels)`, or for pixels the sums of [`Score.sums`].
+        test (dict of `str` to [`Score`]): the best baseline of each kind on the test images, if there are any, and the model as it
+            was (`"parent"`): with logits, and for tasks other than image classification with sums.
         seconds (`float`, *optional*, defaults to 0): how long passes and fits took. It is not kept.
     """
 
@@ -69,12 +70,15 @@ class HeadStep:
     head: LinearHead
     fitness: dict[str, float]
     images: int
-    test: dict[str, np.ndarray] = field(default_factory=dict)
+    test: dict[str, Score] = field(default_factory=dict)
     seconds: float = 0.0
 
     def save(self, path: Path, identity: str) -> None:
         """Writes it, for the run of this identity."""
-        arrays = {f"test/{name}": logits for name, logits in self.test.items()} | self.head.arrays
+        arrays = dict(self.head.arrays)
+        for name, score in self.test.items():
+            [cell] = score.cells.values()
+            arrays |= {f"{part}/{name}": array for part in _PARTS if (array := getattr(cell, part)) is not None}
         about = {"chosen": self.chosen, "fitness": self.fitness, "images": self.images}
         save_arrays(path, arrays, {"warm_start": json.dumps(about), "identity": identity})
 
@@ -89,10 +93,22 @@ class HeadStep:
                 about = json.loads(metadata["warm_start"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             head = LinearHead(arrays.pop("weight"), arrays.pop("bias", None))
-            test = {name.removeprefix("test/"): array for name, array in arrays.items()}
-            return cls(head=head, test=test, **about)
+            test: dict[str, dict[str, np.ndarray]] = {}
+            for key, array in arrays.items():
+                part, _, name = key.partition("/")
+                test.setdefault(name, {})[part] = array
+            scores = {name: _tested(**parts) for name, parts in test.items()}
+            return cls(head=head, test=scores, **about)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
+
+
+_PARTS = "logits", "sums"
+"""What is kept of scores on test images."""
+
+
+def _tested(logits: np.ndarray | None = None, sums: np.ndarray | None = None) -> Score:
+    return Score({0: Cell(None, 0.0, True, logits, sums)})
 
 
 @dataclass(eq=False)
@@ -184,15 +200,20 @@ class HeadSteps:
         """What fits heads on features and labels of the fitness images, and measures them on those of the selection images."""
         args, evolution = self.args, self.evolution
         start = LinearHead(*head.numbers())
+        reading: Any = evolution.evaluator.reading
         if head.of_pixels:
-            reading: Any = evolution.evaluator.reading
             balances = reading.balances(evolution.fitness.name)
             return lambda learn, choose: pixel_baselines(
                 start, learn, choose, reading, evolution.fitness, balances, args.label_smoothing_factor
             )
-        loss = loss_of(args, evolution.evaluator.model.config.num_labels or 0, self.compute_loss_func)
-        named = _named(evolution.fitness_batches)
-        return lambda learn, choose: baselines(start, learn, loss, measured_on(choose, evolution.fitness), named)
+        if reading.keeps_labels:
+            loss = loss_of(args, evolution.evaluator.model.config.num_labels or 0, self.compute_loss_func)
+            named = _named(evolution.fitness_batches)
+        else:
+            loss, named = reading.head_loss(args), np.arange(len(start.weight))
+        return lambda learn, choose: baselines(
+            start, learn, loss, measured_on(choose, reading, evolution.fitness), named
+        )
 
     def _tell(self, line: str) -> None:
         if self.evolution.evaluator.processes.process_index == 0:
@@ -230,25 +251,27 @@ def _find(
     )
     if test is not None:
         with ScoringBar("Testing the heads", shown) as bar:
-            tested = _shown(found, best, head.of_pixels)
-            if head.of_pixels:
-                result.test = _sums_of(evaluator, head, tested, test, bar)
-            else:
+            tested = _shown(found, best, passes=not evaluator.reading.keeps_labels)
+            if evaluator.reading.keeps_labels:
                 features, _ = features_of(evaluator, head, test, bar)
-                result.test = {each.name: each.head.logits(features) for each in tested}
+                result.test = {each.name: _tested(each.head.logits(features)) for each in tested}
+            else:
+                result.test = _test(evaluator, head, tested, test, bar)
     return result
 
 
-def _sums_of(
+def _test(
     evaluator: Evaluator, head: HeadInputs, heads: Sequence[Baseline], batches: ImageBatches, shown: ScoringBar
-) -> dict[str, np.ndarray]:
-    """What the metrics are computed from, of the model with each of these heads: of all pixels, by passes of the model."""
+) -> dict[str, Score]:
+    """The scores of the model with each of these heads, by passes of the model."""
+    keeps = evaluator.reading.keeps_predictions
 
     changed = frozenset(head.parameter_names)
     variants = [Variant(each.name, lambda each=each: head.changes(each.head.arrays), changed) for each in heads]
     with evaluator.aside():
         evaluator.work = shown
-        return {each.name: found.sums for each, found in zip(heads, evaluator.score(variants, batches))}
+        scores = evaluator.score(variants, batches, keep_logits=keeps)
+    return {each.name: _tested(score.logits if keeps else None, score.sums) for each, score in zip(heads, scores)}
 
 
 def _named(batches: ImageBatches) -> np.ndarray | None:
@@ -257,9 +280,9 @@ def _named(batches: ImageBatches) -> np.ndarray | None:
     return None if mapping is None else np.unique(mapping[mapping >= 0])
 
 
-def _shown(found: Sequence[Baseline], best: Baseline, of_pixels: bool) -> list[Baseline]:
-    """The best baseline of each kind, and the chosen one. A pass for each is the price where they are of pixels: no temperatures."""
-    kinds = dict.fromkeys(each.name.split(",")[0] for each in found if not (of_pixels and "temperature" in each.name))
+def _shown(found: Sequence[Baseline], best: Baseline, passes: bool) -> list[Baseline]:
+    """The best baseline of each kind, and the chosen one. Where each takes a pass (`passes`), temperatures are left out."""
+    kinds = dict.fromkeys(each.name.split(",")[0] for each in found if not (passes and "temperature" in each.name))
     chosen = {each.name: each for each in (*(best_of(list(found), kind) for kind in kinds), best)}
     return list(chosen.values())
 

@@ -13,6 +13,7 @@ from ..data.rows import find_column, find_image_column
 from ..errors import SMDError
 from ..metrics.multi_label import METRICS, MultiLabelMeasure, label_sums
 from ..models.inputs import input_names
+from ..models.linear_head import HeadInputs
 from ..models.load import num_channels
 from ..models.tasks import CLASSIFIER
 from ..remote_code.members_smd_ensemble import logits_of
@@ -37,6 +38,7 @@ class MultiLabelClassification(SamplesAll):
     metrics = METRICS
     keeps_labels = False
     keeps_predictions = True
+    head_inputs = HeadInputs
 
     def configure(self, model: Any, args: EvolutionArguments) -> None:
         pass
@@ -111,6 +113,11 @@ class MultiLabelClassification(SamplesAll):
             return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(-1).sum()
 
         return binary_cross_entropy
+
+    def head_loss(self, args: EvolutionArguments) -> Loss:
+        """What a fit of the head lowers: the sum over the labels of each image, a logistic regression for each label."""
+        mean = self.loss(args)
+        return lambda logits, targets: logits.shape[-1] * mean(logits, targets)
 
     def measured(self, score: Score) -> MultiLabelMeasure:
         return MultiLabelMeasure(score.sums, score.logits)

@@ -60,8 +60,8 @@ class MeasuredTask(Task, Protocol):
 
     Attributes:
         metrics (tuple of [`~smd_hf.metrics.resampling.Metric`]): what is reported, the most important first.
-        head_inputs (`type`, *optional*): makes a [`~smd_hf.models.pixel_head.PixelHeadInputs`] of a model and inputs, where its head can
-            be fitted. Then `balances` gives the class weights to try, by name of the fitness.
+        head_inputs (`type`, *optional*): a [`~smd_hf.models.linear_head.HeadInputs`], where heads of such models can be fitted. For a head of
+            pixels, `balances` gives the class weights to try by name of the fitness, and for others `head_loss` what fits lower.
         notes (tuple of `str`, *optional*): sentences on how it was measured, for reports and cards. See [`notes_of`].
     """
 

@@ -256,7 +256,7 @@ def start(root, output_dir, *more, environment=None, **options):
 
 @pytest.mark.slow
 def test_sigterm_to_all_processes_ends_a_run_that_compiles(root, tmp_path):
-    """As `timeout` sends it: processes of the compiler die of it, and the run would wait for them."""
+    """As `timeout` sends it. The run does not wait for the compiler, whose processes may have died of the same signal."""
     compiler = tmp_path / "compiler"
     process = start(
         root,

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -5,16 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from smd_hf.scoring.reading import ReadsClasses
 from smd_hf.search.head import linear
 from smd_hf.search.head.baselines import PARENT, PULLS, baselines, best_of, measured_on
 from smd_hf.search.head.coordinates import Coordinates
 from smd_hf.search.head.fit import BIAS_PULL, HeadFits
 from smd_hf.search.head.linear import LinearHead
 from smd_hf.search.losses import cross_entropy, focal, ordinal
+from smd_hf.tasks.multi_label import MultiLabelClassification
 
 
 def by_nll(inputs, labels):
-    return measured_on((inputs, labels), lambda score, _: -score.nll)
+    return measured_on((inputs, labels), ReadsClasses(), lambda score, _: -score.nll)
 
 
 def problem(seed=0, images=60, features=5, classes=4, bias=True):
@@ -185,3 +189,31 @@ def test_weaker_pulls_are_left_out_once_they_are_worse():
     found = baselines(head, (inputs, labels), cross_entropy(), by_nll(other, noise))
     tried = [each.fitness for each in found if each.name.startswith("head")]
     assert 2 <= len(tried) < len(PULLS) and tried[-1] < tried[-2]
+
+
+def test_several_labels_an_image_are_logistic_regressions():
+    head, inputs, _ = problem(11, images=80, classes=3)
+    rng = np.random.default_rng(11)
+    targets = (rng.random((80, 3)) < np.array([0.5, 0.2, 0.0])).astype(np.float32)
+    task = MultiLabelClassification()
+    loss = task.head_loss(SimpleNamespace(label_smoothing_factor=0.0))
+    fits = HeadFits(head, inputs, targets, loss)
+    found, pull = fits.head(1e-3), 1e-3 * fits.coordinates.scale
+
+    # A label that no image has keeps its weights; the others are pulled to the old ones.
+    np.testing.assert_array_equal(found.weight[2], head.weight[2])
+    assert fits.classes.tolist() == [0, 1]
+    for label in (0, 1):
+        weight, bias = torch.from_numpy(found.weight[label]), torch.tensor(found.bias[label])
+        weight.requires_grad_(), bias.requires_grad_()
+        logits = torch.from_numpy(inputs).double() @ weight + bias
+        value = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits, torch.from_numpy(targets[:, label]).double()
+        )
+        value = value + pull / 2 * (weight - torch.from_numpy(head.weight[label])).square().sum()
+        gradients = torch.autograd.grad(value, [weight, bias])
+        assert max(float(each.abs().max()) for each in gradients) < 2e-3
+
+    prior = fits.class_prior()
+    chances = torch.from_numpy(prior.logits(inputs)).sigmoid().mean(0).numpy()
+    np.testing.assert_allclose(chances[:2], targets.mean(0)[:2], atol=5e-3)

@@ -31,7 +31,13 @@ TASKS = {
         "image-segmentation",
         segmenter.save_segmenter,
         segmenter.make_rows,
-        {"recombination": "gauss_newton", "fitness": "mean_iou", "sigma": 0.05},
+        {
+            "recombination": "gauss_newton",
+            "fitness": "mean_iou",
+            "sigma": 0.05,
+            "warm_start": True,
+            "refit_head": True,
+        },
     ),
     "detection": Small(
         "object-detection", detector.save_detector, detector.make_rows, {"fitness": "map", "sigma": 0.1}
@@ -40,7 +46,13 @@ TASKS = {
         "image-classification",
         tagged.save_tiny,
         tagged.make_rows,
-        {"recombination": "gauss_newton", "fitness": "f1_macro", "sigma": 0.05},
+        {
+            "recombination": "gauss_newton",
+            "fitness": "f1_macro",
+            "sigma": 0.05,
+            "warm_start": True,
+            "refit_head": True,
+        },
     ),
     "zero_shot": Small(
         "zero-shot-image-classification",

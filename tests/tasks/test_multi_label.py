@@ -148,6 +148,29 @@ def test_bad_labels_are_refused_before_scoring_or_skipped(value, says, checkpoin
     assert len(EvolutionTrainer(str(checkpoint), args, train_dataset=rows).images.train_dataset) == 19
 
 
+@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+def test_the_head_is_fitted_before_and_after_the_generations(runtime, checkpoint, data, tmp_path):
+    options = {
+        "warm_start": True,
+        "refit_head": True,
+        "recombination": "gauss_newton",
+        "mutable_parameters": ["norms"],
+    }
+    trainer = evolve(checkpoint, tmp_path, data, fitness="nll", runtime=runtime, **options)
+    report, steps = trainer.report, trainer.report["steps"]
+    kinds = {name.partition(",")[0] for name in steps["baselines"]}
+    assert kinds == {"parent", "temperature", "class prior", "class prior and temperature", "head"}
+    tested = [name for name, entry in steps["baselines"].items() if name.startswith("head") and "test" in entry]
+    assert tested and steps["baselines"][tested[0]]["test"].keys() == report["parent"].keys()
+    last = trainer.result.refit_head
+    assert last.chosen.startswith("head") and last.fitness[last.chosen] > last.fitness["parent"]
+    assert steps["refit_head"]["test"] == report["evolved"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(report["evolved"]["loss"], rel=1e-4)
+    assert (
+        "| step | mean average precision (%) | binary cross-entropy (nats) |" in (tmp_path / "README.md").read_text()
+    )
+
+
 def test_columns_hold_zeros_and_ones(checkpoint, data, tmp_path):
     bad = data[0].map(lambda row, place: {"green": 2 if place == 3 else row["green"]}, with_indices=True)
     with pytest.raises(SMDError, match="At index 3: Its column green holds 2; expected 1 if the image has this label"):

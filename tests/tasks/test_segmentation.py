@@ -148,10 +148,11 @@ def test_the_head_is_fitted_on_pixels_before_and_after_the_generations(runtime, 
         "temperature" in name and "test" in entry and name != found.chosen
         for name, entry in steps["baselines"].items()
     )
-    parent = {"n_test": 10, **values(SegmentationMeasure(found.test["parent"]), 10)}
+    parent = {"n_test": 10, **values(SegmentationMeasure(found.test["parent"].sums), 10)}
     assert parent == pytest.approx(report["parent"], rel=1e-4)
     assert (
-        steps["baselines"][alone]["test"]["mean_iou"] == values(SegmentationMeasure(found.test[alone]), 10)["mean_iou"]
+        steps["baselines"][alone]["test"]["mean_iou"]
+        == values(SegmentationMeasure(found.test[alone].sums), 10)["mean_iou"]
     )
     # The last head is in the model that is saved, and what was measured is what it gets.
     last = steps["refit_head"]

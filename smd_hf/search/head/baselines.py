@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...scoring.scores import Cell, Score
+from ...scoring.reading import Reading
+from ...scoring.scores import Score
 from ..losses import Loss
 from .fit import HeadFits
 from .linear import LinearHead
@@ -39,13 +40,13 @@ class Baseline:
     fitness: float
 
 
-def score(head: LinearHead, features: np.ndarray, labels: np.ndarray) -> Score:
+def score(head: LinearHead, features: np.ndarray, labels: np.ndarray, reading: Reading) -> Score:
     """The score of a head on images, with all logits."""
-    return Score({0: Cell.from_logits(torch.from_numpy(head.logits(features)), torch.from_numpy(labels), True)})
+    return Score({0: reading.cell(torch.from_numpy(head.logits(features)), torch.from_numpy(labels), True)})
 
 
 def measured_on(
-    selection_set: tuple[np.ndarray, np.ndarray], fitness: Callable[[Score, np.ndarray], float]
+    selection_set: tuple[np.ndarray, np.ndarray], reading: Reading, fitness: Callable[[Score, np.ndarray], float]
 ) -> Callable[[LinearHead], float]:
     """
     Measures heads on images.
@@ -54,7 +55,7 @@ def measured_on(
         selection_set (`tuple` of two `numpy.ndarray`): features `(n, num_features)` and labels `(n,)`.
         fitness (`Callable`): maps a score and labels to the fitness.
     """
-    return lambda head: fitness(score(head, *selection_set), selection_set[1])
+    return lambda head: fitness(score(head, *selection_set, reading), selection_set[1])
 
 
 def baselines(

@@ -39,11 +39,16 @@ def features_of(
         shown ([`Work`], *optional*): is told how far it has come, for a progress bar.
 
     Returns:
-        `tuple` of two `numpy.ndarray`: features, float32, of shape `(n, num_features)`, and labels, int64, of shape `(n,)`, in
-        the order of the images. For a head of pixels, of shape `(n, pixels, num_features)` and `(n, pixels)`.
+        `tuple` of two `numpy.ndarray`: features, float32, of shape `(n, num_features)`, and labels, int64, of shape `(n,)`, or
+        as the task has them, in the order of the images. For a head of pixels, of shape `(n, pixels, num_features)` and `(n, pixels)`.
     """
     num_labels, num_features = head.layer.weight.flatten(1).shape
-    if not head.of_pixels and evaluator.runtime.name != "eager" and num_features <= MAX_SLICES * num_labels:
+    # Labels of other tasks come with the batches.
+    if (
+        evaluator.reading.keeps_labels
+        and evaluator.runtime.name != "eager"
+        and num_features <= MAX_SLICES * num_labels
+    ):
         return _as_logits(evaluator, head, batches, shown)
     processes = evaluator.processes
     mine = range(len(batches))[processes.process_index :: processes.num_processes]

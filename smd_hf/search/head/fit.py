@@ -40,7 +40,8 @@ class HeadFits:
 
     Args:
         features (`numpy.ndarray`): float32, of shape `(n, num_features)`.
-        labels (`numpy.ndarray`): int64, of shape `(n,)`.
+        labels (`numpy.ndarray`): classes, int64, of shape `(n,)`; or for several labels an image 0 and 1, of shape
+            `(n, num_labels)`.
 
     Attributes:
         bias_pull (`float`): strength of the pull to the bias of `start`.
@@ -57,7 +58,7 @@ class HeadFits:
         self.coordinates = Coordinates(features)
         self.centred = self.coordinates.of(features)
         self.given = torch.from_numpy(start.logits(features))
-        self.classes = np.unique(labels)
+        self.classes = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(0))
         # What a weight along each axis adds to the bias, which is fitted for centred features.
         self.offsets = self.coordinates.mean @ self.coordinates.axes
 
@@ -122,9 +123,14 @@ class HeadFits:
         """The shares of the classes in the predictions of the first head, and in the labels."""
         shares = torch.zeros(self.num_labels, dtype=torch.float64)
         for rows in chunks(*self.given.shape):
-            shares += self.given[rows].softmax(-1).sum(0, dtype=torch.float64)
+            shares += self._chances(self.given[rows]).sum(0, dtype=torch.float64)
         count = len(self.labels)
+        if self.labels.ndim == 2:
+            return shares.numpy() / count, self.labels.double().mean(0).numpy()
         return shares.numpy() / count, torch.bincount(self.labels, minlength=self.num_labels).numpy() / count
+
+    def _chances(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.softmax(-1) if self.labels.ndim == 1 else logits.sigmoid()
 
     def head(self, pull: float, first_guess: LinearHead | None = None) -> LinearHead:
         """
@@ -232,7 +238,7 @@ class HeadFits:
         weight, shift = self.split(away)
         spread = torch.zeros(self.num_labels, dtype=torch.float64)
         for rows in chunks(len(self.labels), max(self.num_labels, weight.shape[1])):
-            chances = self.logits(weight, shift, rows).softmax(-1)
+            chances = self._chances(self.logits(weight, shift, rows))
             spread += (chances - chances * chances).sum(0, dtype=torch.float64)
         return np.maximum(spread.numpy() / len(self.labels), 1e-6)
 
