@@ -265,7 +265,6 @@ def _test(
 ) -> dict[str, Score]:
     """The scores of the model with each of these heads, by passes of the model."""
     keeps = evaluator.reading.keeps_predictions
-
     changed = frozenset(head.parameter_names)
     variants = [Variant(each.name, lambda each=each: head.changes(each.head.arrays), changed) for each in heads]
     with evaluator.aside():

@@ -26,9 +26,6 @@ from .protocol import GivenData, Loss
 PIXELS = 1024
 """Pixels of an image that a Gauss-Newton step and the calibration of sigma look at. All pixels count for scores."""
 
-STEP_BALANCE = {"mean_iou": 0.5, "mean_accuracy": 1.0}
-"""By metric, how much a Gauss-Newton step weighs the classes of an image: 0 for pixels that count the same, 1 for classes that do."""
-
 HEAD_BALANCES = {"mean_iou": (0.0, 0.25, 0.5), "mean_accuracy": (0.0, 0.5, 1.0)}
 """By metric, the weights to try in fits of the head, of which the selection images choose."""
 
@@ -114,10 +111,10 @@ class SemanticSegmentation:
 
     def loss(self, args: EvolutionArguments) -> Loss:
         ignored, classes = self.ignore_index, self.classes
-        balance = STEP_BALANCE.get(args.fitness.removeprefix("eval_"), 0.0)
+        balanced = args.fitness.removeprefix("eval_") == "mean_accuracy"
 
         def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            """The mean over the labelled pixels of each image, or a mean with weights of its classes, summed over images."""
+            """The mean over the labelled pixels of each image, or over its classes, summed over images."""
             losses = F.cross_entropy(
                 logits.transpose(1, 2),
                 labels,
@@ -126,12 +123,12 @@ class SemanticSegmentation:
                 label_smoothing=args.label_smoothing_factor,
             )
             known = labels != ignored
-            if not balance:
+            if not balanced:
                 return (losses.sum(-1) / known.sum(-1).clamp_min(1)).sum()
-            own = labels.where(known, 0)
-            pixels = (F.one_hot(own, classes) * known[..., None]).sum(1)
-            weights = pixels.clamp_min(1).to(losses.dtype).pow(-balance).gather(1, own) * known
-            return ((losses * weights).sum(-1) / weights.sum(-1).clamp_min(torch.finfo(losses.dtype).tiny)).sum()
+            # To the metric, each class counts the same, however many pixels it has.
+            of_class = F.one_hot(labels.where(known, 0), classes).to(losses.dtype) * known[..., None]
+            means = (losses[..., None] * of_class).sum(1) / of_class.sum(1).clamp_min(1)
+            return (means.sum(-1) / (of_class.sum(1) > 0).sum(-1).clamp_min(1)).sum()
 
         return cross_entropy
 
