@@ -39,6 +39,7 @@ from smd_hf.data.masks import MaskCollator
 from smd_hf.metrics.resampling import differences, values
 from smd_hf.metrics.segmentation import SegmentationMeasure
 from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.head.pixels import balanced_weights
 from smd_hf.tasks.segmentation import SemanticSegmentation
 
 CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
@@ -106,8 +107,16 @@ def train_parent(backbone: Path, parts: tuple[Dataset, ...], out: Path, epochs: 
     processor().save_pretrained(out / "parent")
 
 
-def gradient_steps(model: Any, data: Dataset, epochs: int, rate: float, choose: Any, seed: int = 0) -> Any:
-    """AdamW on the model's own loss, with random flips; `choose` takes the named parameters that are trained."""
+def gradient_steps(
+    model: Any, data: Dataset, epochs: int, rate: float, choose: Any, seed: int = 0, balance: float = 0.0
+) -> Any:
+    """
+    AdamW on the cross-entropy, with random flips.
+
+    Args:
+        choose (`Callable`): takes the named parameters that are trained.
+        balance (`float`): of class weights, as fits of the head have them.
+    """
     rng, prepare = np.random.default_rng(seed), processor()
     model.to(DEVICE)
     parameters = [parameter for _, parameter in choose(list(model.named_parameters()))]
@@ -115,6 +124,8 @@ def gradient_steps(model: Any, data: Dataset, epochs: int, rate: float, choose: 
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     images = [(row["image"].convert("RGB"), np.asarray(row["annotation"])) for row in data]
+    known = np.concatenate([mask[mask < len(CLASSES)] for _, mask in images])
+    weights = torch.tensor(balanced_weights(known, len(CLASSES), balance), device=DEVICE).float() if balance else None
     for epoch in range(epochs):
         model.train()
         total = 0.0
@@ -124,7 +135,7 @@ def gradient_steps(model: Any, data: Dataset, epochs: int, rate: float, choose: 
                 batch = {name: tensor.flip(-1) for name, tensor in batch.items()}
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(
-                model(batch["pixel_values"]).logits, batch["labels"].long(), ignore_index=255
+                model(batch["pixel_values"]).logits, batch["labels"].long(), weights, ignore_index=255
             )
             loss.backward()
             optimizer.step()
@@ -159,8 +170,8 @@ def adapt_all(
         for name, path in zip(names, paths):
             found.setdefault(name, []).append(SegmentationMeasure(np.load(path)))
 
-    def trained(seed: int, rate: float, choose: Any) -> SegmentationMeasure:
-        model = gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, choose, seed)
+    def trained(seed: int, rate: float, choose: Any, balance: float) -> SegmentationMeasure:
+        model = gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, choose, seed, balance)
         return measure(task, model, test)
 
     def evolved(seed: int, fitness: str) -> tuple[SegmentationMeasure, SegmentationMeasure]:
@@ -185,8 +196,11 @@ def adapt_all(
     add("parent", 0, lambda: measure(task, parent, test))
     add("statistics re-estimated", 0, lambda: measure(task, restated(copy.deepcopy(parent).to(DEVICE), seen), test))
     for seed in seeds:
-        add("gradients, norms and head", seed, lambda seed=seed: trained(seed, 2e-3, norms_and_head))
-        add("gradients, all weights", seed, lambda seed=seed: trained(seed, 3e-4, list))
+        for balance, how in ((0.0, ""), (0.5, ", class weights")):
+            # The class weights are those that mIoU chose for the head.
+            for what, rate, choose in (("norms and head", 2e-3, norms_and_head), ("all weights", 3e-4, list)):
+                options = (seed, rate, choose, balance)
+                add(f"gradients, {what}{how}", seed, lambda options=options: trained(*options))
         for fitness, by in (("mean_iou", "mIoU"), ("loss", "the loss")):
             names = f"the head fitted alone, by {by}", f"evolution by {by}"
             add(names, seed, lambda seed=seed, fitness=fitness: evolved(seed, fitness))

@@ -34,7 +34,13 @@ def evaluator_and_batches(model, rows=5):
     return Evaluator(model, torch.device("cpu"), reading=task), batches
 
 
-@pytest.mark.parametrize("model_type", CONFIGS)
+# The others are like one of these: a convolution alone, resized, and resized with aligned corners.
+FAST = ("segformer", "upernet", "dpt")
+
+
+@pytest.mark.parametrize(
+    "model_type", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_logits_of_pixels_are_linear_in_the_features(model_type, monkeypatch):
     model = make_model(model_type)
     evaluator, batches = evaluator_and_batches(model)

@@ -11,7 +11,8 @@ from smd_hf.search.sigma import calibrate_sigma
 def test_the_sigma_that_flips_the_target_is_found(scale, target):
     found = calibrate_sigma(lambda sigma: 1 - np.exp(-sigma / scale), target, start=0.1)
     assert found.flipped == pytest.approx(target, rel=0.11)
-    assert found.sigma == pytest.approx(-scale * np.log1p(-target), rel=0.15)
+    # Flips within 11 % of one half are at a sigma within 17 %.
+    assert found.sigma == pytest.approx(-scale * np.log1p(-target), rel=0.17)
     assert (found.sigma, found.flipped) in found.curve
     assert list(found.curve) == sorted(found.curve)
 

@@ -148,7 +148,7 @@ def test_bad_labels_are_refused_before_scoring_or_skipped(value, says, checkpoin
     assert len(EvolutionTrainer(str(checkpoint), args, train_dataset=rows).images.train_dataset) == 19
 
 
-@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+@pytest.mark.parametrize("runtime", ["eager", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_the_head_is_fitted_before_and_after_the_generations(runtime, checkpoint, data, tmp_path):
     options = {
         "warm_start": True,

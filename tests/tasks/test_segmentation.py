@@ -134,7 +134,7 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(options, checkpoint, data, tm
 FITTED = {"warm_start": True, "refit_head": True, "recombination": "gauss_newton", "mutable_parameters": ["norms"]}
 
 
-@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+@pytest.mark.parametrize("runtime", ["eager", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_the_head_is_fitted_on_pixels_before_and_after_the_generations(runtime, checkpoint, data, tmp_path):
     trainer = evolve(checkpoint, tmp_path, data, runtime=runtime, elitism=False, **FITTED)
     report = json.loads((tmp_path / "gain_report.json").read_text())
