@@ -236,8 +236,7 @@ class EvolutionTrainer(ForwardTrainer):
         check_can_be_saved(self.model, args.ensemble_size)
         with explain_oom(args):
             self.images.check(self.processes)
-            with self.processes.stop.at_once():
-                evolution.evaluator.settle(self.images.fitness)
+            evolution.evaluator.settle(self.images.fitness)
             identity = partial(run_identity, args, self.model, self.images, evolution.evaluator.identity)
             journal.open(identity, resume, args.num_generations)
             evolution.evaluator.ledger = journal.ledger

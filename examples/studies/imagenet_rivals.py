@@ -23,6 +23,7 @@ from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.scoring.reading import ReadsClasses
 from smd_hf.search.head.baselines import baselines, best_of, measured_on
 from smd_hf.search.head.features import features_of
+from smd_hf.search.head.fit import HeadFits
 from smd_hf.search.head.linear import LinearHead
 from smd_hf.search.losses import cross_entropy
 
@@ -94,9 +95,7 @@ class Rivals:
         head = HeadInputs(model, evaluator.inputs(batches.first_batch()))
         learn, choose = (features_of(evaluator, head, each) for each in (batches, self.choose))
         found = baselines(
-            LinearHead(*head.numbers()),
-            learn,
-            cross_entropy(),
+            HeadFits(LinearHead(*head.numbers()), *learn, cross_entropy()),
             measured_on(choose, ReadsClasses(), lambda score, _: -score.nll),
         )
         best = best_of(found).head

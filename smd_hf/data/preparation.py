@@ -169,11 +169,11 @@ def _with_labels_of(
         if split is None:
             continue
         _, label_column = find_columns(split, *columns)
-        own, values = label_names(split, label_column), label_values(split, label_column)
-        if own is not None:
-            occurring |= dict.fromkeys(
-                own[label] for label in np.unique(encode_labels(values, own)).tolist() if 0 <= label < len(own)
-            )
+        own = label_names(split, label_column)
+        if own is None or set(own) <= set(alignment.names or own):
+            continue
+        labels = np.unique(encode_labels(label_values(split, label_column), own)).tolist()
+        occurring |= dict.fromkeys(own[label] for label in labels if 0 <= label < len(own))
     assert not isinstance(args.label_map, str)  # the arguments have read the file
     extended = with_test_labels(alignment, list(occurring), observed, model.config.id2label or {}, args.label_map)
     new = (extended.names or [])[len(alignment.names or ()) :]

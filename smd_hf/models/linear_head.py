@@ -34,9 +34,6 @@ class HeadInputs:
         `SMDError`: if the logits are not the output of one linear layer on one vector for each image.
     """
 
-    of_pixels = False
-    """Whether the layer's output is logits of pixels, and not of an image."""
-
     def __init__(self, model: PreTrainedModel, inputs: Inputs):
         self.model = model
         heads = find_heads(model, inputs)

@@ -21,8 +21,6 @@ class PixelHeadInputs(HeadInputs):
         `SMDError`: if they are not.
     """
 
-    of_pixels = True
-
     def __init__(self, model: PreTrainedModel, inputs: Inputs):
         self.model = model
         with torch.inference_mode():

@@ -31,7 +31,7 @@ from .plots import plot_calibration_curve, plot_ensemble_size, plot_fitness, plo
 from .predictions import PLOT_NAME as PREDICTIONS_NAME
 from .predictions import plot_predictions
 from .run_result import RunResult, TestScores
-from .steps import describe_steps, describe_task_steps
+from .steps import compare_by_task, compare_classes, describe_steps
 from .task_report import task_comparison
 
 logger = logging.get_logger(__name__)
@@ -91,9 +91,8 @@ def run_report(
             names = {"selection": args.ensemble_selection, "combination": args.ensemble_combination}
             found["ensemble_members"] = {"size": len(artifacts.members), "members": artifacts.members, **names}
         if result.warm_start is not None:
-            found["steps"] = describe_task_steps(
-                task, result.warm_start, result.refit_head, test, evolution.fitness, args.seed
-            )
+            compared = compare_by_task(task, evolution.fitness, args.seed)
+            found["steps"] = describe_steps(result.warm_start, result.refit_head, test, evolution.fitness, compared)
         return whole_report({key: entry for key, entry in found.items() if entry is not None}, **about) | cards
     ensemble_logits, extra = None, {} if result.stopped is None else {"stopped": result.stopped}
     if isinstance(result.task, ZeroShotImageClassification):
@@ -112,7 +111,8 @@ def run_report(
     if result.ood is not None:
         extra["out_of_distribution"] = result.ood
     if result.warm_start is not None:
-        extra["steps"] = describe_steps(result.warm_start, result.refit_head, test, evolution.fitness, args.seed)
+        compared = compare_classes(test.labels, args.seed)
+        extra["steps"] = describe_steps(result.warm_start, result.refit_head, test, evolution.fitness, compared)
     report = gain_report(
         test.parent,
         test.evolved,

@@ -1,21 +1,27 @@
 """What each step of a run with `warm_start` brought: the baselines that one pass gives, evolution by itself, and the last head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..metrics.comparison import difference_entry, measured, scores_entry
+import numpy as np
+
+from ..metrics.comparison import difference_entry, scores_entry
 from ..metrics.resampling import Metric, differences, values, verdict
 from ..metrics.statistics import compare
 from ..run.warm_start import HeadStep
+from ..scoring.scores import Score
 from ..search.fitness import Fitness
 from ..search.head.baselines import PARENT
 from ..tasks.protocol import MeasuredTask, headline_of
 from .gain_report import metrics_of_report
 from .run_result import TestScores
 
+Compare = Callable[[Score, Score, tuple[str, str]], dict[str, Any]]
+"""Of two models' scores on the test images and their names: the entries `before`, `after`, `difference`, `significant`, `verdict`."""
+
 
 def describe_steps(
-    found: HeadStep, last: HeadStep | None, test: TestScores, fitness: Fitness, seed: int
+    found: HeadStep, last: HeadStep | None, test: TestScores, fitness: Fitness, compared: Compare
 ) -> dict[str, Any]:
     """
     The entry `steps` of a gain report.
@@ -23,86 +29,78 @@ def describe_steps(
     Args:
         found ([`HeadStep`]): what came before the first generation.
         last ([`HeadStep`], *optional*): what came after the last one.
+        compared (`Callable`): [`compare_classes`] or [`compare_by_task`].
 
     Returns:
         `dict`: `warm_start` is the name of the chosen baseline (`"parent"` if none was better), `images_forwarded`
         its cost. `baselines` has, by name, each baseline's `selection` (the fitness metric on the selection images) and, for
         the best of each kind, its scores on the `test` images, its `difference` to the parent, and how far the evolved model
-        is over it (`evolved_over_it`). `evolution` compares the model after the generations with the chosen baseline: what they brought by themselves. `refit_head` has the head that was
-        `chosen` after them (`"parent"` if none was better), its scores on the `test` images and its `difference` to the model before.
+        is over it (`evolved_over_it`). `evolution` compares the model after the generations with the chosen baseline: what they
+        brought by themselves. `refit_head` has the head that was `chosen` after them (`"parent"` if none was better), its
+        scores on the `test` images and its `difference` to the model before.
     """
+    parent, evolved = test.parent_score, test.evolved_score
     baselines: dict[str, dict[str, Any]] = {
         name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()
     }
-    for name, tested in found.test.items():
+    for name, alone in found.test.items():
         if name != PARENT:
-            logits = tested.logits
-            scores, difference = measured(test.parent, logits, test.labels, name, seed)
-            ahead = compare(logits, test.evolved, test.labels, names=(name, "evolved"), seed=seed)
-            baselines[name] |= {"test": scores, "difference": difference, "evolved_over_it": difference_entry(ahead)}
-    before = test.parent if found.chosen == PARENT else found.test[found.chosen].logits
-    after = test.evolved if last is None or last.chosen == PARENT else last.test[PARENT].logits
-    comparison = compare(before, after, test.labels, names=("warm_start", "evolved"), seed=seed)
+            ahead = compared(alone, evolved, (name, "evolved"))
+            baselines[name] |= _step(compared(parent, alone, ("parent", name)))
+            baselines[name] |= {"evolved_over_it": ahead["difference"]}
+    before = parent if found.chosen == PARENT else found.test[found.chosen]
+    after = evolved if last is None or last.chosen == PARENT else last.test[PARENT]
     entry = {
         "warm_start": found.chosen,
         "images_forwarded": found.images,
         "baselines": baselines,
-        "evolution": {
+        "evolution": compared(before, after, ("warm_start", "evolved")),
+    }
+    if last is not None:
+        entry["refit_head"] = {"chosen": last.chosen, **_step(compared(after, evolved, ("parent", "evolved")))}
+    return entry
+
+
+def _step(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's scores, and its difference to the one before."""
+    judged = {key: comparison[key] for key in ("significant", "verdict")}
+    return {"test": comparison["after"], "difference": comparison["difference"] | judged}
+
+
+def compare_classes(labels: np.ndarray, seed: int) -> Compare:
+    """How steps of image classification are compared."""
+
+    def compared(first: Score, second: Score, names: tuple[str, str]) -> dict[str, Any]:
+        comparison = compare(first.logits, second.logits, labels, names=names, seed=seed)
+        return {
             "before": scores_entry(comparison.baseline),
             "after": scores_entry(comparison.candidate),
             "difference": difference_entry(comparison),
             "significant": comparison.significant,
             "verdict": comparison.verdict,
-        },
-    }
-    if last is not None:
-        scores, difference = measured(after, test.evolved, test.labels, "evolved", seed)
-        entry["refit_head"] = {"chosen": last.chosen, "test": scores, "difference": difference}
-    return entry
+        }
+
+    return compared
 
 
-def describe_task_steps(
-    task: MeasuredTask, found: HeadStep, last: HeadStep | None, test: TestScores, fitness: Fitness, seed: int
-) -> dict[str, Any]:
-    """The entry `steps` for a task other than image classification: as of [`describe_steps`], with the metrics of the task."""
-    count = test.parent_score.num_images
-    parent, evolved = task.measured(test.parent_score), task.measured(test.evolved_score)
-    baselines: dict[str, dict[str, Any]] = {
-        name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()
-    }
-    for name, score in found.test.items():
-        if name != PARENT:
-            alone = task.measured(score)
-            baselines[name] |= {
-                "test": {"n_test": count, **values(alone, count)},
-                "difference": differences(parent, alone, count, seed),
-                "evolved_over_it": differences(alone, evolved, count, seed),
-            }
-    before = parent if found.chosen == PARENT else task.measured(found.test[found.chosen])
-    after = evolved if last is None or last.chosen == PARENT else task.measured(last.test[PARENT])
-    difference = differences(before, after, count, seed)
+def compare_by_task(task: MeasuredTask, fitness: Fitness, seed: int) -> Compare:
+    """How steps of another task are compared: by its metrics."""
     headline = headline_of(task.metrics, fitness.name)
-    significant, sentence = verdict(headline, difference[headline.key], count, ("warm_start", "evolved"))
-    entry = {
-        "warm_start": found.chosen,
-        "images_forwarded": found.images,
-        "baselines": baselines,
-        "evolution": {
-            "before": {"n_test": count, **values(before, count)},
-            "after": {"n_test": count, **values(after, count)},
+
+    def compared(first: Score, second: Score, names: tuple[str, str]) -> dict[str, Any]:
+        count, models = first.num_images, (task.measured(first), task.measured(second))
+        before, after = ({"n_test": count, **values(model, count)} for model in models)
+        difference = differences(*models, count, seed)
+        significant, sentence = verdict(headline, difference[headline.key], count, names)
+        return {
+            "before": before,
+            "after": after,
             "difference": difference,
             "significant": significant,
             "verdict": sentence,
-        },
-    }
-    if last is not None:
-        scores = {"n_test": count, **values(evolved, count)}
-        entry["refit_head"] = {
-            "chosen": last.chosen,
-            "test": scores,
-            "difference": differences(after, evolved, count, seed),
         }
-    return entry
+
+    return compared
 
 
 def steps_lines(report: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from ..errors import SMDError
 from ..files import save_arrays
 from ..models.checkpoints import weights_hash
 from ..models.linear_head import HeadInputs
+from ..models.pixel_head import PixelHeadInputs
 from ..scoring.bars import ScoringBar, TickingBar
 from ..scoring.evaluator import Evaluator, Variant
 from ..scoring.scores import Cell, Score
@@ -34,6 +35,7 @@ from ..search.build import loss_of
 from ..search.evolution import Evolution
 from ..search.head.baselines import HEAD, PARENT, Baseline, baselines, best_of, measured_on
 from ..search.head.features import features_of
+from ..search.head.fit import HeadFits
 from ..search.head.linear import LinearHead
 from ..search.head.pixels import pixel_baselines
 from .journal import Journal
@@ -201,7 +203,7 @@ class HeadSteps:
         args, evolution = self.args, self.evolution
         start = LinearHead(*head.numbers())
         reading: Any = evolution.evaluator.reading
-        if head.of_pixels:
+        if isinstance(head, PixelHeadInputs):
             balances = reading.balances(evolution.fitness.name)
             return lambda learn, choose: pixel_baselines(
                 start, learn, choose, reading, evolution.fitness, balances, args.label_smoothing_factor
@@ -212,7 +214,7 @@ class HeadSteps:
         else:
             loss, named = reading.head_loss(args), np.arange(len(start.weight))
         return lambda learn, choose: baselines(
-            start, learn, loss, measured_on(choose, reading, evolution.fitness), named
+            HeadFits(start, *learn, loss), measured_on(choose, reading, evolution.fitness), named
         )
 
     def _tell(self, line: str) -> None:

@@ -115,7 +115,8 @@ class Evaluator:
         if choice is None:
             return
         self.model.eval()
-        found = self.processes.gather(lambda: choice.settle(self.inputs(batches.first_batch())))
+        with self.processes.stop.at_once():
+            found = self.processes.gather(lambda: choice.settle(self.inputs(batches.first_batch())))
         # All processes run the same, whatever one of them found.
         name = "eager" if any(each.name == "eager" for each in found) else found[0].name
         for reason in dict.fromkeys(each.reason for each in found if each.reason is not None):

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -140,7 +141,7 @@ def test_a_signal_ends_the_choice_of_a_runtime_at_once(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("still compiling")
 
-    monkeypatch.setattr(trainer.evolution.evaluator, "settle", compile)
+    monkeypatch.setattr(trainer.evolution.evaluator, "_choice", SimpleNamespace(settle=compile))
     with pytest.raises(Terminated, match="0 of 2 generations"):
         trainer.train()
 

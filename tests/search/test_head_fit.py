@@ -118,7 +118,7 @@ def test_the_temperature_of_an_overconfident_head_is_found():
 def test_baselines_hold_the_parent_first_and_the_best_is_no_worse():
     head, inputs, labels = problem(5, images=120)
     parts = (inputs[:80], labels[:80]), (inputs[80:], labels[80:])
-    found = baselines(head, parts[0], cross_entropy(), by_nll(*parts[1]))
+    found = baselines(HeadFits(head, *parts[0], cross_entropy()), by_nll(*parts[1]))
     assert found[0].name == PARENT and found[0].head is head
     assert {each.name.split(",")[0] for each in found} == {
         *(PARENT, "temperature", "class prior", "class prior and temperature", "head"),
@@ -138,7 +138,7 @@ def test_few_images_of_classes_that_the_data_set_names():
     assert set(labels[others]) - set(labels[few[:16]])
 
     def prior(named):
-        found = baselines(head, parts[0], cross_entropy(), by_nll(*parts[1]), named)
+        found = baselines(HeadFits(head, *parts[0], cross_entropy()), by_nll(*parts[1]), named)
         return mean_nll(best_of(found, "class prior").head, inputs[others], labels[others])
 
     assert prior(np.arange(20)) < mean_nll(head, inputs[others], labels[others]) < prior(None)
@@ -146,7 +146,7 @@ def test_few_images_of_classes_that_the_data_set_names():
 
 def test_a_head_without_a_bias_has_no_class_prior():
     head, inputs, labels = problem(6, bias=False)
-    found = baselines(head, (inputs, labels), cross_entropy(), by_nll(inputs, labels))
+    found = baselines(HeadFits(head, inputs, labels, cross_entropy()), by_nll(inputs, labels))
     assert "class prior" not in {each.name for each in found} and all(each.head.bias is None for each in found)
 
 
@@ -186,7 +186,7 @@ def test_weaker_pulls_are_left_out_once_they_are_worse():
     rng = np.random.default_rng(0)
     noise = rng.integers(4, size=200)
     other = rng.normal(size=(200, 20)).astype(np.float32)
-    found = baselines(head, (inputs, labels), cross_entropy(), by_nll(other, noise))
+    found = baselines(HeadFits(head, inputs, labels, cross_entropy()), by_nll(other, noise))
     tried = [each.fitness for each in found if each.name.startswith("head")]
     assert 2 <= len(tried) < len(PULLS) and tried[-1] < tried[-2]
 

@@ -8,7 +8,6 @@ import torch
 
 from ...scoring.reading import Reading
 from ...scoring.scores import Score
-from ..losses import Loss
 from .fit import HeadFits
 from .linear import LinearHead
 
@@ -59,9 +58,7 @@ def measured_on(
 
 
 def baselines(
-    start: LinearHead,
-    fitness_set: tuple[np.ndarray, np.ndarray],
-    loss: Loss,
+    fits: HeadFits,
     fitness: Callable[[LinearHead], float],
     named: np.ndarray | None = None,
 ) -> list[Baseline]:
@@ -69,12 +66,11 @@ def baselines(
     Fits all heads on the fitness images and measures each on the selection images.
 
     Args:
-        start ([`LinearHead`]): the head that the model has. It comes first in the list.
-        fitness_set (`tuple` of two `numpy.ndarray`): features `(n, num_features)` and labels `(n,)`.
+        fits ([`HeadFits`]): of the fitness images, begun from the head that the model has. That one comes first in the list.
         fitness (`Callable`): maps a head to its fitness on the selection images.
         named (`numpy.ndarray`, *optional*, defaults to those that have a fitness image): the classes that the data set names, int64.
     """
-    fits = HeadFits(start, *fitness_set, loss)
+    start = fits.start
 
     def measured(name: str, head: LinearHead) -> Baseline:
         return Baseline(name, head, fitness(head))

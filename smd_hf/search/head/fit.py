@@ -75,6 +75,12 @@ class HeadFits:
         other.bias_pull = pull
         return other
 
+    def lowering(self, loss: Loss) -> "HeadFits":
+        """The same fits by another loss."""
+        other = copy.copy(self)
+        other.loss = loss
+        return other
+
     def scaled(self, factor: float) -> "HeadFits":
         """The same fits, begun from and pulled towards the head times a factor."""
         other = copy.copy(self)

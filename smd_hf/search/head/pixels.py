@@ -10,6 +10,7 @@ from ...scoring.reading import Reading
 from ...scoring.scores import Score
 from ..losses import CrossEntropy
 from .baselines import PARENT, Baseline, baselines
+from .fit import HeadFits
 from .linear import LinearHead
 
 
@@ -44,11 +45,14 @@ def pixel_baselines(
         cell = reading.cell(logits.permute(0, 2, 1)[:, :, None], truth[:, None], False)
         return fitness(Score({0: cell}), selection_set[1])
 
+    fits = HeadFits(start, features, labels, CrossEntropy(label_smoothing))
     found: list[Baseline] = []
     for balance in balances:
-        loss = CrossEntropy(label_smoothing, balanced_weights(labels, num_labels, balance) if balance else None)
+        weights = balanced_weights(labels, num_labels, balance) if balance else None
         # A class that has no pixel here may have one elsewhere: no class is ruled out.
-        fitted = baselines(start, (features, labels), loss, measured, named=np.arange(num_labels))
+        fitted = baselines(
+            fits.lowering(CrossEntropy(label_smoothing, weights)), measured, named=np.arange(num_labels)
+        )
         if balance:
             fitted = [
                 replace(each, name=f"{each.name}, balance {balance:g}") for each in fitted if each.name != PARENT
