@@ -8,6 +8,10 @@ INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-with-tools
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -e
 
+# Some machines (containers of CI, often) tell Python to keep no bytecode: each process would then compile
+# torch and transformers anew, 15 seconds and more, and the suite starts many.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-lowest test-newest test-integrations format lint docs
 
 demo: $(INSTALLED)
