@@ -6,7 +6,7 @@ quality 30. The parent is an RT-DETR on an EfficientNet-Lite0 (a timm checkpoint
 training images as they are. The rest of them, shifted, are what all methods adapt to. The test images, shifted, are looked at
 once, at the end.
 
-    python examples/studies/detection.py parent BACKBONE DATA OUT      # 3 minutes on a GPU, hours on one core
+    python examples/studies/detection.py parent BACKBONE DATA OUT      # half an hour on 2 cores
     python examples/studies/detection.py adapt DATA OUT                # all methods, the table and the plot
 
 DATA is a folder with train.parquet and test.parquet, with the columns image and objects (bbox, category).
@@ -49,7 +49,7 @@ GRADIENT_EPOCHS = 20
 
 
 def main() -> None:
-    args = make_parser(__doc__, epochs=120, generations=20, population=48).parse_args()
+    args = make_parser(__doc__, epochs=60, generations=5, population=48).parse_args()
     torch.set_num_threads(args.threads)
     parts = splits(args.data, args.max_images)
     if args.command == "parent":

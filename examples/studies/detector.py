@@ -17,9 +17,9 @@ from smd_hf.data.batches import ImageBatches
 from smd_hf.data.boxes import BoxCollator, find_objects
 
 CLASSES = ["Platelets", "RBC", "WBC"]
-SIZE = {"height": 256, "width": 320}
-"""Of the input: multiples of 32, near the images' own."""
-BATCH = 16
+SIZE = {"height": 192, "width": 256}
+"""Of the input: multiples of 32, of the images' own shape, and small enough to train on two cores."""
+BATCH = 8
 SMALLEST_CROP = 0.7
 """Of a side, when the parent trains."""
 
@@ -62,7 +62,7 @@ def gradient_steps(
     """AdamW on the model's own loss, with random flips; `choose` takes the named parameters that are trained."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)  # of the noise in RT-DETR's own training
-    model.to(DEVICE)
+    model.to(DEVICE, memory_format=torch.channels_last)  # a third faster on a CPU
     chosen = choose(list(model.named_parameters()))
     # What is pretrained learns at a slower rate.
     slow = [weight for name, weight in chosen if "backbone" in name]

@@ -48,9 +48,9 @@ class WarmStartArguments:
         "Fit the classifier head before the first generation: class prior (the bias alone), temperature, both, and the "
         "whole head, pulled to the old one, on the parent's features of the fitness images. It costs one pass and "
         "takes no gradient through the model. The selection split chooses one, or the parent as it is. For semantic "
-        "segmentation, the head is the convolution of size 1 that makes the logits of pixels. With "
-        "refit_head, the whole head is reported but not chosen: it knows the fitness images by heart, and leaves the "
-        "children little to learn from them.",
+        "segmentation, the head is the convolution of size 1 that makes the logits of pixels; for object detection, the "
+        "layer that classifies the queries. With refit_head, the whole head is reported but not chosen: it knows the "
+        "fitness images by heart, and leaves the children little to learn from them.",
     )
     refit_head: bool = from_preset(
         "refit_head",

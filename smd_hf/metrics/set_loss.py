@@ -74,13 +74,7 @@ class SetLoss:
             `numpy.ndarray`: float64, of shape `(batch,)`; NaN where a prediction is not finite.
         """
         prediction, labels = prediction.detach().cpu().double(), labels.detach().cpu().double()
-        logits, boxes = prediction[..., :-4], prediction[..., -4:]
-        giou = _pairwise_giou(boxes, labels[..., 1:])
-        distance = torch.cdist(boxes, labels[..., 1:], p=1)
-        softmax = logits.shape[-1] == self.classes + 1
-        wanted = labels[..., 0].long().clamp_min(0)
-        likely = _label_cost(logits, softmax).gather(2, wanted[:, None].expand(-1, logits.shape[1], -1))
-        cost = self.box_cost * distance + self.label_cost * likely - self.giou_cost * giou
+        cost, distance, giou = self._costs(prediction, labels)
         losses = []
         for image, classes in enumerate(labels[..., 0].long()):
             count = int((classes >= 0).sum())
@@ -88,16 +82,51 @@ class SetLoss:
                 losses.append(float("nan"))
                 continue
             queries, objects = map(torch.from_numpy, linear_sum_assignment(cost[image, :, :count].numpy()))
-            loss = self.label_weight * self._label_loss(logits[image], queries, classes[objects], count, softmax)
+            loss = self.label_weight * self._label_loss(prediction[image, :, :-4], queries, classes[objects], count)
             apart = distance[image, queries, objects].sum() * self.box_weight
             apart = apart + (1 - giou[image, queries, objects]).sum() * self.giou_weight
             losses.append(float(loss + apart / max(count, 1)))
         return np.array(losses)
 
+    def wanted(self, prediction: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+        """
+        The class of the object that each query is matched to, and `classes` for none. Predictions are finite.
+
+        Returns:
+            `numpy.ndarray`: int64, of shape `(batch, queries)`.
+        """
+        prediction, labels = prediction.detach().cpu().double(), labels.detach().cpu().double()
+        found = np.full(prediction.shape[:2], self.classes)
+        for image, cost in enumerate(self._costs(prediction, labels)[0]):
+            classes = labels[image, :, 0].long().numpy()
+            queries, objects = linear_sum_assignment(cost[:, : (classes >= 0).sum()].numpy())
+            found[image, queries] = classes[objects]
+        return found
+
+    def has_no_object(self, prediction: torch.Tensor) -> bool:
+        """Whether the logits have a column for "no object", and so a softmax."""
+        return prediction.shape[-1] - 4 == self.classes + 1
+
+    def confidence(self, prediction: torch.Tensor) -> torch.Tensor:
+        """How sure each query is of an object, as a logit or a probability: of shape `(batch, queries)`."""
+        logits = prediction[..., :-4]
+        scores = logits.softmax(-1) if self.has_no_object(prediction) else logits
+        return scores[..., : self.classes].amax(-1)
+
+    def _costs(self, prediction: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What it costs to match each query to each object, their distance, and their GIoU: `(batch, queries, most)`."""
+        logits, boxes = prediction[..., :-4], prediction[..., -4:]
+        giou = _pairwise_giou(boxes, labels[..., 1:])
+        distance = torch.cdist(boxes, labels[..., 1:], p=1)
+        wanted = labels[..., 0].long().clamp_min(0)
+        likely = _label_cost(logits, self.has_no_object(prediction))
+        likely = likely.gather(2, wanted[:, None].expand(-1, logits.shape[1], -1))
+        return self.box_cost * distance + self.label_cost * likely - self.giou_cost * giou, distance, giou
+
     def _label_loss(
-        self, logits: torch.Tensor, queries: torch.Tensor, classes: torch.Tensor, count: int, softmax: bool
+        self, logits: torch.Tensor, queries: torch.Tensor, classes: torch.Tensor, count: int
     ) -> torch.Tensor:
-        if softmax:
+        if logits.shape[-1] == self.classes + 1:
             wanted = torch.full((len(logits),), self.classes)
             wanted[queries] = classes
             weight = torch.ones(self.classes + 1, dtype=logits.dtype)

@@ -28,6 +28,7 @@ from ..files import save_arrays
 from ..models.checkpoints import weights_hash
 from ..models.linear_head import HeadInputs
 from ..models.pixel_head import PixelHeadInputs
+from ..models.query_head import QueryHeadInputs
 from ..scoring.bars import ScoringBar, TickingBar
 from ..scoring.evaluator import Evaluator, Variant
 from ..scoring.scores import Cell, Score
@@ -38,6 +39,7 @@ from ..search.head.features import features_of
 from ..search.head.fit import HeadFits
 from ..search.head.linear import LinearHead
 from ..search.head.pixels import pixel_baselines
+from ..search.head.queries import query_baselines
 from .journal import Journal
 
 logger = logging.get_logger(__name__)
@@ -207,6 +209,10 @@ class HeadSteps:
             balances = reading.balances(evolution.fitness.name)
             return lambda learn, choose: pixel_baselines(
                 start, learn, choose, reading, evolution.fitness, balances, args.label_smoothing_factor
+            )
+        if isinstance(head, QueryHeadInputs):
+            return lambda learn, choose: query_baselines(
+                start, learn, choose, reading, reading.set_loss, evolution.fitness
             )
         if reading.keeps_labels:
             loss = loss_of(args, evolution.evaluator.model.config.num_labels or 0, self.compute_loss_func)

@@ -22,6 +22,7 @@ from ..metrics.detection import (
 from ..metrics.set_loss import SetLoss, corners
 from ..models.inputs import input_names
 from ..models.load import num_channels
+from ..models.query_head import QueryHeadInputs
 from ..models.tasks import KINDS
 from ..scoring.reading import SamplesAll
 from ..scoring.scores import Cell, Score
@@ -56,6 +57,7 @@ class ObjectDetection(SamplesAll):
     kind = KINDS["object-detection"]
     metrics = METRICS
     keeps_labels, keeps_predictions = False, True
+    head_inputs = QueryHeadInputs
     set_loss = SetLoss(0)
 
     def configure(self, model: Any, args: EvolutionArguments) -> None:
@@ -114,8 +116,7 @@ class ObjectDetection(SamplesAll):
 
     def flipped(self, parent: torch.Tensor, child: torch.Tensor) -> torch.Tensor:
         """Of the parent's most confident queries, the share whose class changes, or whose box moves away."""
-        chances = parent[..., :-4].softmax(-1) if self._has_no_object(parent) else parent[..., :-4]
-        best = chances[..., : self.set_loss.classes].amax(-1).topk(min(WATCHED, parent.shape[1]), dim=1).indices
+        best = self.set_loss.confidence(parent).topk(min(WATCHED, parent.shape[1]), dim=1).indices
         index = best[..., None].expand(-1, -1, parent.shape[-1])
         parent, child = parent.gather(1, index), child.gather(1, index)
         renamed = parent[..., :-4].argmax(-1) != child[..., :-4].argmax(-1)
@@ -124,9 +125,6 @@ class ObjectDetection(SamplesAll):
         common = sides.clamp_min(0).prod(-1)
         areas = sum((each[..., 2:] - each[..., :2]).prod(-1) for each in (first, second))
         return (renamed | (common < SAME_BOX * (areas - common))).double().mean(-1)
-
-    def _has_no_object(self, prediction: torch.Tensor) -> bool:
-        return prediction.shape[-1] - 4 == self.set_loss.classes + 1
 
     # ---- Loss and metrics --------------------------------------------------------------------------------------------
 

@@ -12,12 +12,14 @@ from transformers import YolosImageProcessor, pipeline
 
 from smd_hf import SMDError
 from smd_hf.cli.main import main
+from smd_hf.metrics.resampling import values
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.tasks.detection import ObjectDetection
 from tests.tasks import runs
 from tests.tasks.detector import NAMES, make_rows, save_detector
 
 make_trainer = partial(runs.make_trainer, per_device_eval_batch_size=4)
+evolve = partial(runs.evolve, per_device_eval_batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,40 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(fitness, checkpoint, data, tm
     [expected] = processor.post_process_object_detection(outputs, 0.0, [image.size[::-1]])
     assert sorted(each["score"] for each in found) == pytest.approx(sorted(expected["scores"].tolist()), abs=1e-6)
     assert {each["label"] for each in found} <= set(NAMES)
+
+
+FITTED = {"warm_start": True, "refit_head": True, "recombination": "best", "mutable_parameters": ["norms"]}
+
+
+@pytest.mark.parametrize("runtime", ["eager", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_the_head_is_fitted_on_queries_before_and_after_the_generations(runtime, checkpoint, data, tmp_path):
+    trainer = evolve(checkpoint, tmp_path, data, runtime=runtime, elitism=False, **FITTED)
+    report = json.loads((tmp_path / "gain_report.json").read_text())
+    steps, found = report["steps"], trainer.result.warm_start
+    assert steps["warm_start"] == found.chosen and not found.chosen.startswith("head")
+    assert max(found.fitness.values()) > found.fitness["parent"]
+    # What a head brings by itself is measured by passes over the test images.
+    alone = next(name for name, entry in steps["baselines"].items() if name.startswith("head") and "test" in entry)
+    parent, best = (values(trainer.task.measured(found.test[name]), 8) for name in ("parent", alone))
+    assert parent["loss"] == pytest.approx(report["parent"]["loss"], rel=1e-4)
+    assert steps["baselines"][alone]["test"]["loss"] == best["loss"]
+    # The last head is in the model that is saved, and what was measured is what it gets.
+    last = steps["refit_head"]
+    assert last["chosen"].startswith("head") and last["test"]["loss"] == report["evolved"]["loss"]
+    weight = load_model(tmp_path).class_labels_classifier.layers[-1].weight
+    expected = torch.from_numpy(trainer.result.refit_head.head.weight)
+    torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=1e-6)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(report["evolved"]["loss"], abs=1e-3)
+    assert "| step | mAP (%) | set loss |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_stopped_run_with_a_fitted_head_goes_on_to_the_same_bytes(checkpoint, data, tmp_path):
+    options = {"num_generations": 2, **FITTED}
+    evolve(checkpoint, tmp_path / "whole", data, **options)
+    runs.stop_in_its_midst(make_trainer(checkpoint, tmp_path / "stopped", data, **options))
+    make_trainer(checkpoint, tmp_path / "stopped", data, **options).train(resume_from_checkpoint=True)
+    first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_the_command_line_evolves_and_evaluates(checkpoint, data, tmp_path, capsys):

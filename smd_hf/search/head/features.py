@@ -10,13 +10,14 @@ import torch
 from ...data.batches import Batch, ImageBatches
 from ...models.linear_head import HeadInputs
 from ...models.pixel_head import PixelHeadInputs
+from ...models.query_head import QueryHeadInputs
 from ...scoring.changes import Change
 from ...scoring.evaluator import Evaluator, Variant
 from ...scoring.reading import Reading
 from ...scoring.work import Work
 
 MAX_NUMBERS = 2**25
-"""Features of pixels that are kept, at most: fewer pixels of an image where there are many images."""
+"""Features of pixels or queries that are kept, at most: fewer of an image where there are many images."""
 
 MAX_SLICES = 4
 """In how many parts a runtime that returns logits alone is asked for features, at most."""
@@ -40,7 +41,8 @@ def features_of(
 
     Returns:
         `tuple` of two `numpy.ndarray`: features, float32, of shape `(n, num_features)`, and labels, int64, of shape `(n,)`, or
-        as the task has them, in the order of the images. For a head of pixels, of shape `(n, pixels, num_features)` and `(n, pixels)`.
+        as the task has them, in the order of the images. For a head of pixels, of shape `(n, pixels, num_features)` and `(n, pixels)`;
+        for one of queries, with what the model adds to their logits and their boxes, `(n, queries, num_features + 5)` and `(n, most, 5)`.
     """
     num_labels, num_features = head.layer.weight.flatten(1).shape
     # Labels of other tasks come with the batches.
@@ -62,9 +64,11 @@ def features_of(
                 output = head.model(**evaluator.inputs(batch))
             if shown is not None:
                 shown.advance(len(batch) * processes.num_processes)
+            most = max(1, MAX_NUMBERS // (batches.num_images * num_features))
             if isinstance(head, PixelHeadInputs):
-                most = max(1, MAX_NUMBERS // (batches.num_images * num_features))
                 found[batch.number] = _at_pixels(evaluator.reading, head, seen[-1], output, batch, most)
+            elif isinstance(head, QueryHeadInputs):
+                found[batch.number] = _of_queries(evaluator.reading, head, seen[-1], output, batch, most)
             else:
                 found[batch.number] = seen[-1].numpy(), batch.labels.cpu().numpy()
         return found
@@ -73,7 +77,7 @@ def features_of(
         shown.begin(batches.num_images, 0)
     parts = {number: part for found in processes.gather(work) for number, part in found.items()}
     features, labels = zip(*(parts[number] for number in sorted(parts)))
-    return np.concatenate(features), np.concatenate(labels)
+    return np.concatenate(features), np.concatenate(_of_one_length(labels))
 
 
 def _at_pixels(
@@ -87,6 +91,27 @@ def _at_pixels(
         for channels in features.split(logits.shape[1], dim=1)
     ]
     return torch.cat(parts, dim=-1).numpy(), reading.sampled_labels(batch)[:, :most].cpu().numpy()
+
+
+def _of_queries(
+    reading: Any, head: QueryHeadInputs, features: torch.Tensor, output: Any, batch: Batch, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The most confident queries, in their order: features, what is added to logits, and boxes; and the objects of the images."""
+    prediction = reading.prediction(output).float()
+    count = min(most, prediction.shape[1])
+    kept = reading.set_loss.confidence(prediction).topk(count, dim=1).indices.sort(dim=1).values[..., None]
+    with torch.inference_mode():
+        added = head.added(features, prediction[..., :-4])
+    queries = torch.cat([features, added, prediction[..., -4:]], dim=-1)
+    return queries.gather(1, kept.expand(-1, -1, queries.shape[-1])).cpu().numpy(), batch.labels.cpu().numpy()
+
+
+def _of_one_length(labels: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Objects of all batches as many an image: see [`~smd_hf.data.boxes.BoxCollator`]. Other labels as they are."""
+    if labels[0].ndim < 3:
+        return labels
+    most = max(each.shape[1] for each in labels)
+    return [np.pad(each, ((0, 0), (0, most - each.shape[1]), (0, 0)), constant_values=-1) for each in labels]
 
 
 def _as_logits(

@@ -42,22 +42,31 @@ class HeadFits:
         features (`numpy.ndarray`): float32, of shape `(n, num_features)`.
         labels (`numpy.ndarray`): classes, int64, of shape `(n,)`; or for several labels an image 0 and 1, of shape
             `(n, num_labels)`.
+        added (`numpy.ndarray`, *optional*): what the model adds to the head's logits, float32, of shape `(n, 1)`.
 
     Attributes:
         bias_pull (`float`): strength of the pull to the bias of `start`.
         centred (`torch.Tensor`): the features in these coordinates, float32, of shape `(n, num_features)`.
-        given (`torch.Tensor`): logits of `start`, float32, of shape `(n, num_labels)`.
+        given (`torch.Tensor`): logits of `start`, with what is added, float32, of shape `(n, num_labels)`.
         classes (`numpy.ndarray`): the classes that have an image, int64.
     """
 
-    def __init__(self, start: LinearHead, features: np.ndarray, labels: np.ndarray, loss: Loss):
+    def __init__(
+        self,
+        start: LinearHead,
+        features: np.ndarray,
+        labels: np.ndarray,
+        loss: Loss,
+        added: np.ndarray | None = None,
+    ):
         self.start = start
         self.labels = torch.from_numpy(labels)
         self.loss = loss
         self.bias_pull = BIAS_PULL
         self.coordinates = Coordinates(features)
         self.centred = self.coordinates.of(features)
-        self.given = torch.from_numpy(start.logits(features))
+        self.added = torch.zeros(len(features), 1) if added is None else torch.from_numpy(added)
+        self.given = torch.from_numpy(start.logits(features)) + self.added
         self.classes = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(0))
         # What a weight along each axis adds to the bias, which is fitted for centred features.
         self.offsets = self.coordinates.mean @ self.coordinates.axes
@@ -85,7 +94,7 @@ class HeadFits:
         """The same fits, begun from and pulled towards the head times a factor."""
         other = copy.copy(self)
         other.start = self.start.scaled(factor)
-        other.given = factor * self.given
+        other.given = factor * (self.given - self.added) + self.added
         return other
 
     def temperature(self) -> float:
@@ -94,8 +103,8 @@ class HeadFits:
         def objective(log_factor: np.ndarray) -> tuple[float, np.ndarray]:
             factor, value, gradient = float(np.exp(log_factor[0])), 0.0, 0.0
             for rows in chunks(*self.given.shape):
-                part = self.given[rows]
-                total, slope = self._loss_and_slope(factor * part, rows)
+                part = self.given[rows] - self.added[rows]
+                total, slope = self._loss_and_slope(factor * part + self.added[rows], rows)
                 value += total
                 gradient += float((slope * part).sum(dtype=torch.float64))
             return value / len(self.labels), np.array([factor * gradient / len(self.labels)])
