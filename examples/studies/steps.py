@@ -22,8 +22,19 @@ import numpy as np
 import torch
 from architectures_analysis import student
 from architectures_measure import TOP_K, Ground, logits_of
-from common import Measurements, data_key, environment, file_name, markdown_table, progress, public_name, run_plainly
-from common import settle, with_interval, write_results
+from common import (
+    Measurements,
+    data_key,
+    environment,
+    file_name,
+    markdown_table,
+    progress,
+    public_name,
+    run_plainly,
+    settle,
+    with_interval,
+    write_results,
+)
 from parents import Parent, load_images
 from scipy import stats
 
@@ -119,7 +130,9 @@ def steps(parent: Parent, args: argparse.Namespace) -> dict[str, Any]:
 def groups(children: int, count: int, leave_one_out: bool) -> list[np.ndarray]:
     """Places of the children of each group."""
     places = np.arange(children)
-    return [places[(places % count != group) if leave_one_out else (places % count == group)] for group in range(count)]
+    return [
+        places[(places % count != group) if leave_one_out else (places % count == group)] for group in range(count)
+    ]
 
 
 def best_of_grid(
@@ -192,7 +205,15 @@ def render(document: dict[str, Any]) -> str:
             markdown_table(["", "parent", "single step", *kinds], body),
             "**Ensembles of steps against the single step**, with Student's 95 % interval over architectures.",
             markdown_table(
-                ["", "NLL lower / higher", "sign test, p", "NLL", "accuracy (points)", "calibration error (points)", "claim"],
+                [
+                    "",
+                    "NLL lower / higher",
+                    "sign test, p",
+                    "NLL",
+                    "accuracy (points)",
+                    "calibration error (points)",
+                    "claim",
+                ],
                 claims,
             ),
         ]

@@ -113,7 +113,9 @@ class SetLoss:
         scores = logits.softmax(-1) if self.has_no_object(prediction) else logits
         return scores[..., : self.classes].amax(-1)
 
-    def _costs(self, prediction: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _costs(
+        self, prediction: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What it costs to match each query to each object, their distance, and their GIoU: `(batch, queries, most)`."""
         logits, boxes = prediction[..., :-4], prediction[..., -4:]
         giou = _pairwise_giou(boxes, labels[..., 1:])

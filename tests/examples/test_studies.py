@@ -250,6 +250,31 @@ def test_the_tables_of_architectures_are_those_of_the_json(architectures):
     assert (root / "out" / "architectures_digits.png").stat().st_size > 10_000
 
 
+# ---- steps.py -------------------------------------------------------------------------------------------------------
+
+
+def test_steps_of_groups_are_measured_once_beside_the_single_step(study, tmp_path, no_pass):
+    steps = study("steps")
+    arguments = ["--quick", "--output_dir", str(tmp_path), "--parents_dir", str(tmp_path / "parents")]
+    arguments += ["--architectures", "mixer"]
+    document = steps.main(arguments)
+    row = document["architectures"]["mixer"]
+    text = (tmp_path / "steps_digits.md").read_text()
+    for kind in steps.ENSEMBLES:
+        scores, difference = row[kind]["scores"], row[kind]["over_step"]
+        gained = scores["nll"] - row["step"]["scores"]["nll"]
+        assert difference["nll"]["estimate"] == pytest.approx(gained) == document["claim"][kind]["nll"]["mean"]
+        assert row[kind]["chosen"] in [list(cell) for cell in steps.GRID] and f"{scores['nll']:.4f}, " in text
+    no_pass()
+    assert steps.main(arguments) == document
+
+
+def test_groups_are_disjoint_or_leave_one_out(study):
+    steps = study("steps")
+    assert [group.tolist() for group in steps.groups(6, 2, False)] == [[0, 2, 4], [1, 3, 5]]
+    assert [group.tolist() for group in steps.groups(6, 3, True)] == [[1, 2, 4, 5], [0, 2, 3, 5], [0, 1, 3, 4]]
+
+
 def test_every_architecture_is_built_and_differs_in_family(study):
     parents = study("parents")
     assert len(parents.ARCHITECTURES) >= 11

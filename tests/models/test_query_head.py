@@ -69,7 +69,9 @@ def test_logits_of_queries_are_linear_in_the_features(model_type, monkeypatch):
     # Where there are many images, fewer queries of each are read: the most confident ones.
     monkeypatch.setattr(features, "MAX_NUMBERS", ROWS * width * 7)
     fewer, _ = features_of(evaluator, head, batches)
-    sure = evaluator.reading.set_loss.confidence(torch.cat([torch.from_numpy(logits), torch.zeros(ROWS, QUERIES, 4)], -1))
+    sure = evaluator.reading.set_loss.confidence(
+        torch.cat([torch.from_numpy(logits), torch.zeros(ROWS, QUERIES, 4)], -1)
+    )
     for image, kept in enumerate(sure.topk(7, dim=1).indices.sort(dim=1).values):
         np.testing.assert_array_equal(fewer[image], found[image, kept])
 

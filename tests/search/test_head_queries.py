@@ -56,7 +56,9 @@ def test_a_fit_finds_the_objects_that_the_head_does_not(fitness, softmax):
     assert improvement > 0.2
     print(fitness, softmax, found[0].fitness, best.fitness)
     # It is measured as the model with this head would be.
-    logits = best.head.logits(inputs[..., :-5].reshape(-1, FEATURES)).reshape(*inputs.shape[:2], -1) + inputs[..., -5:-4]
+    logits = (
+        best.head.logits(inputs[..., :-5].reshape(-1, FEATURES)).reshape(*inputs.shape[:2], -1) + inputs[..., -5:-4]
+    )
     prediction = torch.from_numpy(np.concatenate([logits, inputs[..., -4:]], axis=-1))
     losses = SetLoss(CLASSES)(prediction, torch.from_numpy(objects))
     if fitness == "nll":

@@ -40,7 +40,10 @@ def query_baselines(
 
     def predictions(head: LinearHead, queries: np.ndarray) -> torch.Tensor:
         features = queries[..., :-5]
-        logits = head.logits(features.reshape(-1, features.shape[-1])).reshape(*features.shape[:2], -1) + queries[..., -5:-4]
+        logits = (
+            head.logits(features.reshape(-1, features.shape[-1])).reshape(*features.shape[:2], -1)
+            + queries[..., -5:-4]
+        )
         return torch.from_numpy(np.concatenate([logits, queries[..., -4:]], axis=-1))
 
     def measured(head: LinearHead) -> float:
