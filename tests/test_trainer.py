@@ -351,13 +351,15 @@ def test_children_that_are_not_finite_lose(checkpoint, data, tmp_path, caplog):
     assert trainer.run.generations[0]["chosen"] == "parent" and weights_hash(model) == before
 
 
-def test_a_parent_that_is_not_finite_is_an_error(data, tmp_path):
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_a_parent_that_is_not_finite_is_an_error(warm_start, data, tmp_path):
     model = tiny_model("resnet")
     model.config.id2label = dict(enumerate(label_names(4)))
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
+    args = make_args(tmp_path, warm_start=warm_start)
     trainer = EvolutionTrainer(
-        model, make_args(tmp_path), train_dataset=data[0], eval_dataset=data[1], processing_class=tiny_processor()
+        model, args, train_dataset=data[0], eval_dataset=data[1], processing_class=tiny_processor()
     )
     with pytest.raises(SMDError, match="parent's logits are not finite"):
         trainer.train()

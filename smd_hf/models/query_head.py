@@ -1,6 +1,7 @@
 """The layer whose output is the class logits of a detector's queries."""
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .heads import Inputs, trace
@@ -39,4 +40,6 @@ class QueryHeadInputs(HeadInputs):
 
     def added(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """What the model adds to the layer's output: of shape `(batch, queries, 1)`."""
-        return (logits - self.layer(features)).mean(-1, keepdim=True)
+        weight, bias = self.layer.weight.float(), self.layer.bias
+        output = F.linear(features, weight, None if bias is None else bias.float())
+        return (logits - output).mean(-1, keepdim=True)

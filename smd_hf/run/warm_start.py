@@ -34,6 +34,7 @@ from ..scoring.evaluator import Evaluator, Variant
 from ..scoring.scores import Cell, Score
 from ..search.build import loss_of
 from ..search.evolution import Evolution
+from ..search.fitness_scorer import check_parent
 from ..search.head.baselines import HEAD, PARENT, Baseline, baselines, best_of, measured_on
 from ..search.head.features import features_of
 from ..search.head.fit import HeadFits
@@ -238,6 +239,7 @@ def _find(
     images = sum(batches.num_images for batches in sets)
     with ScoringBar("Features for the head", shown) as bar:
         parts = [features_of(evaluator, head, batches, bar) for batches in sets]
+        check_parent(all(np.isfinite(features).all() for features, _ in parts))
         fitness_set, selection_set = parts if len(parts) == 2 else _split(*parts[0])
 
     def fit() -> list[Baseline] | None:

@@ -72,7 +72,7 @@ class FitnessScorer:
         else:
             scores = self.evaluator.score(family, batches, self.keep_logits, report, sums=sums, coarse=True)
         [parent, *results] = self._with_fitness(scores, ood, batches, known)
-        check_parent(scores[0])
+        check_parent(scores[0].finite)
         scored = [
             ScoredChild(child, score, value, eliminated=score.num_images < batches.num_images)
             for child, (score, value) in zip(children, results)
@@ -123,9 +123,9 @@ class FitnessScorer:
             )
 
 
-def check_parent(score: Score) -> None:
+def check_parent(finite: bool) -> None:
     """Raises [`SMDError`] if the parent's logits are not finite."""
-    if not score.finite:
+    if not finite:
         raise SMDError(
             "The parent's logits are not finite (NaN or infinity) on this data, so no child can be compared with it. Check "
             "that the checkpoint loaded fully and fits its image processor, and load it in float32 if it is in float16."

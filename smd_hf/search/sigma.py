@@ -102,7 +102,7 @@ def flipped(evolution: Evolution, sigma: float, sample: ImageBatches, num_probes
     variants = [PARENT, *(evolution.variant(children[round(place)]) for place in places)]
     flips = _Flips(evolution.evaluator.reading, len(places))
     parent, *_ = evolution.evaluator.score(variants, sample, sums=flips)
-    check_parent(parent)
+    check_parent(parent.finite)
     assert flips.total is not None
     return float(np.mean(flips.total / sample.num_images))
 
