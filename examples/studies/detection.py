@@ -14,6 +14,7 @@ DATA is a folder with train.parquet and test.parquet, with the columns image and
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +23,26 @@ import torch
 from baselines import restated
 from datasets import Dataset, load_dataset
 from detector import BATCH, batches, build, gradient_steps, processor
-from shift import DEVICE, make_parser, shifted
+from shift import DEVICE, make_parser, measured_once, shifted
 from transformers import RTDetrForObjectDetection
 
 from smd_hf import EvolutionArguments, EvolutionTrainer
 from smd_hf.metrics.detection import DetectionMeasure
 from smd_hf.metrics.resampling import differences, values
 from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.scoring.scores import Score
 from smd_hf.tasks.detection import ObjectDetection
 
 TRAINING_SHARE = 140
 """The first so many training images train the parent; the others are adapted to."""
 HEADS = ("class_embed", "bbox_embed", "enc_score_head", "enc_bbox_head")
-SETTINGS = {
-    "preset": "smd",
-    "ensemble_size": 0,
-    "mutable_parameters": ["norms", *(f"*{name}*" for name in HEADS)],
-    "recombination": "top_k_mean",
-    "mirrored": True,
-    "decomposition": "random",
-    "density": 0.5,
-    "selection_fraction": 0.25,
-}
+SETTINGS = {"preset": "adapt", "selection_fraction": 0.25}
 GRADIENT_EPOCHS = 20
 """Passes of gradient descent over the images to adapt to."""
 
 
 def main() -> None:
-    args = make_parser(__doc__, epochs=60, generations=5, population=48).parse_args()
+    args = make_parser(__doc__, epochs=60, generations=5, population=96).parse_args()
     torch.set_num_threads(args.threads)
     parts = splits(args.data, args.max_images)
     if args.command == "parent":
@@ -80,42 +73,62 @@ def adapt_all(
     """
     Scores of all methods on the shifted test images: one of each for the parent and its statistics, and one a seed.
 
-    Each run of evolution leaves its predictions.png.
+    What has been measured is in OUT/measures, and is not measured again. Each run of evolution leaves its predictions.png.
     """
     _, train, clean, test = parts
     parent = RTDetrForObjectDetection.from_pretrained(out / "parent")
     unshifted = scores(measure(parent, clean))
-    found = {"parent": [measure(parent, test)]}
+    found: dict[str, list[DetectionMeasure]] = {}
+
+    def add(names: tuple[str, ...], seed: int, method: Callable[[], tuple[Score, ...]]) -> None:
+        """Measures several models at once."""
+        arrays = measured_once(
+            out / "measures", names, seed, lambda: tuple({"kept": each.logits, "sums": each.sums} for each in method())
+        )
+        for name, each in zip(names, arrays):
+            found.setdefault(name, []).append(DetectionMeasure(each["kept"], each["sums"]))
+
+    def trained(seed: int, rate: float, choose: Callable) -> tuple[Score]:
+        return (score(gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, choose, seed), test),)
+
+    def evolved(seed: int) -> tuple[Score, Score]:
+        """The parent with the fittest head alone, and the evolved model."""
+        args = EvolutionArguments(
+            str(out / f"map-{seed}"), fitness="map", seed=seed, population_size=population, num_generations=generations,
+            per_device_eval_batch_size=BATCH, use_cpu=DEVICE.type == "cpu", report_to="none", **SETTINGS,
+        )  # fmt: skip
+        trainer = EvolutionTrainer(str(out / "parent"), args, train_dataset=train, eval_dataset=test)
+        trainer.train()
+        print(f"seed {seed}: {trainer.report['verdict']}", flush=True)
+        step = trainer.result.warm_start
+        heads = [name for name in step.test if name.startswith("head")]
+        return step.test[max(heads, key=lambda name: step.fitness[name])], trainer.result.test.evolved_score
+
     seen = (batch.inputs(DEVICE, torch.float32) for batch in batches(train))
-    found["statistics re-estimated"] = [measure(restated(copy.deepcopy(parent).to(DEVICE), seen), test)]
-    parts_of_head = ("norm", "bn", *HEADS)
+    add(("parent",), 0, lambda: (score(parent, test),))
+    add(("statistics re-estimated",), 0, lambda: (score(restated(copy.deepcopy(parent).to(DEVICE), seen), test),))
     for seed in seeds:
-        for name, chosen, rate in (
-            ("SGD, norms and heads", lambda pairs: [each for each in pairs if any(p in each[0] for p in parts_of_head)], 1e-3),
-            ("SGD, all weights", list, 2e-4),
-        ):  # fmt: skip
-            model = gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, chosen, seed)
-            found.setdefault(name, []).append(measure(model, test))
-        for name, fitness in (("evolution by mAP", "map"), ("evolution by the loss", "nll")):
-            options = {"fitness": fitness, "population_size": population, "num_generations": generations, "seed": seed}
-            args = EvolutionArguments(
-                str(out / f"{fitness}-{seed}"), per_device_eval_batch_size=BATCH, use_cpu=DEVICE.type == "cpu",
-                report_to="none", disable_tqdm=True, **SETTINGS | options,
-            )  # fmt: skip
-            trainer = EvolutionTrainer(str(out / "parent"), args, train_dataset=train, eval_dataset=test)
-            trainer.train()
-            found.setdefault(name, []).append(ObjectDetection().measured(trainer.result.test.evolved_score))
-            print(f"{name}, seed {seed}: {trainer.report['verdict']}", flush=True)
+        add(("the head fitted alone", "evolution by mAP"), seed, lambda seed=seed: evolved(seed))
+        for what, rate, choose in (("norms and heads", 1e-3, norms_and_heads), ("all weights", 2e-4, list)):
+            add((f"gradients, {what}",), seed, lambda options=(seed, rate, choose): trained(*options))
     rows = [row(name, models, found["parent"][0]) for name, models in found.items()]
     document = {"images": {"adapted to": len(train), "tested": len(test)}, "parent without the shift": unshifted}
     (out / "detection.json").write_text(json.dumps(document | {"rows": rows}, indent=1) + "\n")
     return rows
 
 
-def measure(model: Any, images: Dataset) -> DetectionMeasure:
+def norms_and_heads(named: list[tuple[str, torch.nn.Parameter]]) -> list[tuple[str, torch.nn.Parameter]]:
+    return [pair for pair in named if any(part in pair[0] for part in ("norm", "bn", *HEADS))]
+
+
+def score(model: Any, images: Dataset) -> Score:
     task = ObjectDetection()
     task.configure(model, None)  # pyright: ignore[reportArgumentType]
-    return task.measured(Evaluator(model.to(DEVICE), DEVICE, reading=task).score_model(batches(images)))
+    return Evaluator(model.to(DEVICE), DEVICE, reading=task).score_model(batches(images))
+
+
+def measure(model: Any, images: Dataset) -> DetectionMeasure:
+    return ObjectDetection().measured(score(model, images))
 
 
 def scores(measure: DetectionMeasure) -> dict[str, float]:

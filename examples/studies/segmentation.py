@@ -22,7 +22,7 @@ import torch
 from baselines import restated
 from datasets import Dataset, load_dataset
 from safetensors.torch import load_file
-from shift import DEVICE, make_parser, shifted
+from shift import DEVICE, make_parser, measured_once, shifted
 from torch import nn
 from transformers import (
     AutoModelForSemanticSegmentation,
@@ -158,21 +158,15 @@ def adapt_all(
     task.configure(parent, None)
     found: dict[str, list[SegmentationMeasure]] = {}
 
-    def add(names: str | tuple[str, ...], seed: int, method: Callable[[], Any]) -> None:
-        """Measures one model, or several at once."""
-        names = (names,) if isinstance(names, str) else names
-        paths = [out / "measures" / f"{name.replace(' ', '_')}-{seed}.npy" for name in names]
-        if not all(path.exists() for path in paths):
-            paths[0].parent.mkdir(exist_ok=True)
-            measures = method()
-            for path, each in zip(paths, measures if isinstance(measures, tuple) else (measures,)):
-                np.save(path, each.sums)
-        for name, path in zip(names, paths):
-            found.setdefault(name, []).append(SegmentationMeasure(np.load(path)))
+    def add(names: tuple[str, ...], seed: int, method: Callable[[], tuple[SegmentationMeasure, ...]]) -> None:
+        """Measures several models at once."""
+        arrays = measured_once(out / "measures", names, seed, lambda: tuple({"sums": each.sums} for each in method()))
+        for name, each in zip(names, arrays):
+            found.setdefault(name, []).append(SegmentationMeasure(each["sums"]))
 
-    def trained(seed: int, rate: float, choose: Any, balance: float) -> SegmentationMeasure:
+    def trained(seed: int, rate: float, choose: Any, balance: float) -> tuple[SegmentationMeasure]:
         model = gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, choose, seed, balance)
-        return measure(task, model, test)
+        return (measure(task, model, test),)
 
     def evolved(seed: int, fitness: str) -> tuple[SegmentationMeasure, SegmentationMeasure]:
         """The parent with the fittest head alone, and the evolved model."""
@@ -193,14 +187,18 @@ def adapt_all(
         return task.measured(step.test[fittest]), task.measured(trainer.result.test.evolved_score)
 
     seen = (batch.inputs(DEVICE, torch.float32) for batch in batches(train))
-    add("parent", 0, lambda: measure(task, parent, test))
-    add("statistics re-estimated", 0, lambda: measure(task, restated(copy.deepcopy(parent).to(DEVICE), seen), test))
+    add(("parent",), 0, lambda: (measure(task, parent, test),))
+    add(
+        ("statistics re-estimated",),
+        0,
+        lambda: (measure(task, restated(copy.deepcopy(parent).to(DEVICE), seen), test),),
+    )
     for seed in seeds:
         for balance, how in ((0.0, ""), (0.5, ", class weights")):
             # The class weights are those that mIoU chose for the head.
             for what, rate, choose in (("norms and head", 2e-3, norms_and_head), ("all weights", 3e-4, list)):
                 options = (seed, rate, choose, balance)
-                add(f"gradients, {what}{how}", seed, lambda options=options: trained(*options))
+                add((f"gradients, {what}{how}",), seed, lambda options=options: trained(*options))
         for fitness, by in (("mean_iou", "mIoU"), ("loss", "the loss")):
             names = f"the head fitted alone, by {by}", f"evolution by {by}"
             add(names, seed, lambda seed=seed, fitness=fitness: evolved(seed, fitness))

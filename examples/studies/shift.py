@@ -1,10 +1,12 @@
-"""What `segmentation.py` and `detection.py` share: the shift and the command line."""
+"""What `segmentation.py` and `detection.py` share: the shift, the command line, and measurements on disk."""
 
 import argparse
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image, ImageEnhance
@@ -38,3 +40,15 @@ def shifted(dataset: Dataset) -> Dataset:
         return {"image": Image.open(file)}
 
     return dataset.map(change, features=dataset.features)
+
+
+def measured_once(
+    folder: Path, names: tuple[str, ...], seed: int, method: Callable[[], tuple[dict[str, np.ndarray], ...]]
+) -> list[dict[str, np.ndarray]]:
+    """What a method measures of its models, as arrays, from FOLDER if it is there."""
+    paths = [folder / f"{name.replace(' ', '_')}-{seed}.npz" for name in names]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, arrays in zip(paths, method()):
+            np.savez(path, **arrays)
+    return [dict(np.load(path)) for path in paths]

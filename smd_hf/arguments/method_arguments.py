@@ -202,13 +202,14 @@ class RecombinationArguments:
     recombination: Recombination = from_preset(
         "recombination",
         "gauss_newton takes a second-order step in the span of all children, or the fittest child if that is better; "
-        "best takes the fittest child; top_k_mean averages the fittest; greedy_soup averages those of the fittest "
-        "that help; auto is best with racing, pruning or objectives, and gauss_newton otherwise.",
+        "best takes the fittest child; top_k_sum adds up the changes of the fittest, of as many as the selection split "
+        "likes best; top_k_mean averages the fittest; greedy_soup averages those of the fittest that help; auto is best "
+        "with racing, pruning or objectives, top_k_sum for tasks without a Gauss-Newton step, and gauss_newton otherwise.",
     )
     recombination_top_k: int = from_preset(
         "recombination_top_k",
         "How many of the fittest children take part. best: scored again on the selection split, which chooses one; "
-        "top_k_mean: averaged; greedy_soup: tried; gauss_newton: tried next to the step. With objectives, the fittest "
+        "top_k_sum: added up, 1, 2, 4, ... and all of them; top_k_mean: averaged; greedy_soup: tried; gauss_newton: tried next to the step. With objectives, the fittest "
         "are those that no other child dominates.",
     )
     loss: Loss = field(

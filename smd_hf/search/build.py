@@ -30,14 +30,14 @@ from .mutation import Mutation
 from .parameter_space import norm_parameter_names, parameter_space
 from .pareto.objectives import Objectives
 from .pareto.pareto_evolution import ParetoEvolution
-from .recombination import Best, GreedySoup, Recombination, TopKMean
+from .recombination import Best, GreedySoup, Recombination, TopKMean, TopKSum
 from .subspaces import make_decomposition
 from .tensor_scaling import WithScaling, scaling_directions
 
 logger = logging.get_logger(__name__)
 
 RECOMBINATIONS: dict[str, type[Recombination]] = {
-    kind.name: kind for kind in (Best, TopKMean, GreedySoup, GaussNewton)
+    kind.name: kind for kind in (Best, TopKMean, TopKSum, GreedySoup, GaussNewton)
 }
 
 

@@ -101,6 +101,38 @@ class TopKMean(Recombination):
         yield [mean_of(top)] if top else []
 
 
+class TopKSum(Recombination):
+    """
+    The candidates are sums of the changes of the fittest 1, 2, 4, ... and `top_k` children.
+
+    As long as changes are small, what children of different subspaces gain adds up, while a mean divides it by their number.
+    """
+
+    name = "top_k_sum"
+
+    def most_candidates(self, num_children: int) -> int:
+        return len(_sizes(min(self.top_k, num_children)))
+
+    def propose(
+        self, children: Sequence[ScoredChild], sums: Any | None = None
+    ) -> Generator[list[Candidate], list[float], None]:
+        top = [scored.child for scored in ranked(children)[: self.top_k]]
+        yield [_sum_of(top[:size]) for size in _sizes(len(top))]
+
+
+def _sizes(most: int) -> list[int]:
+    """1, 2, 4, ... and `most`."""
+    return sorted({*(2**power for power in range(most.bit_length()) if 2**power <= most), most} - {0})
+
+
+def _sum_of(children: Sequence[Child]) -> Candidate:
+    """The parent with the changes of all the children."""
+    by_index = sorted(children, key=lambda child: child.index)
+    if len(by_index) == 1:
+        return Candidate(f"child {by_index[0].index}", ((by_index[0], 1.0),))
+    return Candidate(f"sum of the fittest {len(children)}", tuple((child, 1.0) for child in by_index))
+
+
 class GreedySoup(Recombination):
     """
     The greedy soup of Wortsman et al. (2022).

@@ -52,10 +52,10 @@ def refuse(arguments: Mapping[str, bool], whose: str, task: Task) -> None:
 
 
 def leave_gauss_newton_out(args: EvolutionArguments, task: Task) -> None:
-    """Takes the best child where the loss has no Gauss-Newton step, and none was asked for."""
+    """Adds up the fittest children where the loss has no Gauss-Newton step, and none was asked for."""
     if args.recombination == "gauss_newton" and not args.was_chosen("recombination"):
-        args.recombine_by("best")
-        logger.warning(f"Recombination is 'best': gauss_newton, the default, does not apply to {title_of(task)}.")
+        args.recombine_by("top_k_sum")
+        logger.warning(f"Recombination is 'top_k_sum': gauss_newton, the default, does not apply to {title_of(task)}.")
 
 
 def leave_head_alone(args: EvolutionArguments, task: Task) -> None:

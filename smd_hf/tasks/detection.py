@@ -132,7 +132,7 @@ class ObjectDetection(SamplesAll):
         raise SMDError(
             "recombination='gauss_newton' takes a step by the slope and curvature of the loss in the outputs, and the loss of a detector "
             "has none that holds over a step: which query answers for which object is decided anew whenever the outputs change, and mAP "
-            "depends on the order of scores alone. Choose recombination='best', 'top_k_mean' or 'greedy_soup'."
+            "depends on the order of scores alone. Choose recombination='top_k_sum', 'best', 'top_k_mean' or 'greedy_soup'."
         )
 
     def picture(self, prediction: torch.Tensor, labels: torch.Tensor) -> tuple[Boxes, Boxes]:

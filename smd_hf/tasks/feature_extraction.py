@@ -145,7 +145,7 @@ class ImageFeatureExtraction(SamplesAll):
         raise SMDError(
             "recombination='gauss_newton' takes a step by the slope and curvature of a loss that adds up over images, and features have "
             "none: whether an image's neighbours have its label depends on the features of all images, and on their order alone. "
-            "Choose recombination='best', 'top_k_mean' or 'greedy_soup'."
+            "Choose recombination='top_k_sum', 'best', 'top_k_mean' or 'greedy_soup'."
         )
 
     def measured(self, score: Score) -> RetrievalMeasure:

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smd_hf import SMDError
 from smd_hf.scoring.scores import Cell, Score
 from smd_hf.search.build import RECOMBINATIONS, make_recombination
 from smd_hf.search.fitness import Fitness, ScoredChild, ranked
 from smd_hf.search.mutation import Child
-from smd_hf.search.recombination import Best, GreedySoup, TopKMean
+from smd_hf.search.recombination import Best, GreedySoup, TopKMean, TopKSum
 from tests.plain import plain_arguments
 
 
@@ -54,7 +56,21 @@ def test_greedy_soup_keeps_what_does_not_harm():
     assert seen == [{1: 1.0}, {1: 0.5, 2: 0.5}, {1: 0.5, 3: 0.5}, {0: third, 1: third, 3: third}]
 
 
-@pytest.mark.parametrize("strategy", [Best(3), TopKMean(3), GreedySoup(3)])
+def test_sums_of_more_and_more_of_the_fittest_are_proposed():
+    children = make_scored([0.1, 0.4, 0.3, 0.2, 0.5, 0.6])
+    seen = play(TopKSum(5), children, lambda parts: 0)
+    assert seen == [dict.fromkeys(chosen, 1.0) for chosen in ([5], [4, 5], [1, 2, 4, 5], [1, 2, 3, 4, 5])]
+
+
+@given(st.integers(1, 70), st.integers(1, 70))
+def test_no_more_sums_are_proposed_than_are_foreseen(top_k, count):
+    seen = play(TopKSum(top_k), make_scored(np.arange(count) / 10), lambda parts: 0)
+    assert len(seen) == TopKSum(top_k).most_candidates(count)
+    assert [len(parts) for parts in seen] == sorted({len(parts) for parts in seen})
+    assert len(seen[0]) == 1 and len(seen[-1]) == min(top_k, count)
+
+
+@pytest.mark.parametrize("strategy", [Best(3), TopKMean(3), TopKSum(3), GreedySoup(3)])
 def test_nothing_is_proposed_where_every_child_failed(strategy):
     assert play(strategy, make_scored([float("-inf")] * 3), lambda parts: 0) == []
 

@@ -38,7 +38,7 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(fitness, checkpoint, data, tm
     trainer.train()
     report = json.loads((tmp_path / "gain_report.json").read_text())
     assert report["task"] == "object-detection" and report["evolved"]["n_test"] == 8
-    assert {"map", "map_50", "loss"} <= report["difference"].keys() and report["recombination"] == "best"
+    assert {"map", "map_50", "loss"} <= report["difference"].keys() and report["recombination"] == "top_k_sum"
     assert trainer.evaluate()["eval_loss"] == pytest.approx(report["evolved"]["loss"])
     assert "pipeline_tag: object-detection" in (tmp_path / "README.md").read_text()
     image = data[1][0]["image"]
@@ -51,7 +51,7 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(fitness, checkpoint, data, tm
     assert {each["label"] for each in found} <= set(NAMES)
 
 
-FITTED = {"warm_start": True, "refit_head": True, "recombination": "best", "mutable_parameters": ["norms"]}
+FITTED = {"warm_start": True, "refit_head": True, "mutable_parameters": ["norms"]}
 
 
 @pytest.mark.parametrize("runtime", ["eager", pytest.param("openvino", marks=pytest.mark.slow)])

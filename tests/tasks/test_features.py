@@ -72,7 +72,7 @@ def test_a_run_goes_from_the_trainer_to_a_pipeline(checkpoint, data, tmp_path):
     trainer = make_trainer(checkpoint, tmp_path, data, elitism=False)
     trainer.train()
     report = json.loads((tmp_path / "gain_report.json").read_text())
-    assert report["task"] == TASK and report["fitness"] == "recall_at_1" and report["recombination"] == "best"
+    assert report["task"] == TASK and report["fitness"] == "recall_at_1" and report["recombination"] == "top_k_sum"
     assert report["difference"].keys() == {"recall_at_1", "recall_at_5", "recall_at_10", "knn_accuracy"}
     assert trainer.evaluate()["eval_knn_accuracy"] == pytest.approx(report["evolved"]["knn_accuracy"])
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["Dinov2Model"]
