@@ -91,24 +91,29 @@ def adapt_all(
     def trained(seed: int, rate: float, choose: Callable) -> tuple[Score]:
         return (score(gradient_steps(copy.deepcopy(parent), train, GRADIENT_EPOCHS, rate, choose, seed), test),)
 
-    def evolved(seed: int) -> tuple[Score, Score]:
-        """The parent with the fittest head alone, and the evolved model."""
+    def evolved(seed: int, begin: str) -> tuple[Score, Score]:
+        """The model with the fittest head alone, and the evolved model. `begin` is `"parent"` or `"statistics"`."""
         args = EvolutionArguments(
-            str(out / f"map-{seed}"), fitness="map", seed=seed, population_size=population, num_generations=generations,
+            str(out / f"{begin}-map-{seed}"), fitness="map", seed=seed, population_size=population, num_generations=generations,
             per_device_eval_batch_size=BATCH, use_cpu=DEVICE.type == "cpu", report_to="none", **SETTINGS,
         )  # fmt: skip
-        trainer = EvolutionTrainer(str(out / "parent"), args, train_dataset=train, eval_dataset=test)
+        trainer = EvolutionTrainer(str(out / begin), args, train_dataset=train, eval_dataset=test)
         trainer.train()
-        print(f"seed {seed}: {trainer.report['verdict']}", flush=True)
+        print(f"seed {seed}, from {begin}: {trainer.report['verdict']}", flush=True)
         step = trainer.result.warm_start
         heads = [name for name in step.test if name.startswith("head")]
         return step.test[max(heads, key=lambda name: step.fitness[name])], trainer.result.test.evolved_score
 
     seen = (batch.inputs(DEVICE, torch.float32) for batch in batches(train))
+    statistics = restated(copy.deepcopy(parent).to(DEVICE), seen)
+    statistics.save_pretrained(out / "statistics")
+    processor().save_pretrained(out / "statistics")
     add(("parent",), 0, lambda: (score(parent, test),))
-    add(("statistics re-estimated",), 0, lambda: (score(restated(copy.deepcopy(parent).to(DEVICE), seen), test),))
+    add(("statistics re-estimated",), 0, lambda: (score(statistics, test),))
     for seed in seeds:
-        add(("the head fitted alone", "evolution by mAP"), seed, lambda seed=seed: evolved(seed))
+        names = "the head fitted alone", "evolution by mAP"
+        add(names, seed, lambda seed=seed: evolved(seed, "parent"))
+        add(tuple(f"statistics, then {name}" for name in names), seed, lambda seed=seed: evolved(seed, "statistics"))
         for what, rate, choose in (("norms and heads", 1e-3, norms_and_heads), ("all weights", 2e-4, list)):
             add((f"gradients, {what}",), seed, lambda options=(seed, rate, choose): trained(*options))
     rows = [row(name, models, found["parent"][0]) for name, models in found.items()]

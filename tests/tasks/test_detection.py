@@ -73,7 +73,8 @@ def test_the_head_is_fitted_on_queries_before_and_after_the_generations(runtime,
     expected = torch.from_numpy(trainer.result.refit_head.head.weight)
     torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=1e-6)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(report["evolved"]["loss"], abs=1e-3)
-    assert "| step | mAP (%) | set loss |" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert "| step | mAP (%) | set loss |" in card and "), set loss " in card
 
 
 def test_a_stopped_run_with_a_fitted_head_goes_on_to_the_same_bytes(checkpoint, data, tmp_path):
