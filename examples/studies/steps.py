@@ -15,6 +15,7 @@ NLL on the selection images; those of the single step from the same grid, on the
 import argparse
 from collections.abc import Generator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import architectures
@@ -28,9 +29,11 @@ from common import (
     environment,
     file_name,
     markdown_table,
+    panels,
     progress,
     public_name,
     run_plainly,
+    series,
     settle,
     with_interval,
     write_results,
@@ -41,6 +44,7 @@ from scipy import stats
 from smd_hf.metrics.comparison import measured
 from smd_hf.metrics.statistics import nll
 from smd_hf.remote_code.members_smd_ensemble import combine
+from smd_hf.reports.plots import legend_above, save_figure
 from smd_hf.scoring.evaluator import Variant
 from smd_hf.search.evolution import PARENT, Evolution
 from smd_hf.search.gauss_newton import DAMPING, GaussNewton, GaussNewtonSums, damped_steps
@@ -72,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = made.parse_args(argv)
     settle(args, architectures.QUICK, made)
     document = measure(args)
-    write_results(args.output_dir, f"steps_{file_name(args.data)}", document, render(document))
+    name = f"steps_{file_name(args.data)}"
+    write_results(args.output_dir, name, document, render(document))
+    draw(document, args.output_dir / f"{name}.png")
     print(render(document))
     return document
 
@@ -185,7 +191,7 @@ def render(document: dict[str, Any]) -> str:
     kinds = list(ENSEMBLES)
     body = [
         [name, cell(row["parent"]), cell(row["step"]["scores"]), *(cell(row[kind]["scores"]) for kind in kinds)]
-        for name, row in rows.items()
+        for name, row in sorted(rows.items())
     ]
     claims = [
         [
@@ -197,7 +203,7 @@ def render(document: dict[str, Any]) -> str:
             with_interval(claim["calibration_error"]["mean"], claim["calibration_error"]["interval"], 2, 100),
             claim["verdict"],
         ]
-        for name, claim in document["claim"].items()
+        for name, claim in sorted(document["claim"].items())
     ]
     return "\n\n".join(
         [
@@ -218,6 +224,22 @@ def render(document: dict[str, Any]) -> str:
             ),
         ]
     )
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """How much higher the NLL of each ensemble is than the single step's."""
+    names = sorted(document["architectures"])
+    figure, grid = panels(1, size=(5.6, 0.8 + 0.32 * max(9, len(names))))
+    axes = grid[0, 0]
+    for number, kind in enumerate(ENSEMBLES, start=1):
+        changes = [document["architectures"][name][kind]["over_step"]["nll"]["estimate"] for name in names]
+        series(axes, number, changes, np.arange(len(names)) + 0.16 * (number - 2), kind, linestyle="none")
+    axes.axvline(0, color="black", linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("NLL over the single step's (nats)")
+    legend_above(axes, columns=1)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
