@@ -38,7 +38,7 @@ from common import (
     with_interval,
     write_results,
 )
-from parents import ARCHITECTURES, IMAGENET, Parent, load_images
+from parents import ARCHITECTURES, IMAGENET, Images, Parent, load_images
 
 from smd_hf.metrics.statistics import accuracy, format_p
 from smd_hf.reports.plots import legend_above, save_figure
@@ -64,18 +64,12 @@ NAMES = {
 
 
 def parser() -> argparse.ArgumentParser:
-    made = make_parser(__doc__.split("\n\n")[0])
-    made.add_argument(
-        "--data", default=DIGITS, help="digits, a folder or data set that `datasets` reads, or a Parquet file."
-    )
-    made.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), help="Which of them.")
+    made = generation_parser(__doc__.split("\n\n")[0])
     made.add_argument(
         "--imagenet", nargs="*", metavar="CHECKPOINT",
         help="Trained checkpoints by name or folder instead of parents trained here; without names, a dozen of timm's of "
         "ImageNet. --data must hold their classes.",
     )  # fmt: skip
-    made.add_argument("--epochs", type=int, default=60, help="Of the parents' training.")
-    made.add_argument("--children", type=int, default=24, help="Of one generation: the parts of one dense mutation.")
     made.add_argument("--members", type=int, default=8, help="Votes of the ensemble.")
     made.add_argument(
         "--factors",
@@ -84,6 +78,19 @@ def parser() -> argparse.ArgumentParser:
         default=[0.5, 1.0, 2.0, 4.0],
         help="Sigmas at which children are compared, times the calibrated one.",
     )
+    return made
+
+
+def generation_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments of a study of one generation of each of these architectures."""
+    made = make_parser(description)
+    made.set_defaults(imagenet=None)
+    made.add_argument(
+        "--data", default=DIGITS, help="digits, a folder or data set that `datasets` reads, or a Parquet file."
+    )
+    made.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), help="Which of them.")
+    made.add_argument("--epochs", type=int, default=60, help="Of the parents' training.")
+    made.add_argument("--children", type=int, default=24, help="Of one generation: the parts of one dense mutation.")
     made.add_argument("--max_train", type=int, help="At most so many images to train and evolve on. All by default.")
     made.add_argument("--max_test", type=int, help="At most so many images to report on. All by default.")
     made.add_argument("--batch_size", type=int, default=128, help="Images a batch, in scoring.")
@@ -111,13 +118,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     images = load_images(args)
     names = args.architectures if args.imagenet is None else args.imagenet or list(IMAGENET)
     parents = [Parent(name, images, args) for name in names]
-    settings = {
-        "data": public_name(args.data),
-        "evolve_on": data_key(images.evolve_on),
-        "test": data_key(images.test),
-        "children": args.children,
-        "seed": args.seed,
-    }
+    settings = settings_of(args, images)
     name = "imagenet" if args.imagenet is not None else file_name(args.data)
     store = Measurements(args.output_dir / f"architectures_{name}.jsonl")
     rows, points = {}, {}
@@ -159,6 +160,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "diversity": points,
         "claim_c": summarise(rows, args.seed),
         "claim_d": compare_diversity(points),
+    }
+
+
+def settings_of(args: argparse.Namespace, images: Images) -> dict[str, Any]:
+    """What each measurement depends on, beside the parent and what is measured."""
+    return {
+        "data": public_name(args.data),
+        "evolve_on": data_key(images.evolve_on),
+        "test": data_key(images.test),
+        "children": args.children,
+        "seed": args.seed,
     }
 
 

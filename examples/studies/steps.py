@@ -25,13 +25,11 @@ from architectures_analysis import student
 from architectures_measure import TOP_K, Ground, logits_of
 from common import (
     Measurements,
-    data_key,
     environment,
     file_name,
     markdown_table,
     panels,
     progress,
-    public_name,
     run_plainly,
     series,
     settle,
@@ -71,10 +69,9 @@ class KeepsSums(GaussNewton):
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    made = architectures.parser()
-    made.description = __doc__.split("\n\n")[0]
+    made = architectures.generation_parser(__doc__.split("\n\n")[0])
     args = made.parse_args(argv)
-    settle(args, architectures.QUICK, made)
+    settle(args, {name: value for name, value in architectures.QUICK.items() if name != "members"}, made)
     document = measure(args)
     name = f"steps_{file_name(args.data)}"
     write_results(args.output_dir, name, document, render(document))
@@ -85,13 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     images = load_images(args)
-    settings = {
-        "data": public_name(args.data),
-        "evolve_on": data_key(images.evolve_on),
-        "test": data_key(images.test),
-        "children": args.children,
-        "seed": args.seed,
-    }
+    settings = architectures.settings_of(args, images)
     store = Measurements(args.output_dir / f"steps_{file_name(args.data)}.jsonl")
     rows = {}
     with progress(len(args.architectures), "architecture") as bar:

@@ -141,8 +141,8 @@ class EvolutionArguments(
         """Takes a recombination, with as many of the fittest children as suit it if their number was not given."""
         self.recombination = name
         if name != "gauss_newton" and not self.was_chosen("recombination_top_k"):
-            half = max(1, self.population_size // 2)
-            self.recombination_top_k = half if name == "top_k_sum" else read_recipe("smd")["recombination_top_k"]
+            few = read_recipe("smd")["recombination_top_k"]
+            self.recombination_top_k = max(1, self.population_size // 2) if name == "top_k_sum" else few
 
     def _follow(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

@@ -209,8 +209,8 @@ class RecombinationArguments:
     recombination_top_k: int = from_preset(
         "recombination_top_k",
         "How many of the fittest children take part. best: scored again on the selection split, which chooses one; "
-        "top_k_sum: added up, 1, 2, 4, ... and all of them; top_k_mean: averaged; greedy_soup: tried; gauss_newton: tried next to the step. With objectives, the fittest "
-        "are those that no other child dominates.",
+        "top_k_sum: added up, 1, 2, 4, ... and all of them; top_k_mean: averaged; greedy_soup: tried; gauss_newton: "
+        "tried next to the step. With objectives, the fittest are those that no other child dominates.",
     )
     loss: Loss = field(
         default="cross_entropy",

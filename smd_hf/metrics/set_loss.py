@@ -81,7 +81,7 @@ class SetLoss:
             if not torch.isfinite(prediction[image]).all():
                 losses.append(float("nan"))
                 continue
-            queries, objects = map(torch.from_numpy, linear_sum_assignment(cost[image, :, :count].numpy()))
+            queries, objects = map(torch.from_numpy, _assigned(cost[image], count))
             loss = self.label_weight * self._label_loss(prediction[image, :, :-4], queries, classes[objects], count)
             apart = distance[image, queries, objects].sum() * self.box_weight
             apart = apart + (1 - giou[image, queries, objects]).sum() * self.giou_weight
@@ -99,18 +99,23 @@ class SetLoss:
         found = np.full(prediction.shape[:2], self.classes)
         for image, cost in enumerate(self._costs(prediction, labels)[0]):
             classes = labels[image, :, 0].long().numpy()
-            queries, objects = linear_sum_assignment(cost[:, : (classes >= 0).sum()].numpy())
+            queries, objects = _assigned(cost, int((classes >= 0).sum()))
             found[image, queries] = classes[objects]
         return found
 
-    def has_no_object(self, prediction: torch.Tensor) -> bool:
-        """Whether the logits have a column for "no object", and so a softmax."""
-        return prediction.shape[-1] - 4 == self.classes + 1
+    def has_no_object(self, logits: torch.Tensor) -> bool:
+        """Whether they have a column for "no object", and so a softmax."""
+        return logits.shape[-1] == self.classes + 1
+
+    @property
+    def label_weights(self) -> list[float]:
+        """With a softmax, the weight of each column."""
+        return [1.0] * self.classes + [self.no_object]
 
     def confidence(self, prediction: torch.Tensor) -> torch.Tensor:
         """How sure each query is of an object, as a logit or a probability: of shape `(batch, queries)`."""
         logits = prediction[..., :-4]
-        scores = logits.softmax(-1) if self.has_no_object(prediction) else logits
+        scores = logits.softmax(-1) if self.has_no_object(logits) else logits
         return scores[..., : self.classes].amax(-1)
 
     def _costs(
@@ -121,24 +126,27 @@ class SetLoss:
         giou = _pairwise_giou(boxes, labels[..., 1:])
         distance = torch.cdist(boxes, labels[..., 1:], p=1)
         wanted = labels[..., 0].long().clamp_min(0)
-        likely = _label_cost(logits, self.has_no_object(prediction))
+        likely = _label_cost(logits, self.has_no_object(logits))
         likely = likely.gather(2, wanted[:, None].expand(-1, logits.shape[1], -1))
         return self.box_cost * distance + self.label_cost * likely - self.giou_cost * giou, distance, giou
 
     def _label_loss(
         self, logits: torch.Tensor, queries: torch.Tensor, classes: torch.Tensor, count: int
     ) -> torch.Tensor:
-        if logits.shape[-1] == self.classes + 1:
+        if self.has_no_object(logits):
             wanted = torch.full((len(logits),), self.classes)
             wanted[queries] = classes
-            weight = torch.ones(self.classes + 1, dtype=logits.dtype)
-            weight[-1] = self.no_object
-            return F.cross_entropy(logits, wanted, weight)
+            return F.cross_entropy(logits, wanted, logits.new_tensor(self.label_weights))
         target = torch.zeros_like(logits)
         target[queries, classes] = 1.0
         right = torch.where(target > 0, logits.sigmoid(), (-logits).sigmoid())
         weights = torch.where(target > 0, self.alpha, 1 - self.alpha) * (1 - right) ** FOCUS
         return (weights * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum() / max(count, 1)
+
+
+def _assigned(cost: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and the objects, of the first `count`, that they are matched to at the least cost."""
+    return linear_sum_assignment(cost[:, :count].numpy())
 
 
 def _label_cost(logits: torch.Tensor, softmax: bool) -> torch.Tensor:

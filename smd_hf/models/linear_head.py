@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..errors import SMDError
 from ..remote_code.members_smd_ensemble import logits_of
-from .heads import Head, Inputs, find_heads
+from .heads import Head, Inputs, find_heads, trace
 from .inputs import as_inputs
 from .quantized import is_mutable
 
@@ -99,6 +99,42 @@ class HeadInputs:
             yield seen
         finally:
             handle.remove()
+
+
+class DenseHeadInputs(HeadInputs):
+    """
+    Records what goes into a head that is applied at many places of an image.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): in eval mode.
+        inputs (mapping of `str` to `torch.Tensor`): some images, which show where the head is.
+
+    Raises:
+        `SMDError`: if no layer's output makes the logits.
+    """
+
+    expected: str
+    """What no layer does if none is the head, for the error."""
+
+    def __init__(self, model: PreTrainedModel, inputs: Inputs):
+        self.model = model
+        with torch.inference_mode():
+            outputs, logits = trace(model, inputs)
+            logits = logits.float()
+            limit = TOLERANCE * float(logits.abs().max())
+            for self.name, (self.layer, output) in reversed(outputs.items()):
+                if self.makes(output.float(), logits, limit):
+                    self.check_mutable()
+                    return
+        raise not_linear(model, self.expected)
+
+    def makes(self, output: torch.Tensor, logits: torch.Tensor, limit: float) -> bool:
+        """Whether a layer's output makes the logits, up to differences of `limit`."""
+        raise NotImplementedError
+
+    def kept(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The layer's inputs as they are: they are read at a few places alone."""
+        return inputs
 
 
 def not_linear(model: nn.Module, reason: str) -> SMDError:

@@ -2,13 +2,11 @@
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
-from .heads import Inputs, trace
-from .linear_head import TOLERANCE, HeadInputs, not_linear
+from .linear_head import DenseHeadInputs
 
 
-class QueryHeadInputs(HeadInputs):
+class QueryHeadInputs(DenseHeadInputs):
     """
     Records what goes into the layer that classifies the queries of a detector. Boxes do not depend on it.
 
@@ -21,22 +19,13 @@ class QueryHeadInputs(HeadInputs):
         `SMDError`: if they are not.
     """
 
-    def __init__(self, model: PreTrainedModel, inputs: Inputs):
-        self.model = model
-        with torch.inference_mode():
-            outputs, logits = trace(model, inputs)
-        limit = TOLERANCE * float(logits.abs().max())
-        for self.name, (self.layer, output) in reversed(outputs.items()):
-            if output.shape == logits.shape:
-                apart = logits - output
-                if float((apart - apart.mean(-1, keepdim=True)).abs().max()) <= limit:
-                    self.check_mutable()
-                    return
-        raise not_linear(model, "the class logits of its queries are not those of one linear layer")
+    expected = "the class logits of its queries are not those of one linear layer"
 
-    def kept(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The layer's inputs as they are, of shape `(batch, queries, num_features)`."""
-        return inputs
+    def makes(self, output: torch.Tensor, logits: torch.Tensor, limit: float) -> bool:
+        if output.shape != logits.shape:
+            return False
+        apart = logits - output
+        return float((apart - apart.mean(-1, keepdim=True)).abs().max()) <= limit
 
     def added(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """What the model adds to the layer's output: of shape `(batch, queries, 1)`."""

@@ -117,20 +117,15 @@ class TopKSum(Recombination):
         self, children: Sequence[ScoredChild], sums: Any | None = None
     ) -> Generator[list[Candidate], list[float], None]:
         top = [scored.child for scored in ranked(children)[: self.top_k]]
-        yield [_sum_of(top[:size]) for size in _sizes(len(top))]
+        sums_of_several = (
+            _weighted(f"sum of the fittest {size}", top[:size], 1.0) for size in _sizes(len(top)) if size > 1
+        )
+        yield [*Best(1).candidates(children), *sums_of_several]
 
 
 def _sizes(most: int) -> list[int]:
     """1, 2, 4, ... and `most`."""
-    return sorted({*(2**power for power in range(most.bit_length()) if 2**power <= most), most} - {0})
-
-
-def _sum_of(children: Sequence[Child]) -> Candidate:
-    """The parent with the changes of all the children."""
-    by_index = sorted(children, key=lambda child: child.index)
-    if len(by_index) == 1:
-        return Candidate(f"child {by_index[0].index}", ((by_index[0], 1.0),))
-    return Candidate(f"sum of the fittest {len(children)}", tuple((child, 1.0) for child in by_index))
+    return sorted({2**power for power in range(most.bit_length())} | ({most} if most else set()))
 
 
 class GreedySoup(Recombination):
@@ -157,6 +152,11 @@ class GreedySoup(Recombination):
 
 def mean_of(children: Sequence[Child]) -> Candidate:
     """The mean of the children's weights."""
+    indices = sorted(child.index for child in children)
+    return _weighted(f"mean of {', '.join(map(str, indices))}", children, 1 / len(children))
+
+
+def _weighted(name: str, children: Sequence[Child], coefficient: float) -> Candidate:
+    """All children with the same coefficient."""
     by_index = sorted(children, key=lambda child: child.index)
-    name = f"mean of {', '.join(str(child.index) for child in by_index)}"
-    return Candidate(name, tuple((child, 1 / len(children)) for child in by_index))
+    return Candidate(name, tuple((child, coefficient) for child in by_index))

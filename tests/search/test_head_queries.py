@@ -54,7 +54,6 @@ def test_a_fit_finds_the_objects_that_the_head_does_not(fitness, softmax):
     assert found[0].name == "parent" and best.name.startswith("head")
     improvement = best.fitness - found[0].fitness
     assert improvement > 0.2
-    print(fitness, softmax, found[0].fitness, best.fitness)
     # It is measured as the model with this head would be.
     logits = (
         best.head.logits(inputs[..., :-5].reshape(-1, FEATURES)).reshape(*inputs.shape[:2], -1) + inputs[..., -5:-4]

@@ -53,6 +53,7 @@ def features_of(
     ):
         return _as_logits(evaluator, head, batches, shown)
     processes = evaluator.processes
+    most = max(1, MAX_NUMBERS // (batches.num_images * num_features))
     mine = range(len(batches))[processes.process_index :: processes.num_processes]
 
     def work() -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -64,7 +65,6 @@ def features_of(
                 output = head.model(**evaluator.inputs(batch))
             if shown is not None:
                 shown.advance(len(batch) * processes.num_processes)
-            most = max(1, MAX_NUMBERS // (batches.num_images * num_features))
             if isinstance(head, PixelHeadInputs):
                 found[batch.number] = _at_pixels(evaluator.reading, head, seen[-1], output, batch, most)
             elif isinstance(head, QueryHeadInputs):

@@ -40,11 +40,8 @@ def query_baselines(
 
     def predictions(head: LinearHead, queries: np.ndarray) -> torch.Tensor:
         features = queries[..., :-5]
-        logits = (
-            head.logits(features.reshape(-1, features.shape[-1])).reshape(*features.shape[:2], -1)
-            + queries[..., -5:-4]
-        )
-        return torch.from_numpy(np.concatenate([logits, queries[..., -4:]], axis=-1))
+        logits = head.logits(features.reshape(-1, features.shape[-1])).reshape(*features.shape[:2], -1)
+        return torch.from_numpy(np.concatenate([logits + queries[..., -5:-4], queries[..., -4:]], axis=-1))
 
     def measured(head: LinearHead) -> float:
         cell = reading.cell(predictions(head, selection_set[0]), torch.from_numpy(selection_set[1]), True)
@@ -68,9 +65,10 @@ def targets(prediction: torch.Tensor, objects: torch.Tensor, set_loss: SetLoss) 
     """
     parts = zip(prediction.split(IMAGES), objects.split(IMAGES))
     wanted = np.concatenate([set_loss.wanted(*part) for part in parts]).ravel()
-    if set_loss.has_no_object(prediction):
-        return wanted, CrossEntropy(class_weights=[1.0] * set_loss.classes + [set_loss.no_object])
-    return (wanted[:, None] == np.arange(prediction.shape[-1] - 4)).astype(np.int64), _binary_cross_entropy
+    logits = prediction[..., :-4]
+    if set_loss.has_no_object(logits):
+        return wanted, CrossEntropy(class_weights=set_loss.label_weights)
+    return (wanted[:, None] == np.arange(logits.shape[-1])).astype(np.int64), _binary_cross_entropy
 
 
 def _binary_cross_entropy(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
