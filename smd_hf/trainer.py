@@ -43,7 +43,7 @@ from .run.run_images import BatchMaker, RunImages, first_of
 from .run.run_task import scoring_of, task_of_run
 from .run.run_work import run_work, scoring_shown
 from .run.trainer_state import callback_states, state_folder, without_log
-from .run.warm_start import HeadSteps
+from .run.warm_start import WarmStart
 from .scoring.bars import TickingBar
 from .search.build import build_evaluator, build_evolution
 from .search.evolution import Evolution, Generation
@@ -244,10 +244,9 @@ class EvolutionTrainer(ForwardTrainer):
             self.result = dataclasses.replace(self.result)
             with journal.scope(PARENT_SCOPE), self._scoring("Testing the parent"):
                 self.result.measure_parent(evolution)
-            self.heads = HeadSteps(
-                args, evolution, self.images.test, journal, self._shows_bars, self.compute_loss_func
-            )
-            self.result.warm_start = self.heads.before()
+            about = (args, evolution, self.images.test, journal, self._shows_bars)
+            self.warm_start = WarmStart(*about, self.compute_loss_func)
+            self.result.statistics, self.result.warm_start = self.warm_start.before()
         return super().train(**kwargs)
 
     def _inner_training_loop(
@@ -290,12 +289,12 @@ class EvolutionTrainer(ForwardTrainer):
             self._after_generation(generation, trial, ignore_keys)
 
         self.result.stopped = limits.stopped
-        self.result.refit_head = self.heads.after()
+        self.result.refit_head = self.warm_start.after()
         cost = journal.run.cost(images.fitness.num_images)
         work.collect()
         with journal.scope(end_scope(self.state.global_step)):
             self.result.collect(evolution)
-        self.heads.put_last()
+        self.warm_start.put_last()
         self._tr_loss, self._total_loss_scalar, self._initial_global_step = torch.tensor(0.0), journal.run.loss, 0
         num_samples = images.per_generation * args.population_size * args.num_generations
         output = self._finalize_training(trial, num_samples, start)

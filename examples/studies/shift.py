@@ -1,4 +1,4 @@
-"""What `segmentation.py` and `detection.py` share: the shift, the command line, and measurements on disk."""
+"""What `segmentation.py` and `detection.py` share: the shift, the command line, what first steps bring, and measurements on disk."""
 
 import argparse
 import io
@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image, ImageEnhance
+
+from smd_hf import EvolutionTrainer
+from smd_hf.scoring.scores import Score
+from smd_hf.search.head.baselines import HEAD
 
 BRIGHTNESS, QUALITY = 0.4, 30
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,6 +44,15 @@ def shifted(dataset: Dataset) -> Dataset:
         return {"image": Image.open(file)}
 
     return dataset.map(change, features=dataset.features)
+
+
+def tested_alone(trainer: EvolutionTrainer) -> tuple[Score, Score]:
+    """On the test images: the fittest BatchNorm statistics, and the fittest head on top of those that were chosen."""
+    statistics, head = trainer.result.first_steps
+    assert statistics is not None and head is not None
+    [first] = statistics.test.values()
+    heads = [name for name in head.test if name.startswith(HEAD)]
+    return first, head.test[max(heads, key=lambda name: head.fitness[name])]
 
 
 def measured_once(

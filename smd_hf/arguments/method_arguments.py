@@ -41,13 +41,14 @@ class PopulationArguments:
 
 @dataclass
 class WarmStartArguments:
-    """Parameters that control how the classifier head is fitted, before the first generation and after the last."""
+    """Parameters that control what is estimated or fitted before the first generation and after the last."""
 
     warm_start: bool = from_preset(
         "warm_start",
-        "Fit the classifier head before the first generation: class prior (the bias alone), temperature, both, and the "
+        "Re-estimate the statistics of BatchNorm layers before the first generation, wholly or in part, in one pass; then fit the "
+        "classifier head: class prior (the bias alone), temperature, both, and the "
         "whole head, pulled to the old one, on the parent's features of the fitness images. It costs one pass and "
-        "takes no gradient through the model. The selection split chooses one, or the parent as it is. For semantic "
+        "takes no gradient through the model. The selection split chooses one of each, or the parent as it is. For semantic "
         "segmentation, the head is the convolution of size 1 that makes the logits of pixels; for object detection, the "
         "layer that classifies the queries. With refit_head, the whole head is reported but not chosen: it knows the "
         "fitness images by heart, and leaves the children little to learn from them.",

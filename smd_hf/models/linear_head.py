@@ -140,5 +140,5 @@ class DenseHeadInputs(HeadInputs):
 def not_linear(model: nn.Module, reason: str) -> SMDError:
     return SMDError(
         f"The head of {type(model).__name__} cannot be fitted on features: {reason}. Expected logits that are the output of "
-        "one linear layer. Leave warm_start and refit_head off: children can still change the head."
+        "one linear layer. Children can still change it."
     )

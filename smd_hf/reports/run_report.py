@@ -90,9 +90,9 @@ def run_report(
         if artifacts.ensemble is not None:
             names = {"selection": args.ensemble_selection, "combination": args.ensemble_combination}
             found["ensemble_members"] = {"size": len(artifacts.members), "members": artifacts.members, **names}
-        if result.warm_start is not None:
+        if any(result.first_steps):
             compared = compare_by_task(task, evolution.fitness, args.seed)
-            found["steps"] = describe_steps(result.warm_start, result.refit_head, test, evolution.fitness, compared)
+            found["steps"] = describe_steps(*result.first_steps, result.refit_head, test, evolution.fitness, compared)
         return whole_report({key: entry for key, entry in found.items() if entry is not None}, **about) | cards
     ensemble_logits, extra = None, {} if result.stopped is None else {"stopped": result.stopped}
     if isinstance(result.task, ZeroShotImageClassification):
@@ -110,9 +110,9 @@ def run_report(
         extra["front"] = result.front.table
     if result.ood is not None:
         extra["out_of_distribution"] = result.ood
-    if result.warm_start is not None:
+    if any(result.first_steps):
         compared = compare_classes(test.labels, args.seed)
-        extra["steps"] = describe_steps(result.warm_start, result.refit_head, test, evolution.fitness, compared)
+        extra["steps"] = describe_steps(*result.first_steps, result.refit_head, test, evolution.fitness, compared)
     report = gain_report(
         test.parent,
         test.evolved,

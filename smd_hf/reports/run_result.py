@@ -14,8 +14,8 @@ from ..artifacts.collect import Artifacts, collect_artifacts
 from ..artifacts.first_parent import FirstParent
 from ..data.batches import ImageBatches
 from ..metrics.ood import compare_auroc
+from ..run.found_step import FoundStep
 from ..run.run_images import RunImages
-from ..run.warm_start import HeadStep
 from ..scoring.scores import Score
 from ..search.evolution import Evolution
 from ..search.mutation import zero_share
@@ -73,7 +73,8 @@ class RunResult:
         first_parent ([`~transformers.PreTrainedModel`], *optional*): a copy, if deltas are wanted.
         artifacts ([`Artifacts`]): ensemble and deltas.
         front ([`RunFront`], *optional*): the front of a run by several objectives.
-        warm_start, refit_head ([`HeadStep`], *optional*): what came before the first generation and after the last one.
+        statistics, warm_start ([`FoundStep`], *optional*): what came before the first generation: BatchNorm statistics, then the head.
+        refit_head ([`FoundStep`], *optional*): the head that came after the last one.
         drawn_before, drawn_after ([`Predictions`], *optional*): for some test images, by parent and evolved model; in the process
             that writes files.
         stopped (`dict`, *optional*): which limit ended the run, and after how many generations.
@@ -93,8 +94,9 @@ class RunResult:
     first_parent: PreTrainedModel | None = field(default=None, init=False)
     artifacts: Artifacts = field(default_factory=Artifacts, init=False)
     front: RunFront | None = field(default=None, init=False)
-    warm_start: HeadStep | None = field(default=None, init=False)
-    refit_head: HeadStep | None = field(default=None, init=False)
+    statistics: FoundStep | None = field(default=None, init=False)
+    warm_start: FoundStep | None = field(default=None, init=False)
+    refit_head: FoundStep | None = field(default=None, init=False)
     stopped: dict[str, Any] | None = field(default=None, init=False)
     report: dict[str, Any] | None = field(default=None, init=False)
     drawn_before: Predictions | None = field(default=None, init=False)
@@ -104,6 +106,11 @@ class RunResult:
     @property
     def folder(self) -> Path:
         return self.args.folder
+
+    @property
+    def first_steps(self) -> tuple[FoundStep | None, FoundStep | None]:
+        """What came before the first generation: statistics and head."""
+        return self.statistics, self.warm_start
 
     def measure_parent(self, evolution: Evolution) -> None:
         """Scores the parent on the test images and copies what is needed of it later."""

@@ -1,4 +1,4 @@
-"""What each step of a run with `warm_start` brought: the baselines that one pass gives, evolution by itself, and the last head."""
+"""What each step of a run with `warm_start` brought: statistics and heads by themselves, evolution by itself, and the last head."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,8 @@ import numpy as np
 from ..metrics.comparison import difference_entry, scores_entry
 from ..metrics.resampling import Metric, differences, values, verdict
 from ..metrics.statistics import compare
-from ..run.warm_start import HeadStep
+from ..run.found_step import FoundStep
+from ..run.statistics_step import NAME as STATISTICS
 from ..scoring.scores import Score
 from ..search.fitness import Fitness
 from ..search.head.baselines import PARENT
@@ -21,44 +22,69 @@ Compare = Callable[[Score, Score, tuple[str, str]], dict[str, Any]]
 
 
 def describe_steps(
-    found: HeadStep, last: HeadStep | None, test: TestScores, fitness: Fitness, compared: Compare
+    statistics: FoundStep | None,
+    head: FoundStep | None,
+    last: FoundStep | None,
+    test: TestScores,
+    fitness: Fitness,
+    compared: Compare,
 ) -> dict[str, Any]:
     """
     The entry `steps` of a gain report.
 
     Args:
-        found ([`HeadStep`]): what came before the first generation.
-        last ([`HeadStep`], *optional*): what came after the last one.
+        statistics, head ([`FoundStep`], *optional*): what came before the first generation, in this order.
+        last ([`FoundStep`], *optional*): the head after the last one.
         compared (`Callable`): [`compare_classes`] or [`compare_by_task`].
 
     Returns:
-        `dict`: `warm_start` is the name of the chosen baseline (`"parent"` if none was better), `images_forwarded`
-        its cost. `baselines` has, by name, each baseline's `selection` (the fitness metric on the selection images) and, for
-        the best of each kind, its scores on the `test` images, its `difference` to the parent, and how far the evolved model
-        is over it (`evolved_over_it`). `evolution` compares the model after the generations with the chosen baseline: what they
-        brought by themselves. `refit_head` has the head that was `chosen` after them (`"parent"` if none was better), its
-        scores on the `test` images and its `difference` to the model before.
+        `dict`: `statistics` and `warm_start` are the names of what was chosen of each (`"parent"` if nothing was better; not there if
+        there was no such step), `images_forwarded` what they cost. `baselines` has, by name, each baseline's `selection` (the fitness
+        metric on the selection images) and, for the best of each kind, its scores on the `test` images, its `difference` to the parent,
+        and how far the evolved model is over it (`evolved_over_it`). Heads come on top of the chosen statistics. `evolution`
+        compares the model after the generations with the one before them: what they brought by themselves. `refit_head` has the
+        head that was `chosen` after them (`"parent"` if none was better), its scores on the `test` images and its `difference`
+        to the model before.
     """
     parent, evolved = test.parent_score, test.evolved_score
-    baselines: dict[str, dict[str, Any]] = {
-        name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()
-    }
-    for name, alone in found.test.items():
-        if name != PARENT:
-            ahead = compared(alone, evolved, (name, "evolved"))
-            baselines[name] |= _step(compared(parent, alone, ("parent", name)))
-            baselines[name] |= {"evolved_over_it": ahead["difference"]}
-    before = parent if found.chosen == PARENT else found.test[found.chosen]
+    entry: dict[str, Any] = {"images_forwarded": 0, "baselines": {}}
+    before = parent
+    for key, found in (("statistics", statistics), ("warm_start", head)):
+        if found is None:
+            continue
+        entry[key] = found.chosen
+        entry["images_forwarded"] += found.images
+        baselines = {name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()}
+        for name, alone in found.test.items():
+            if name != PARENT:
+                ahead = compared(alone, evolved, (name, "evolved"))
+                baselines[name] |= _step(compared(parent, alone, ("parent", name)))
+                baselines[name] |= {"evolved_over_it": ahead["difference"]}
+        # The parent's entry is that of the first step.
+        entry["baselines"] |= {name: each for name, each in baselines.items() if name not in entry["baselines"]}
+        if found.chosen != PARENT:
+            before = found.test[found.chosen]
     after = evolved if last is None or last.chosen == PARENT else last.test[PARENT]
-    entry = {
-        "warm_start": found.chosen,
-        "images_forwarded": found.images,
-        "baselines": baselines,
-        "evolution": compared(before, after, ("warm_start", "evolved")),
-    }
+    entry["evolution"] = compared(before, after, ("warm_start", "evolved"))
     if last is not None:
         entry["refit_head"] = {"chosen": last.chosen, **_step(compared(after, evolved, ("parent", "evolved")))}
     return entry
+
+
+def chosen_steps(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the baselines that were put into the model before the first generation."""
+    return tuple(entry[key] for key in ("statistics", "warm_start") if entry.get(key, PARENT) != PARENT)
+
+
+def step_title(name: str, entry: Mapping[str, Any]) -> str:
+    """What a baseline is called in tables and lines: heads come on top of the chosen statistics."""
+    on_statistics = entry.get("statistics", PARENT) != PARENT and not name.startswith(STATISTICS)
+    return f"{STATISTICS}, then {name}" if on_statistics else f"{name} alone"
+
+
+def begins_with_parent(entry: Mapping[str, Any] | None) -> bool:
+    """Whether the generations of this entry `steps`, if there is one, begin with the parent as it was."""
+    return entry is None or not chosen_steps(entry)
 
 
 def _step(comparison: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,9 +147,11 @@ def steps_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [f"What each step brought, on the test images ({first.label}, {loss.label}):"]
     for name, baseline in entry["baselines"].items():
         if "test" in baseline:
-            chosen = ", chosen by the selection images" if name == entry["warm_start"] else ""
+            chosen = ", chosen by the selection images" if name in chosen_steps(entry) else ""
             over = points(baseline["evolved_over_it"])
-            lines.append(f"  {name} alone: {shown(baseline['test'])}{chosen}; the evolved model is at {over}")
+            lines.append(
+                f"  {step_title(name, entry)}: {shown(baseline['test'])}{chosen}; the evolved model is at {over}"
+            )
     evolution = entry["evolution"]
     lines.append(
         f"  the generations, from {shown(evolution['before'])}: {points(evolution['difference'])}; "

@@ -1,5 +1,5 @@
 """
-The first and the last step of a run: the best head that one pass gives, and what each such head is worth.
+What comes before the first generation and after the last: BatchNorm statistics and the best head that one pass gives.
 
 Class prior, temperature and head are fitted on the features of the fitness images, and the selection images choose one of
 them, or the model as it is. With `warm_start` the generations start from there; with `refit_head` they are followed by it. The
@@ -9,29 +9,25 @@ A head knows the images that it was fitted on by heart, and children that are sc
 where the head is fitted at the end, the generations start from the class prior or a temperature at most.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
 from ..errors import SMDError
-from ..files import save_arrays
 from ..models.checkpoints import weights_hash
 from ..models.linear_head import HeadInputs
 from ..models.pixel_head import PixelHeadInputs
 from ..models.query_head import QueryHeadInputs
 from ..scoring.bars import ScoringBar, TickingBar
 from ..scoring.evaluator import Evaluator, Variant
-from ..scoring.scores import Cell, Score
+from ..scoring.reading import Reading
+from ..scoring.scores import Score
 from ..search.build import loss_of
 from ..search.evolution import Evolution
 from ..search.fitness_scorer import check_parent
@@ -41,7 +37,9 @@ from ..search.head.fit import HeadFits
 from ..search.head.linear import LinearHead
 from ..search.head.pixels import pixel_baselines
 from ..search.head.queries import query_baselines
+from .found_step import FoundStep, kept_of, kept_or_found, kept_score
 from .journal import Journal
+from .statistics_step import estimate_statistics
 
 logger = logging.get_logger(__name__)
 
@@ -56,70 +54,11 @@ HOLD_OUT = 5
 """Without selection images, every so many of the fitness images choose among the heads."""
 
 
-@dataclass
-class HeadStep:
-    """
-    What the first or the last step of a run has found.
-
-    Args:
-        chosen (`str`): name of the chosen baseline, `"parent"` if none is better than the model as it was.
-        head ([`LinearHead`]): its weight and bias.
-        fitness (dict of `str` to `float`): of each baseline on the selection images.
-        images (`int`): how many images were passed through the model.
-        test (dict of `str` to [`Score`]): the best baseline of each kind on the test images, if there are any, and the model as it
-            was (`"parent"`): with logits, and for tasks other than image classification with sums.
-        seconds (`float`, *optional*, defaults to 0): how long passes and fits took. It is not kept.
-    """
-
-    chosen: str
-    head: LinearHead
-    fitness: dict[str, float]
-    images: int
-    test: dict[str, Score] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def save(self, path: Path, identity: str) -> None:
-        """Writes it, for the run of this identity."""
-        arrays = dict(self.head.arrays)
-        for name, score in self.test.items():
-            [cell] = score.cells.values()
-            arrays |= {f"{part}/{name}": array for part in _PARTS if (array := getattr(cell, part)) is not None}
-        about = {"chosen": self.chosen, "fitness": self.fitness, "images": self.images}
-        save_arrays(path, arrays, {"warm_start": json.dumps(about), "identity": identity})
-
-    @classmethod
-    def load(cls, path: Path, identity: str) -> "HeadStep | None":
-        """What a file holds; `None` if there is none of this run, or it is damaged. It is then found again."""
-        try:
-            with safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("identity") != identity:
-                    return None
-                about = json.loads(metadata["warm_start"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            head = LinearHead(arrays.pop("weight"), arrays.pop("bias", None))
-            test: dict[str, dict[str, np.ndarray]] = {}
-            for key, array in arrays.items():
-                part, _, name = key.partition("/")
-                test.setdefault(name, {})[part] = array
-            scores = {name: _tested(**parts) for name, parts in test.items()}
-            return cls(head=head, test=scores, **about)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            return None
-
-
-_PARTS = "logits", "sums"
-"""What is kept of scores on test images."""
-
-
-def _tested(logits: np.ndarray | None = None, sums: np.ndarray | None = None) -> Score:
-    return Score({0: Cell(None, 0.0, True, logits, sums)})
-
-
 @dataclass(eq=False)
-class HeadSteps:
+class WarmStart:
     """
-    Fits the head before the first generation and after the last one, on all processes, as the arguments want it.
+    Re-estimates BatchNorm statistics and fits the head before the first generation, and the head after the last one, on all
+    processes, as the arguments want it.
 
     Args:
         evolution ([`Evolution`]): its model holds the parent.
@@ -134,28 +73,34 @@ class HeadSteps:
     journal: Journal
     shown: bool
     compute_loss_func: Callable | None = None
-    last: HeadStep | None = field(default=None, init=False)
+    last: FoundStep | None = field(default=None, init=False)
     _head: HeadInputs | None = field(default=None, init=False)
 
-    def before(self) -> HeadStep | None:
+    def before(self) -> tuple[FoundStep | None, FoundStep | None]:
         """
-        The step before the first generation. The best head is put into the model.
+        The steps before the first generation. The best statistics and the best head are put into the model.
 
         Returns:
-            [`HeadStep`] or `None`: `None` if there is no such step, or, with a warning, if the logits are not the output of one
-            linear layer.
+            `tuple` of two [`FoundStep`] or `None`: statistics and head. `None` if there is no such step, or, with a warning, if the
+            logits are not the output of one linear layer.
         """
+        statistics = estimate_statistics(self.args, self.evolution, self.test, self.journal, self.shown)
+        return statistics, self._first_head()
+
+    def _first_head(self) -> FoundStep | None:
         args, evolution, journal = self.args, self.evolution, self.journal
         if not (args.warm_start or args.refit_head):
             return None
         evaluator = evolution.evaluator
         evaluator.model.eval()
-        make_head: type[HeadInputs] = getattr(evaluator.reading, "head_inputs", HeadInputs)
+        make_head = head_inputs_of(evaluator.reading)
+        if make_head is None:
+            return None
         try:
             inputs: Any = evaluator.inputs(evolution.fitness_batches.first_batch())
             self._head = head = make_head(evaluator.model, inputs)
         except SMDError as error:
-            self._tell(f"warm_start is skipped. {error}")
+            self._tell(str(error))
             return None
         found = self._step(head, FILE_NAME, journal.identity, whole=not args.refit_head)
         self._put(head, found)
@@ -164,8 +109,8 @@ class HeadSteps:
             journal.run.add_before(found.images, found.seconds)
         return found
 
-    def after(self) -> HeadStep | None:
-        """The step after the last generation. [`HeadSteps.put_last`] puts its head into the model."""
+    def after(self) -> FoundStep | None:
+        """The step after the last generation. [`WarmStart.put_last`] puts its head into the model."""
         if not self.args.refit_head or self._head is None:
             return None
         # It depends on the weights that the generations have left, of which the run's identity says nothing.
@@ -181,25 +126,21 @@ class HeadSteps:
         if self._head is not None and self.last is not None:
             self._put(self._head, self.last)
 
-    def _put(self, head: HeadInputs, found: HeadStep) -> None:
+    def _put(self, head: HeadInputs, found: FoundStep) -> None:
         """Puts a head into the model, if a baseline was chosen."""
         if found.chosen != PARENT:
-            head.write(found.head.weight, found.head.bias)
+            head.write(found.arrays["weight"], found.arrays.get("bias"))
             self.evolution.mutation.parent_changed()
 
-    def _step(self, head: HeadInputs, file_name: str, identity: Mapping[str, Any], whole: bool) -> HeadStep:
+    def _step(self, head: HeadInputs, file_name: str, identity: Mapping[str, Any], whole: bool) -> FoundStep:
         """What the ledger keeps of a step, or what is found now."""
-        evaluator, journal = self.evolution.evaluator, self.journal
-        processes, first = evaluator.processes, evaluator.processes.process_index == 0
-        evaluator.model.eval()
-        path, digest = journal.ledger.folder / file_name, _digest(identity)
-        [found, *_] = processes.gather(
-            lambda: HeadStep.load(path, digest) if first and journal.ledger.resumed else None
+        self.evolution.evaluator.model.eval()
+        return kept_or_found(
+            self.journal,
+            file_name,
+            identity,
+            lambda: _find(self.evolution, self._fits(head), self.test, head, self.shown, whole),
         )
-        if found is None:
-            found = _find(self.evolution, self._fits(head), self.test, head, self.shown, whole)
-            processes.gather(lambda: found.save(path, digest) if first else None)
-        return found
 
     def _fits(self, head: HeadInputs) -> Fits:
         """What fits heads on features and labels of the fitness images, and measures them on those of the selection images."""
@@ -229,9 +170,14 @@ class HeadSteps:
             logger.warning(line)
 
 
+def head_inputs_of(reading: Reading) -> type[HeadInputs] | None:
+    """How the head of a task's models is found; `None` for a task whose models have none to fit."""
+    return getattr(reading, "head_inputs", HeadInputs if reading.keeps_labels else None)
+
+
 def _find(
     evolution: Evolution, fits: Fits, test: ImageBatches | None, head: HeadInputs, shown: bool, whole: bool
-) -> HeadStep:
+) -> FoundStep:
     evaluator, began = evolution.evaluator, time.monotonic()
     sets = [evolution.fitness_batches]
     if evolution.selection_batches is not evolution.fitness_batches:
@@ -252,9 +198,9 @@ def _find(
         [found, *_] = evaluator.processes.gather(fit)
     assert found is not None
     best = best_of([each for each in found if whole or not each.name.startswith(HEAD)])
-    result = HeadStep(
+    result = FoundStep(
         best.name,
-        best.head,
+        best.head.arrays,
         {each.name: each.fitness for each in found},
         images,
         seconds=time.monotonic() - began,
@@ -264,7 +210,7 @@ def _find(
             tested = _shown(found, best, passes=not evaluator.reading.keeps_labels)
             if evaluator.reading.keeps_labels:
                 features, _ = features_of(evaluator, head, test, bar)
-                result.test = {each.name: _tested(each.head.logits(features)) for each in tested}
+                result.test = {each.name: kept_score(each.head.logits(features)) for each in tested}
             else:
                 result.test = _test(evaluator, head, tested, test, bar)
     return result
@@ -280,7 +226,7 @@ def _test(
     with evaluator.aside():
         evaluator.work = shown
         scores = evaluator.score(variants, batches, keep_logits=keeps)
-    return {each.name: _tested(score.logits if keeps else None, score.sums) for each, score in zip(heads, scores)}
+    return {each.name: kept_of(score, evaluator.reading) for each, score in zip(heads, scores)}
 
 
 def _named(batches: ImageBatches) -> np.ndarray | None:
@@ -301,7 +247,7 @@ def _split(features: np.ndarray, labels: np.ndarray) -> tuple[tuple[np.ndarray, 
     return (features[~chooses], labels[~chooses]), (features[chooses], labels[chooses])
 
 
-def _best_line(found: HeadStep, evolution: Evolution, start: str) -> str:
+def _best_line(found: FoundStep, evolution: Evolution, start: str) -> str:
     raw, name = evolution.fitness.raw, evolution.fitness.name
     before, after = raw(found.fitness[PARENT]), raw(found.fitness[found.chosen])
     if found.chosen == PARENT:
@@ -309,7 +255,3 @@ def _best_line(found: HeadStep, evolution: Evolution, start: str) -> str:
             f"no fitted head has a better {name} than the {start} ({before:.4g}) on the images that choose; it stays."
         )
     return f"{found.chosen} is chosen; {name} {before:.4g} before, {after:.4g} after, on the images that choose."
-
-
-def _digest(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

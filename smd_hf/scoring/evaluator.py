@@ -223,6 +223,16 @@ class Evaluator:
         finally:
             self.ledger, self.work, self.images_forwarded, self.full_passes = before
 
+    @contextmanager
+    def eagerly(self) -> Iterator[None]:
+        """Within the context, PyTorch runs the passes operation by operation, whatever runtime was chosen."""
+        before = self.runtime
+        self.runtime = Eager(self.model, prefix_replay=False, read=self.reading.prediction)
+        try:
+            yield
+        finally:
+            self.runtime = before
+
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What the model takes for a batch, by name, on its device and in its dtype and memory format."""
         inputs = batch.inputs(self.device, self.model.dtype)

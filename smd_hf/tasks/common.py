@@ -59,8 +59,9 @@ def leave_gauss_newton_out(args: EvolutionArguments, task: Task) -> None:
 
 
 def leave_head_alone(args: EvolutionArguments, task: Task) -> None:
-    """Switches off what fits the head of a classifier, with a warning where it was given and not left to the preset."""
-    for name in ("warm_start", "refit_head"):
-        if args.asks_for(name):
-            logger.warning(f"{name} fits the head of a classifier, and has no effect on {title_of(task)}.")
-        setattr(args, name, False)
+    """For a task without a head to fit: says so where it was asked for and not left to the preset."""
+    if args.asks_for("warm_start"):
+        logger.warning(f"warm_start re-estimates BatchNorm statistics, but fits no head: {title_of(task)} has none.")
+    if args.asks_for("refit_head"):
+        logger.warning(f"refit_head fits the head of a classifier, and has no effect on {title_of(task)}.")
+    args.refit_head = False

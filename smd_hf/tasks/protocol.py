@@ -60,7 +60,7 @@ class MeasuredTask(Task, Protocol):
 
     Attributes:
         metrics (tuple of [`~smd_hf.metrics.resampling.Metric`]): what is reported, the most important first.
-        head_inputs (`type`, *optional*): a [`~smd_hf.models.linear_head.HeadInputs`], where heads of such models can be fitted. For a head of
+        head_inputs (`type`, *optional*): a [`~smd_hf.models.linear_head.HeadInputs`], where heads of such models can be fitted; `None` where they have none. For a head of
             pixels, `balances` gives the class weights to try by name of the fitness, for one of queries `set_loss` matches objects to
             them, and for others `head_loss` is what fits lower.
         notes (tuple of `str`, *optional*): sentences on how it was measured, for reports and cards. See [`notes_of`].

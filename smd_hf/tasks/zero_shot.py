@@ -29,6 +29,7 @@ class ZeroShotImageClassification(ImageClassification):
     kind = KINDS["zero-shot-image-classification"]
     title = kind.pipeline_tag
     template = DEFAULT_TEMPLATE
+    head_inputs = None
 
     def configure(self, model: Any, args: Any) -> None:
         super().configure(model, args)

@@ -10,7 +10,7 @@ from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.linear_head import HeadInputs
 from smd_hf.reports.steps import steps_lines
 from smd_hf.run.cost_model import CostModel
-from smd_hf.run.warm_start import FILE_NAME, HeadSteps
+from smd_hf.run.warm_start import FILE_NAME, WarmStart
 from smd_hf.search.head import baselines
 from tests.plain import plain_arguments
 from tests.test_trainer import make_dataset
@@ -59,11 +59,14 @@ def test_a_run_reports_what_each_step_brought(checkpoint, data, tmp_path):
     trainer.train()
     report = json.loads((tmp_path / "gain_report.json").read_text())
     steps = report["steps"]
-    assert steps["images_forwarded"] == 60
-    assert report["cost"]["images_forwarded"] >= 60 + 2 * 4 * 48
-    kinds = {name.split(",")[0] for name in steps["baselines"]}
-    assert kinds == {"parent", "temperature", "class prior", "class prior and temperature", "head"}
-    best = min(steps["baselines"], key=lambda name: steps["baselines"][name]["selection"])
+    # The statistics on 48 images, five of them chosen among on 12; the head on all.
+    assert steps["statistics"] == "parent" and steps["images_forwarded"] == 48 + 5 * 12 + 60
+    assert report["cost"]["images_forwarded"] >= steps["images_forwarded"] + 2 * 4 * 48
+    heads = {name: each for name, each in steps["baselines"].items() if not name.startswith("statistics")}
+    assert {name.split(",")[0] for name in heads} == {
+        "parent", "temperature", "class prior", "class prior and temperature", "head",
+    }  # fmt: skip
+    best = min(heads, key=lambda name: heads[name]["selection"])
     assert steps["warm_start"] == best
     # The generations begin where the warm start ended.
     first = json.loads((tmp_path / "children.jsonl").read_text().splitlines()[0])
@@ -131,7 +134,7 @@ def test_a_checkpoint_of_the_run_goes_on_from_its_own_weights(checkpoint, data, 
 def test_without_selection_images_some_fitness_images_choose(checkpoint, data, tmp_path):
     trainer = make_trainer(checkpoint, tmp_path, data, selection_fraction=0.0, num_generations=1)
     trainer.train()
-    assert trainer.report["steps"]["images_forwarded"] == 60
+    assert trainer.report["steps"]["images_forwarded"] == 60 + 5 * 60 + 60
 
 
 def test_deltas_are_relative_to_the_parent_before_the_warm_start(checkpoint, data, tmp_path):
@@ -156,8 +159,8 @@ def test_logits_of_several_layers_are_left_alone_with_one_warning(data, tmp_path
     trainer = make_trainer(tmp_path / "parent", tmp_path / "run", data, num_generations=1)
     with caplog.at_level("WARNING"):
         trainer.train()
-    [line] = [record.getMessage() for record in caplog.records if "warm_start" in record.getMessage()]
-    assert "warm_start is skipped" in line and "2 layers make its logits" in line
+    [line] = [record.getMessage() for record in caplog.records if "The head" in record.getMessage()]
+    assert "cannot be fitted on features" in line and "2 layers make its logits" in line
     assert "steps" not in trainer.report and trainer.state.global_step == 1
 
 
@@ -213,7 +216,7 @@ def test_a_run_that_is_stopped_before_its_last_head_is_fitted_ends_in_the_same_w
     refitting(checkpoint, tmp_path / "whole", data).train()
     folder = tmp_path / "other"
     trainer = refitting(checkpoint, folder, data)
-    monkeypatch.setattr(HeadSteps, "after", lambda steps: (_ for _ in ()).throw(Stop))
+    monkeypatch.setattr(WarmStart, "after", lambda steps: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
         trainer.train()
     monkeypatch.undo()

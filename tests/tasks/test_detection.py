@@ -70,7 +70,7 @@ def test_the_head_is_fitted_on_queries_before_and_after_the_generations(runtime,
     last = steps["refit_head"]
     assert last["chosen"].startswith("head") and last["test"]["loss"] == report["evolved"]["loss"]
     weight = load_model(tmp_path).class_labels_classifier.layers[-1].weight
-    expected = torch.from_numpy(trainer.result.refit_head.head.weight)
+    expected = torch.from_numpy(trainer.result.refit_head.arrays["weight"])
     torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=1e-6)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(report["evolved"]["loss"], abs=1e-3)
     card = (tmp_path / "README.md").read_text()

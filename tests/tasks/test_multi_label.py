@@ -159,7 +159,13 @@ def test_the_head_is_fitted_before_and_after_the_generations(runtime, checkpoint
     trainer = evolve(checkpoint, tmp_path, data, fitness="nll", runtime=runtime, **options)
     report, steps = trainer.report, trainer.report["steps"]
     kinds = {name.partition(",")[0] for name in steps["baselines"]}
-    assert kinds == {"parent", "temperature", "class prior", "class prior and temperature", "head"}
+    assert kinds - {"statistics re-estimated"} == {
+        "parent",
+        "temperature",
+        "class prior",
+        "class prior and temperature",
+        "head",
+    }
     tested = [name for name, entry in steps["baselines"].items() if name.startswith("head") and "test" in entry]
     assert tested and steps["baselines"][tested[0]]["test"].keys() == report["parent"].keys()
     last = trainer.result.refit_head

@@ -27,7 +27,7 @@ from ...models.tasks import KINDS as TASK_KINDS
 from ...run.state import RunState
 from ...search.fitness import Fitness
 from ..gain_report import metrics_of_report
-from ..steps import shown_metrics
+from ..steps import begins_with_parent, chosen_steps, shown_metrics, step_title
 from .metadata import card_metadata, inherited_entries, is_hub_id, widget_examples
 from .text import format_number, plain_line, python_string, render
 
@@ -203,9 +203,11 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
         plots={name: text for name, text in PLOTS.items() if (folder / name).is_file()},
         arguments={name: value for name, value in report["arguments"].items() if _is_shown(name)},
         step_metrics=None if report["steps"] is None else shown_metrics(report),
+        step_title=step_title,
+        chosen_steps=chosen_steps,
         kept_parent=bool(report["generations"])
         and all(g["chosen"] == "parent" for g in report["generations"])
-        and (report["steps"] is None or report["steps"]["warm_start"] == "parent"),
+        and begins_with_parent(report["steps"]),
     )
     scores = None if subject is None else subject["scores"]
     widget = widget_examples(kind, report, repo_id) if repo_id and has_image else None

@@ -1,0 +1,121 @@
+"""
+The statistics of BatchNorm layers, re-estimated before the first generation, wholly or in part.
+
+A parent that meets images of another brightness, sensor or style normalises them by the mean and variance of the images that it was
+trained on. Those of the new images take one pass and no label. The selection images choose how far to go to them.
+"""
+
+import time
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..arguments.evolution_arguments import EvolutionArguments
+from ..data.batches import ImageBatches
+from ..models.norm_statistics import NormStatistics, mixed, pooled
+from ..scoring.bars import ScoringBar
+from ..scoring.evaluator import Evaluator, Variant
+from ..scoring.work import Work
+from ..search.evolution import Evolution
+from ..search.fitness_scorer import check_parent
+from ..search.head.baselines import PARENT
+from .found_step import FoundStep, kept_of, kept_or_found
+from .journal import Journal
+
+FILE_NAME = "statistics.safetensors"
+
+NAME = "statistics re-estimated"
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""How far to go from the parent's statistics to those of the new images."""
+
+MOST_IMAGES = 4096
+"""Images that statistics are estimated on, at most: more of them change little."""
+
+
+def estimate_statistics(
+    args: EvolutionArguments, evolution: Evolution, test: ImageBatches | None, journal: Journal, shown: bool
+) -> FoundStep | None:
+    """
+    Finds the best statistics of the model and puts them into it, on all processes.
+
+    Args:
+        evolution ([`Evolution`]): its model holds the parent.
+        test ([`ImageBatches`], *optional*): the best statistics are reported on them. They choose nothing.
+        journal ([`Journal`]): open. It says where the run keeps its files, what it is, and whether it goes on.
+
+    Returns:
+        [`FoundStep`] or `None`: `None` without `warm_start`, or if the model has no layer with running statistics.
+    """
+    evaluator = evolution.evaluator
+    statistics = NormStatistics(evaluator.model)
+    if not args.warm_start or not statistics.layers:
+        return None
+    found = kept_or_found(journal, FILE_NAME, journal.identity, lambda: _find(evolution, statistics, test, shown))
+    if found.chosen != PARENT:
+        statistics.write(found.arrays)
+        evolution.mutation.parent_changed()
+    if not journal.run.generations:
+        journal.run.add_before(found.images, found.seconds)
+    return found
+
+
+def _find(evolution: Evolution, statistics: NormStatistics, test: ImageBatches | None, shown: bool) -> FoundStep:
+    evaluator, began = evolution.evaluator, time.monotonic()
+    selection, sample = evolution.selection_batches, evolution.fitness_batches.head(MOST_IMAGES)
+    before = statistics.arrays()
+    with ScoringBar("Re-estimating BatchNorm statistics", shown) as bar:
+        after = _estimated(evaluator, statistics, sample, bar)
+    tried = {PARENT: before} | {f"{NAME}, share {share:g}": mixed(before, after, share) for share in SHARES}
+    fitness: dict[str, float] = {}
+    scores = {}
+    # A compiled graph has the statistics as constants, so that each share would be another graph.
+    with evaluator.aside(), evaluator.eagerly():
+        try:
+            with ScoringBar("Choosing BatchNorm statistics", shown) as evaluator.work:
+                for name, arrays in tried.items():
+                    statistics.write(arrays)
+                    [(_, fitness[name])] = evolution.scorer.score([Variant(name)], selection, "selection")
+            best = max((name for name in tried if name != PARENT), key=lambda name: fitness[name])
+            if test is not None:
+                statistics.write(tried[best])
+                with ScoringBar("Testing BatchNorm statistics", shown) as evaluator.work:
+                    scores[best] = kept_of(evaluator.score_model(test), evaluator.reading)
+        finally:
+            statistics.write(before)
+    chosen = best if fitness[best] > fitness[PARENT] else PARENT
+    return FoundStep(
+        chosen,
+        {} if chosen == PARENT else tried[chosen],
+        fitness,
+        sample.num_images + len(tried) * selection.num_images,
+        scores,
+        time.monotonic() - began,
+    )
+
+
+def _estimated(
+    evaluator: Evaluator, statistics: NormStatistics, batches: ImageBatches, shown: Work
+) -> dict[str, np.ndarray]:
+    """The statistics of these images: each process passes its share of the batches through the model once."""
+    processes = evaluator.processes
+    mine = range(len(batches))[processes.process_index :: processes.num_processes]
+
+    def work() -> dict[int, Any]:
+        evaluator.model.eval()
+        found = {}
+        groups = batches.groups(mine, processes.stop.check, eager=True) if len(mine) else ()
+        for batch in chain.from_iterable(groups):
+            with statistics.by_batch() as seen, torch.inference_mode(), evaluator.autocast():
+                evaluator.model(**evaluator.inputs(batch))
+            shown.advance(len(batch) * processes.num_processes)
+            found[batch.number] = seen
+        return found
+
+    shown.begin(batches.num_images, 0)
+    parts = {number: seen for found in processes.gather(work) for number, seen in found.items()}
+    after = pooled([parts[number] for number in sorted(parts)])
+    check_parent(all(np.isfinite(array).all() for array in after.values()))
+    return after
