@@ -108,6 +108,11 @@ class EvolutionCallback(TrainerCallback):
                 "objectives, and a fitness on out-of-distribution images, are for EvolutionTrainer, which keeps the front and takes "
                 "the second data set. Choose one fitness here, or evolve the saved model with EvolutionTrainer afterwards."
             )
+        if args.unlabeled:
+            raise SMDError(
+                "unlabeled is for EvolutionTrainer: a Trainer that trains by gradients has labels, and EvolutionCallback takes them. Leave "
+                "it out, or evolve the saved model with EvolutionTrainer afterwards."
+            )
         check_map_style(fitness_dataset, "fitness_dataset")
         warn_of_ignored_arguments(args)
         for name in ("warm_start", "refit_head"):

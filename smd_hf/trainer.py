@@ -164,7 +164,8 @@ class EvolutionTrainer(ForwardTrainer):
         kept = (self.data_collator, processing_class, args.device, task.keeps_labels)
         make_batches = BatchMaker(args, self.model, *kept)
         tried = train_dataset if train_dataset is not None else first_of(data.eval_dataset)
-        found_batch_size = settle_batch_size(args, self.make_evaluator(plain=True), make_batches, tried)
+        try_batch = partial(make_batches, collator=data.train_collator)
+        found_batch_size = settle_batch_size(args, self.make_evaluator(plain=True), try_batch, tried)
         self.images = images = RunImages(args, make_batches, data, train_dataset, ood_dataset, readable.left_out)
         with explain_oom(args):
             labels = data.new_labels

@@ -18,6 +18,35 @@ def measured_names(objectives: Sequence[str]) -> list[str]:
     return [name for name in objectives if name not in WEIGHT_OBJECTIVES]
 
 
+def check_unlabeled(args: Any) -> None:
+    """Refuses what needs the labels of training images, or would make the guard of predictions useless."""
+    needs_labels = {
+        "fitness": args.fitness != "information",
+        "objectives": args.objectives is not None,
+        "metric_name_or_path": args.metric_name_or_path is not None,
+        "loss": args.was_chosen("loss"),
+        "class_weights": args.class_weights is not None,
+        "cost_matrix": args.cost_matrix is not None,
+        "label_smoothing_factor": bool(args.label_smoothing_factor),
+        "head_init": args.head_init not in (None, "keep"),
+        "refit_head": args.refit_head,
+        "ensemble_selection": args.ensemble_selection == "greedy",
+        "mutation": args.mutation == "prune",
+        "racing": args.racing == "halving",
+    }
+    wrong = [f"{name}={getattr(args, name)!r}" for name, is_wrong in needs_labels.items() if is_wrong]
+    if wrong:
+        raise SMDError(
+            f"unlabeled scores children by the information of their predictions, without labels, and {wrong[0]} does not go with that. "
+            "Leave it out, or leave unlabeled out."
+        )
+    if not args.elitism or not args.selection_fraction:
+        raise SMDError(
+            "unlabeled keeps the parent where candidates change its predictions too much, on images that are set aside. Leave elitism on, "
+            "and set selection_fraction above 0."
+        )
+
+
 def check_choices(args: Any) -> None:
     """Refuses a value that an argument does not offer."""
     hints = get_type_hints(type(args))
@@ -74,6 +103,8 @@ def check_evolution_arguments(args: Any) -> None:
             f"{fits[0]} fits the head on labelled images and chooses by their fitness, which fitness='{args.fitness}' is not. "
             "Leave it out, or choose another fitness."
         )
+    if args.unlabeled:
+        check_unlabeled(args)
     if args.mutation == "prune":
         check_pruning(args)
     if args.objectives is not None:

@@ -127,6 +127,10 @@ class EvolutionArguments(
     def _imply(self) -> None:
         """Settles the choices that were left open and follow from others."""
         several = self.objectives is not None
+        if self.unlabeled and not self.was_chosen("fitness"):
+            self.fitness = "information"
+        if self.unlabeled and not self.was_chosen("ensemble_selection"):
+            self.ensemble_selection = "top_k"
         if self.recombination == "auto":
             # The losers of a race have not seen all images, which a Gauss-Newton step needs.
             best = self.racing == "halving" or self.mutation == "prune" or several

@@ -152,6 +152,15 @@ class FitnessArguments:
             "or a key that compute_metrics or metric_name_or_path returns."
         },
     )
+    unlabeled: bool = field(
+        default=False,
+        metadata={
+            "help": "Adapt to images without labels: those of train_dataset are not read, and those of eval_dataset are for the report "
+            "alone. BatchNorm statistics first; then children are scored by information, the entropy of the mean prediction minus the "
+            "mean entropy of predictions. Candidates that change more than a tenth of the predicted classes are refused. For image "
+            "classification."
+        },
+    )
     objectives: list[str] | None = field(
         default=None,
         metadata={

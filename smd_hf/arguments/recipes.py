@@ -75,6 +75,9 @@ def recipe_beside(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         yields |= {"sigma"}
     if given["fitness"] in names(OODMetric):
         yields |= {"warm_start", "refit_head"}
+    if given["unlabeled"]:
+        # A child that scales a tensor is more confident, which information takes for better.
+        yields |= {"scaling_share", "refit_head"}
     if given.get("decomposition", recipe["decomposition"]) != "blocks":
         yields |= {"allocation"}
     if given["objectives"] is not None and given.get("selection_fraction") == 0:

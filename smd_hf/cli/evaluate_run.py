@@ -52,6 +52,7 @@ def evaluate(
             need_train=False,
             classified=is_classification(task),
         )
+        assert images is not None  # there may be none for unlabeled runs alone
         if not is_classification(task):
             text, result = evaluate_task(task, models, images, args, model_args.loading())  # pyright: ignore
             print(text)

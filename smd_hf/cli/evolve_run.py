@@ -48,6 +48,7 @@ def evolve(
             seed=args.seed,
             cache_dir=model_args.cache_dir,
             classified=is_classification(task),
+            unlabeled=args.unlabeled,
         )
         ood_images = load_ood_images(
             **asdict(ood_args),

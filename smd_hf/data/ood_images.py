@@ -84,14 +84,18 @@ def ood_collator(collator: Callable, dataset: Any, image_column_name: str | None
 @dataclass(frozen=True)
 class Unlabelled:
     """
-    A collator for rows without labels: all labels are 0 and have no meaning.
+    A collator for rows without labels.
+
+    Args:
+        label (`int`, *optional*, defaults to 0): the label of all images, which has no meaning.
 
     Raises:
         `SMDError`: if it makes no tensors of the rows.
     """
 
     collator: Callable
+    label: int = 0
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         columns = {name: value for name, value in self.collator(rows).items() if name != "labels"}
-        return columns | {"labels": torch.zeros(len(rows), dtype=torch.int64)}
+        return columns | {"labels": torch.full((len(rows),), self.label, dtype=torch.int64)}

@@ -36,6 +36,7 @@ class PreparedData:
         alignment ([`LabelAlignment`], *optional*): of labels and classes; `None` if a collator of the user does that.
         check_row (`Callable`, *optional*): what is wrong with a row, as a sentence, or `None`; for tasks whose labels are checked
             with their images.
+        train_collator (`Callable`, *optional*): for the training images, where it is another one.
     """
 
     collator: Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -46,6 +47,7 @@ class PreparedData:
     all_columns: bool = True
     alignment: LabelAlignment | None = None
     check_row: CheckRow | None = None
+    train_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None
 
     @property
     def train_classes(self) -> np.ndarray | None:

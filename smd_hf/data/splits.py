@@ -47,7 +47,8 @@ def load_splits(
     revision: str | None = None,
     need_train: bool = True,
     classified: bool = True,
-) -> tuple[datasets.Dataset | None, datasets.Dataset]:
+    unlabeled: bool = False,
+) -> tuple[datasets.Dataset | None, datasets.Dataset | None]:
     """
     Loads the training and the validation split that the command line's arguments name.
 
@@ -76,9 +77,11 @@ def load_splits(
             then `None` if none is given.
         classified (`bool`, *optional*, defaults to `True`): images have classes, of which each part gets its share. Otherwise
             labels are not looked at.
+        unlabeled (`bool`, *optional*, defaults to `False`): the training split needs no labels, and its folder has any layout. Without
+            labels to validate on, there is no validation split.
 
     Returns:
-        `tuple`: the training split (or `None`) and the validation split, as `datasets.Dataset`.
+        `tuple`: the training split (or `None`) and the validation split (or `None`), as `datasets.Dataset`.
 
     Raises:
         `SMDError`: for arguments that name no data or two kinds of it, a file, folder, data set or split that does not exist, is
@@ -119,7 +122,7 @@ def load_splits(
                 break
         source = f"The data set {dataset_name!r} (splits: {', '.join(splits)})"
     else:
-        train = _load_path("train", train_dir, train_file, cache_dir)
+        train = _load_path("train", train_dir, train_file, cache_dir, labelled=not unlabeled)
         validation = _load_path("validation", validation_dir, validation_file, cache_dir)
         source = "The data"
     if train is None and (need_train or validation is None):
@@ -130,10 +133,13 @@ def load_splits(
         if split is not None and len(split) == 0:
             raise SMDError(f"The {what} split is empty. Give one with images.")
         if split is not None:
-            if classified:
+            if classified and not (unlabeled and what == "train" and not _is_labelled(split, label_column_name)):
                 columns[what] = find_columns(split, image_column_name, label_column_name)[1]
             else:
                 find_image_column(split, image_column_name)
+    if validation is None and unlabeled and "train" not in columns:
+        assert train is not None
+        return _subset(train, None, max_train_samples, seed), None
     if validation is None:
         if not train_val_split:
             raise SMDError(f"{source} has no validation split. Give one, or set train_val_split to a share above 0.")

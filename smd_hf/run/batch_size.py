@@ -17,13 +17,13 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
+from ..data.batches import ImageBatches
 from ..errors import SMDError
 from ..messages import one_line
 from ..parallel.processes import Processes
 from ..scoring.changes import applied
 from ..scoring.evaluator import Evaluator
 from ..scoring.prefix_replay import PrefixReplay
-from .run_images import BatchMaker
 
 logger = logging.get_logger(__name__)
 
@@ -114,7 +114,7 @@ def largest_fitting(size: int, attempt: Callable[[int], None], processes: Proces
 def settle_batch_size(
     args: EvolutionArguments,
     evaluator: Evaluator,
-    make_batches: BatchMaker,
+    make_batches: Callable[..., ImageBatches],
     dataset: Any | None,
 ) -> dict[str, int] | None:
     """

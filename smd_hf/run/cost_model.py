@@ -170,7 +170,7 @@ class CostModel:
         fitness, evaluator = self.images.fitness, self.evolution.evaluator
         rows = np.array(fitness.indices[: fitness.batch_size])
         start = time.perf_counter()
-        [batch] = self.images.make_batches(self.images.train_dataset, rows)  # none that is in memory already
+        [batch] = self.images.of_training(rows)  # none that is in memory already
         read = time.perf_counter() - start
         self.evolution.model.eval()
         for _ in range(2):  # the first pass over a shape takes longer

@@ -86,6 +86,8 @@ def run_identity(args: EvolutionArguments, model: PreTrainedModel, images: RunIm
         if dataset is not None and images.check_row is not None:
             # Only the collator knows what the labels are.
             data[name] = data_fingerprint(dataset, collator, None, None, names)
+        elif dataset is not None and args.unlabeled and name == "train_dataset":
+            data[name] = data_fingerprint(dataset, images.train_collator, images.image_column, None, names)
         elif dataset is not None:
             column = label_column_of(dataset, args, collator)
             data[name] = data_fingerprint(dataset, collator, images.image_column, column, names)
@@ -206,6 +208,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
     old.setdefault("runtime", "eager")  # versions without runtimes
     old.setdefault("warm_start", False)  # versions without it
     old.setdefault("refit_head", False)
+    old.setdefault("unlabeled", False)
     removed = {name: old.pop(name) for name in REMOVED if name in old}
     new = now["arguments"]
     differences = [

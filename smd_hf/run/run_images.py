@@ -113,6 +113,7 @@ class RunImages:
         self.ood_image_column: str | None = None
         self.train_classes = data.train_classes
         self.check_row = data.check_row
+        self.train_collator = data.train_collator or make_batches.collator
         self.selection: ImageBatches | None = None
         self.ood: OODImages | None = None
         self.fresh: FreshSamples | None = None
@@ -143,9 +144,13 @@ class RunImages:
         fitness, selection = split_indices(labels, fraction, seed)
         if samples:
             self.fresh = FreshSamples(fitness, labels[fitness], samples, seed)
-        self._fitness = self.make_batches(self.train_dataset, fitness, self._fitness_cache_share)
+        self._fitness = self.of_training(fitness, self._fitness_cache_share)
         if fraction > 0:
-            self.selection = self.make_batches(self.train_dataset, selection, fraction * self._train_share)
+            self.selection = self.of_training(selection, fraction * self._train_share)
+
+    def of_training(self, rows: np.ndarray, cache_share: float = 0.0) -> ImageBatches:
+        """Batches of these rows of the training data, with this share of the cache."""
+        return self.make_batches(self.train_dataset, rows, cache_share, self.train_collator)
 
     def _split_ood(self) -> None:
         collator, self.ood_image_column = ood_collator(
@@ -174,7 +179,7 @@ class RunImages:
         """The fitness images of one generation, counted from 0."""
         if self.fresh is None:
             return self.fitness
-        return self.make_batches(self.train_dataset, self.fresh.indices(generation), self._fitness_cache_share)
+        return self.of_training(self.fresh.indices(generation), self._fitness_cache_share)
 
     @property
     def per_generation(self) -> int:
@@ -210,8 +215,13 @@ class RunImages:
                     check_row=None if what == "ood_dataset" else self.check_row,
                 )
 
-    def classes_present(self) -> np.ndarray:
-        """The model's classes of the training images, sorted; of some of them, if only a collator knows the labels."""
+    def classes_present(self) -> np.ndarray | None:
+        """
+        The model's classes of the training images, sorted; of some of them, if only a collator knows the labels. `None` if these have
+        no labels.
+        """
+        if self.args.unlabeled:
+            return None
         if self.train_classes is not None:
             return self.train_classes
         # With fresh samples, most images were never read, and would be read only for their labels.

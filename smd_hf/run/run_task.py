@@ -12,11 +12,14 @@ from ..metrics.classification import ComputeMetrics
 from ..models.tasks import CLASSIFIER
 from ..remote_code.configuration_smd_ensemble import AUTO_MODELS
 from ..search.fitness import Fitness, MeasuredFitness
+from ..search.information import InformationFitness
 from ..search.pareto.objectives import Objectives
+from ..tasks.classification import ImageClassification
 from ..tasks.common import leave_head_alone, refuse
 from ..tasks.protocol import Task, metric_named, title_of
 from ..tasks.registry import find_task, is_classification
-from .evaluation_metrics import metrics_of, objectives_of
+from ..tasks.unlabeled import UnlabeledClassification
+from .evaluation_metrics import compute_classification_metrics, metrics_of, objectives_of
 
 TASK_ARGUMENTS = {
     "image-segmentation": ("do_reduce_labels",),
@@ -29,6 +32,12 @@ def task_of_run(args: EvolutionArguments, model: PreTrainedModel | Any) -> Task:
     """The task that the arguments name, or that of the model or checkpoint."""
     loading: Any = args.model_init_kwargs or {}
     task = find_task(args.task, model, loading)
+    if args.unlabeled:
+        if type(task) is not ImageClassification:
+            raise SMDError(
+                f"unlabeled is for image classification with one label an image, and the task is {title_of(task)}. Leave it out."
+            )
+        task = UnlabeledClassification()
     for tag, names in TASK_ARGUMENTS.items():
         if task.kind.pipeline_tag != tag:
             refuse({name: getattr(args, name) is not None for name in names}, tag, task)
@@ -50,6 +59,9 @@ def scoring_of(
         `SMDError`: for arguments that the task does not know.
     """
     if is_classification(task):
+        if args.unlabeled:
+            refuse({"ood_dataset": has_ood}, "runs with labels", task)
+            return InformationFitness(), None, compute_metrics or compute_classification_metrics
         metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
         fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         return fitness, objectives_of(args, metrics, has_ood), evaluation_metrics

@@ -37,6 +37,7 @@ from ..search.head.fit import HeadFits
 from ..search.head.linear import LinearHead
 from ..search.head.pixels import pixel_baselines
 from ..search.head.queries import query_baselines
+from ..search.information import Guard
 from .found_step import FoundStep, kept_of, kept_or_found, kept_score
 from .journal import Journal
 from .statistics_step import estimate_statistics
@@ -85,7 +86,13 @@ class WarmStart:
             logits are not the output of one linear layer.
         """
         statistics = estimate_statistics(self.args, self.evolution, self.test, self.journal, self.shown)
-        return statistics, self._first_head()
+        found = statistics, self._first_head()
+        if self.args.unlabeled:
+            # Candidates are held to what the model predicts now.
+            with self.evolution.evaluator.aside():
+                logits = self.evolution.evaluator.logits(self.evolution.selection_batches)
+            self.evolution.guard = Guard(logits.argmax(-1))
+        return found
 
     def _first_head(self) -> FoundStep | None:
         args, evolution, journal = self.args, self.evolution, self.journal

@@ -25,6 +25,7 @@ from ..tasks.registry import is_classification
 from .evolution import Evolution
 from .fitness import Fitness
 from .gauss_newton import GaussNewton
+from .information import InformationLoss
 from .losses import Loss, from_compute_loss_func, make_loss
 from .mutation import Mutation
 from .parameter_space import norm_parameter_names, parameter_space
@@ -174,6 +175,8 @@ def loss_of(
     """The loss that Gauss-Newton steps and fits of the head lower. Takes the arguments of [`make_recombination`]."""
     if task is not None and not is_classification(task):
         return task.loss(args)
+    if args.unlabeled:
+        return InformationLoss()
     if compute_loss_func is not None:
         return from_compute_loss_func(compute_loss_func)
     cost_matrix = None if args.cost_matrix is None else parse_cost_matrix(args.cost_matrix)

@@ -18,6 +18,7 @@ from ..scoring.sums import BatchSums
 from .fitness import Fitness, ScoredChild
 from .fitness_scorer import PARENT, FitnessScorer, OnScored
 from .generation import Generation
+from .information import Guard
 from .mutation import Child, Mutation
 from .recombination import Candidate, Recombination
 from .selection import KEEP_PARENT, ScoredCandidate, discordance, fittest, score_proposals
@@ -43,6 +44,7 @@ class Evolution:
         ood ([`OODImages`], *optional*): out-of-distribution images. They are used only if the fitness needs them.
 
     Attributes:
+        guard ([`Guard`], *optional*): refuses candidates by their scores on the selection images.
         last ([`Generation`], *optional*): the last generation; `None` before the first. A restored generation has no scores.
     """
 
@@ -73,6 +75,7 @@ class Evolution:
         self.scorer = FitnessScorer(
             evaluator, fitness, survivors, ood if fitness.needs_ood else None, fitness.needs_logits
         )
+        self.guard: Guard | None = None
         self.last: Generation | None = None
         self._parent_result: ScoredCandidate | None = None
         self._undo: list[tuple[str, Change]] = []
@@ -98,10 +101,15 @@ class Evolution:
             `RuntimeError`: if the parent's weights were not restored exactly. This is a bug, and nothing is saved.
         """
         children = self.mutation.children(generation, sigma)
+        self.recombination.prepare(lambda: self.evaluator.logits(self.fitness_batches))
         sums = self.recombination.sums(children)
+        if self.guard is not None:
+            self.guard.begin()
         with self._parent_restored():
             parent, parent_fitness, scored = self._score(children, sums, on_scored)
         candidates = self._recombine(scored, sums)
+        if self.guard is not None:
+            self.guard.tell(generation, sum(bool(each.candidate.parts) for each in candidates))
         best = self._select(candidates)
         self._parent_result = replace(best, candidate=KEEP_PARENT)
         self._advance(best.candidate)
@@ -218,7 +226,13 @@ class Evolution:
     def _score_candidates(self, candidates: list[Candidate]) -> list[ScoredCandidate]:
         variants = list(map(self._candidate_variant, candidates))
         results = self.scorer.score(variants, self.selection_batches, "selection")
-        return [ScoredCandidate(candidate, *result) for candidate, result in zip(candidates, results)]
+        return [
+            ScoredCandidate(candidate, score, fitness if self._lets_through(candidate, score) else float("-inf"))
+            for candidate, (score, fitness) in zip(candidates, results)
+        ]
+
+    def _lets_through(self, candidate: Candidate, score: Score) -> bool:
+        return self.guard is None or not candidate.parts or self.guard(score)
 
     @contextmanager
     def _parent_restored(self) -> Iterator[None]:

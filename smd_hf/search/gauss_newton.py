@@ -8,7 +8,7 @@ p - y and diag p - p p' (Schraudolph 2002). Both are sums over images, so they a
 (H + lambda I) c = -g.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import torch
@@ -107,6 +107,11 @@ class GaussNewton(Recombination):
 
     def most_candidates(self, num_children: int) -> int:
         return super().most_candidates(num_children) + len(DAMPING) + len(STEPS)
+
+    def prepare(self, parent_logits: Callable[[], np.ndarray]) -> None:
+        prepare = getattr(self.loss, "prepare", None)
+        if prepare is not None:
+            prepare(parent_logits())
 
     def sums(self, children: Sequence[Child]) -> GaussNewtonSums:
         return GaussNewtonSums(children, self.loss)

@@ -6,9 +6,11 @@ scored on the selection split, and the best of all rounds becomes the parent. Wi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from .fitness import ScoredChild, ranked
 from .mutation import Child
@@ -41,6 +43,15 @@ class Recombination(ABC):
 
     def __init__(self, top_k: int):
         self.top_k = top_k
+
+    def prepare(self, parent_logits: Callable[[], np.ndarray]) -> None:
+        """
+        Takes what it needs to know of the parent before children are scored.
+
+        Args:
+            parent_logits (`Callable`): scores the parent on the fitness images, which is a pass.
+        """
+        return None
 
     def sums(self, children: Sequence[Child]) -> Any | None:
         """
