@@ -54,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made.add_argument(
         "--architectures", nargs="*", default=["resnet", "efficientnet"], help="Small parents of digits."
     )
+    made.add_argument(
+        "--blind",
+        nargs="*",
+        default=[],
+        metavar="MODEL",
+        help="Of these checkpoints, the run with labels is left out.",
+    )
     made.add_argument("--max_train", type=int, help="At most so many images to adapt to.")
     made.add_argument("--max_test", type=int, help="At most so many test images.")
     made.add_argument("--batch_size", type=int, default=75, help="Images a batch of scoring.")
@@ -102,6 +109,7 @@ def both(
     return {
         name: store.get(settings | {"method": name}, partial(run, args, model, processor, train, test, options))
         for name, options in METHODS.items()
+        if options or model not in args.blind
     }
 
 

@@ -23,7 +23,7 @@ EACH = [f"{case}-{spread}" for case in CASES if case not in RUNTIMES for spread 
 IN_RUNTIMES = [f"{case}-{spread}" for case in RUNTIMES for spread in ("data", "children")]
 SOME = [
     *("partition-children", "blocks-data", "blocks-auto", "race-children", "metric-data"),
-    *("steps-data", "soup-children", "front-data", "front-children", "few-data", "few-children"),
+    *("steps-data", "unlabeled-data", "soup-children", "front-data", "front-children", "few-data", "few-children"),
 ]
 FEW = ["openvino-data"]
 FAILS = [f"fail-{what}" for what in FAILURES]

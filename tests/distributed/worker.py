@@ -47,7 +47,19 @@ CASES: dict[str, dict[str, Any]] = {
     "steps": BLOCKS
     | dict(recombination="gauss_newton", mirrored=True, population_size=6, scaling_share=0.4, sigma=0.05),
     # The head is fitted on features that every process has a share of.
-    "head": dict(kind="resnet", population_size=4, refit_head=True, sigma=0.01, save_children=1, elitism=False),
+    "head": dict(
+        kind="resnet",
+        population_size=4,
+        warm_start=True,
+        refit_head=True,
+        sigma=0.01,
+        save_children=1,
+        elitism=False,
+    ),
+    # BatchNorm statistics, and a loss that looks at all predictions before children are scored.
+    "unlabeled": dict(
+        kind="resnet", population_size=4, unlabeled=True, warm_start=True, recombination="gauss_newton", sigma=0.01
+    ),
     "soup": dict(kind="resnet", population_size=5, recombination="greedy_soup", fitness="accuracy"),
     # Values of several objectives, on two data sets; the front of the run and an ensemble of it.
     "front": dict(
