@@ -36,6 +36,7 @@ from imagenet_rivals import RIVALS, Rivals
 from imagenet_rivals import SHOWN as RIVALS_SHOWN
 
 from smd_hf import EvolutionTrainer
+from smd_hf.reports.steps import step_title
 from smd_hf.search.head.baselines import HEAD
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -139,9 +140,10 @@ def run(args: argparse.Namespace, train: Any, test: Any, options: dict[str, Any]
     }
     if "steps" in report:
         steps = report["steps"]
-        found["chosen"] = steps["warm_start"]
+        found["chosen"] = steps.get("warm_start")
+        found["statistics"] = steps.get("statistics")
         found["steps"] = {
-            name: {
+            step_title(name, steps).removesuffix(" alone"): {
                 "scores": scores(entry["test"]),
                 "difference": entry["difference"],
                 "evolved_over_it": entry["evolved_over_it"],
@@ -196,7 +198,7 @@ def seeds_over_the_head(runs: Sequence[dict[str, Any]]) -> str:
         for each in runs
         if each["method"] == "adapt"
         for name, step in each["steps"].items()
-        if name.startswith(HEAD) and "evolved_over_it" in step
+        if HEAD in name and "evolved_over_it" in step
     ]
     shown = "; ".join(with_interval(each["estimate"], each["interval"], 2, 100) for each in ahead)
     return f"`adapt` over the fit of the head alone, in points, by seed: {shown}." if ahead else ""

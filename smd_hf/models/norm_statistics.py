@@ -44,7 +44,7 @@ class NormStatistics:
     def arrays(self) -> dict[str, np.ndarray]:
         """The statistics as they are, float64 and of shape `(channels,)`, by the names of their buffers."""
         return {
-            f"{name}.{part}": getattr(layer, part).detach().double().cpu().numpy()
+            f"{name}.{part}": getattr(layer, part).detach().cpu().double().numpy().copy()
             for name, layer in self.layers.items()
             for part in (MEAN, VARIANCE)
         }
@@ -54,7 +54,8 @@ class NormStatistics:
         """Puts statistics into the model, in place and in the dtype of the model."""
         for name, array in arrays.items():
             layer, _, part = name.rpartition(".")
-            getattr(self.layers[layer], part).copy_(torch.from_numpy(array))
+            tensor = getattr(self.layers[layer], part)
+            tensor.copy_(torch.from_numpy(array).to(tensor.dtype))  # not every device has float64
 
     @contextmanager
     def by_batch(self) -> Iterator[dict[str, list[Moments]]]:
@@ -80,7 +81,7 @@ class NormStatistics:
                 getattr(layer, MEAN).copy_(mean)
                 getattr(layer, VARIANCE).copy_(variance)
                 count = inputs.numel() // max(1, inputs.shape[1])
-                moments = Moments(count, mean.double().cpu().numpy(), variance.double().cpu().numpy())
+                moments = Moments(count, mean.cpu().double().numpy(), variance.cpu().double().numpy())
                 seen.setdefault(name, []).append(moments)
 
             return normalise_by_batch

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from ..files import save_arrays
 from ..scoring.reading import Reading
 from ..scoring.scores import Cell, Score
+from ..search.fitness import Fitness
+from ..search.head.baselines import PARENT
 from .journal import Journal
 
 _PARTS = "logits", "sums"
@@ -78,6 +80,18 @@ def kept_of(score: Score, reading: Reading) -> Score:
     """What is kept of a score on the test images: logits where metrics need them, and a task's sums."""
     logits = score.logits if reading.keeps_predictions else None
     return kept_score(logits, None if reading.keeps_labels else score.sums)
+
+
+def best_line(found: FoundStep, fitness: Fitness, start: str) -> str:
+    """What was chosen, and what it does to the fitness, for the log."""
+    before, after = fitness.raw(found.fitness[PARENT]), fitness.raw(found.fitness[found.chosen])
+    if found.chosen == PARENT:
+        return (
+            f"nothing has a better {fitness.name} than the {start} ({before:.4g}) on the images that choose; it stays."
+        )
+    return (
+        f"{found.chosen} is chosen; {fitness.name} {before:.4g} before, {after:.4g} after, on the images that choose."
+    )
 
 
 def kept_or_found(

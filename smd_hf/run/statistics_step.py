@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
 from ..data.batches import ImageBatches
@@ -21,8 +22,10 @@ from ..scoring.work import Work
 from ..search.evolution import Evolution
 from ..search.fitness_scorer import check_parent
 from ..search.head.baselines import PARENT
-from .found_step import FoundStep, kept_of, kept_or_found
+from .found_step import FoundStep, best_line, kept_of, kept_or_found
 from .journal import Journal
+
+logger = logging.get_logger(__name__)
 
 FILE_NAME = "statistics.safetensors"
 
@@ -54,6 +57,8 @@ def estimate_statistics(
     if not args.warm_start or not statistics.layers:
         return None
     found = kept_or_found(journal, FILE_NAME, journal.identity, lambda: _find(evolution, statistics, test, shown))
+    if evaluator.processes.process_index == 0:
+        logger.warning(f"BatchNorm: {best_line(found, evolution.fitness, 'parent')}")
     if found.chosen != PARENT:
         statistics.write(found.arrays)
         evolution.mutation.parent_changed()

@@ -38,7 +38,7 @@ from ..search.head.linear import LinearHead
 from ..search.head.pixels import pixel_baselines
 from ..search.head.queries import query_baselines
 from ..search.information import Guard
-from .found_step import FoundStep, kept_of, kept_or_found, kept_score
+from .found_step import FoundStep, best_line, kept_of, kept_or_found, kept_score
 from .journal import Journal
 from .statistics_step import estimate_statistics
 
@@ -111,7 +111,7 @@ class WarmStart:
             return None
         found = self._step(head, FILE_NAME, journal.identity, whole=not args.refit_head)
         self._put(head, found)
-        self._tell(f"Warm start: {_best_line(found, evolution, 'parent')}")
+        self._tell(f"Warm start: {best_line(found, evolution.fitness, 'parent')}")
         if not journal.run.generations:
             journal.run.add_before(found.images, found.seconds)
         return found
@@ -123,7 +123,7 @@ class WarmStart:
         # It depends on the weights that the generations have left, of which the run's identity says nothing.
         identity = {**self.journal.identity, "weights": weights_hash(self.evolution.evaluator.model)}
         self.last = found = self._step(self._head, LAST_FILE_NAME, identity, whole=True)
-        self._tell(f"Head after the last generation: {_best_line(found, self.evolution, 'evolved model')}")
+        self._tell(f"Head after the last generation: {best_line(found, self.evolution.fitness, 'evolved model')}")
         # The run's own clock has counted the seconds.
         self.journal.run.add_before(found.images, 0.0)
         return found
@@ -252,13 +252,3 @@ def _shown(found: Sequence[Baseline], best: Baseline, passes: bool) -> list[Base
 def _split(features: np.ndarray, labels: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     chooses = np.arange(len(labels)) % HOLD_OUT == HOLD_OUT - 1
     return (features[~chooses], labels[~chooses]), (features[chooses], labels[chooses])
-
-
-def _best_line(found: FoundStep, evolution: Evolution, start: str) -> str:
-    raw, name = evolution.fitness.raw, evolution.fitness.name
-    before, after = raw(found.fitness[PARENT]), raw(found.fitness[found.chosen])
-    if found.chosen == PARENT:
-        return (
-            f"no fitted head has a better {name} than the {start} ({before:.4g}) on the images that choose; it stays."
-        )
-    return f"{found.chosen} is chosen; {name} {before:.4g} before, {after:.4g} after, on the images that choose."

@@ -83,14 +83,37 @@ def test_the_head_is_compared_in_three_ways_and_measured_once(study, images, tmp
     assert by_method["spsa"]["passes"] == 2 and by_method["statistics"]["passes"] == 1
     assert by_method["sgd_all"]["rate"] in imagenet.RIVALS["sgd_all"]["rates"]
     assert "steps" not in by_method["children"] and by_method["head_first"]["chosen"]
-    kinds = {name.split(",")[0] for name in by_method["head_first"]["steps"]}
-    assert kinds == {"temperature", "class prior", "class prior and temperature", "head"}
+    found = by_method["head_first"]["steps"]
+    kinds = {name.removeprefix("statistics re-estimated, then ").split(",")[0] for name in found}
+    assert kinds == {"statistics re-estimated", "temperature", "class prior", "class prior and temperature", "head"}
+    on_statistics = any("then head" in name for name in found)
+    assert on_statistics is (by_method["head_first"]["statistics"] != "parent")
     # The last fit of the head costs a pass.
     assert by_method["adapt"]["passes"] > by_method["head_first"]["passes"]
     no_pass()
     assert imagenet.main([*argv, "--runtime", "eager"]) == document
     table = (tmp_path / "imagenet_parent.md").read_text()
     assert str(tmp_path) not in table and "from the fitted head" in table
+
+
+# ---- unlabeled.py ---------------------------------------------------------------------------------------------------
+
+
+def test_runs_with_and_without_labels_are_measured_once(study, images, tmp_path, no_pass):
+    unlabeled = study("unlabeled")
+    save_tiny_checkpoint("resnet", tmp_path / "parent")
+    case = ["--case", str(tmp_path / "parent"), images]
+    argv = ["--quick", "--architectures", *case, "--output_dir", str(tmp_path), "--device", "cpu"]
+    document = unlabeled.main(argv)
+    [found] = document["cases"].values()
+    assert found.keys() == unlabeled.METHODS.keys() and found["without labels"]["statistics"]
+    assert "parent" in found["without labels"] and found["without labels"]["parent"] == found["with labels"]["parent"]
+    table = (tmp_path / "unlabeled.md").read_text()
+    assert str(tmp_path) not in table and "the whole run, without labels" in table
+    no_pass()
+    assert unlabeled.main(argv) == document
+    [blind] = unlabeled.main([*argv, "--blind", str(tmp_path / "parent")])["cases"].values()
+    assert list(blind) == ["without labels"]
 
 
 # ---- window.py ------------------------------------------------------------------------------------------------------
