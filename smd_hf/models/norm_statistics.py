@@ -98,7 +98,7 @@ class NormStatistics:
 
 
 def _has(layer: nn.Module, part: str) -> bool:
-    tensor = layer._buffers.get(part)
+    tensor = dict(layer.named_buffers(recurse=False)).get(part)
     return tensor is not None and tensor.is_floating_point()
 
 

@@ -212,6 +212,7 @@ FRESH_PROCESS = textwrap.dedent(
 )
 
 
+@pytest.mark.slow  # test_ensemble_travels.py has one that is not
 def test_a_process_without_smd_hf_loads_what_was_saved(tmp_path):
     custom = save_tiny_checkpoint("custom", tmp_path / "custom")
     folders = {

@@ -188,9 +188,8 @@ def test_a_model_without_such_a_head_says_so_and_evolves(checkpoint, data, tmp_p
     assert trainer.state.global_step == 1
 
 
-@pytest.mark.parametrize(
-    "more", [pytest.param({}, id="children", marks=pytest.mark.slow), pytest.param(FITTED, id="head")]
-)
+@pytest.mark.parametrize("more", [pytest.param({}, id="children"), pytest.param(FITTED, id="head")])
+@pytest.mark.slow  # that of detection is not
 def test_a_stopped_run_goes_on_to_the_same_bytes(more, checkpoint, data, tmp_path):
     options = {"num_generations": 2, "recombination": "gauss_newton", **more}
     evolve(checkpoint, tmp_path / "whole", data, **options)
