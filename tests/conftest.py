@@ -55,3 +55,13 @@ def pytest_sessionfinish() -> None:
 def warned(caplog):
     """The messages logged so far that hold a text."""
     return lambda text: [record.message for record in caplog.records if text in record.message]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The folder of a tiny ResNet, for the tests of one module. A module that wants another parent has a fixture of this name."""
+    from tests.tiny import save_tiny_checkpoint  # after the environment is set
+
+    folder = tmp_path_factory.mktemp("parent")
+    save_tiny_checkpoint("resnet", folder)
+    return folder

@@ -25,13 +25,6 @@ def make_dataset(count, seed=0, names=None):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parent")
-    save_tiny_checkpoint("resnet", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def data():
     return make_dataset(40, 1), make_dataset(24, 2)
 

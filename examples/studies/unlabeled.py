@@ -30,6 +30,7 @@ from common import (
     with_interval,
     write_results,
 )
+from imagenet import scores
 from parents import Parent, load_images
 
 from smd_hf import EvolutionTrainer
@@ -154,10 +155,6 @@ def run(
         "passes": report["cost"]["parent_passes"],
         "verdict": report["verdict"],
     }
-
-
-def scores(entry: dict[str, Any]) -> dict[str, float]:
-    return {name: entry[name] for name in ("accuracy", "nll", "calibration_error")}
 
 
 def render(document: dict[str, Any]) -> str:

@@ -30,7 +30,6 @@ def check_unlabeled(args: Any) -> None:
         "label_smoothing_factor": bool(args.label_smoothing_factor),
         "head_init": args.head_init not in (None, "keep"),
         "refit_head": args.refit_head,
-        "ensemble_selection": args.ensemble_selection == "greedy",
         "mutation": args.mutation == "prune",
         "racing": args.racing == "halving",
     }

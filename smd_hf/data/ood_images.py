@@ -75,10 +75,23 @@ def ood_collator(collator: Callable, dataset: Any, image_column_name: str | None
     """
     if len(dataset) == 0:
         raise SMDError("ood_dataset is empty. Give images that are not of the model's classes.")
+    return unlabelled_collator(collator, dataset, image_column_name)
+
+
+def unlabelled_collator(
+    collator: Callable, dataset: Any, image_column_name: str | None, label: int = 0
+) -> tuple[Callable, str | None]:
+    """
+    A collator that does not look for labels in a data set, and its image column if the collator reads images.
+
+    Args:
+        image_column_name (`str`, *optional*): taken where the data set has it.
+        label (`int`, *optional*, defaults to 0): the label of all images.
+    """
     if not isinstance(collator, ImageCollator):
-        return Unlabelled(collator), None
+        return Unlabelled(collator, label), None
     column = find_image_column(dataset, image_column_name)
-    return Unlabelled(replace(collator, image_column=column, label_column=None)), column
+    return Unlabelled(replace(collator, image_column=column, label_column=None), label), column
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,7 @@ def prepare_data(
     )
     present = {what: split for what, split in splits.items() if split is not None}
     for what, split in present.items():
-        if len(split) == 0:
-            raise SMDError(f"{what} is empty. Give at least one image, or check the split and the limits on its size.")
+        check_not_empty(split, what)
     reference = next(iter(present.values()), None)
     if (
         reference is None
@@ -155,6 +154,12 @@ def prepare_data(
     labels = observed if train_dataset is reference else None
     new_labels = alignment.names if alignment.how == "replace" else None
     return PreparedData(collator, image_column, labels, eval_dataset, new_labels, alignment=alignment)
+
+
+def check_not_empty(dataset: Any, what: str) -> None:
+    """Refuses a data set without rows."""
+    if len(dataset) == 0:
+        raise SMDError(f"{what} is empty. Give at least one image, or check the split and the limits on its size.")
 
 
 def _with_labels_of(

@@ -145,7 +145,7 @@ class SetLoss:
 
 
 def _assigned(cost: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and the objects, of the first `count`, that they are matched to at the least cost."""
+    """Queries and the objects, of the first `count`, that they are matched to, at the lowest total cost."""
     return linear_sum_assignment(cost[:, :count].numpy())
 
 

@@ -6,18 +6,17 @@ trained on. Those of the new images take one pass and no label. The selection im
 """
 
 import time
-from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
 from transformers.utils import logging
 
 from ..arguments.evolution_arguments import EvolutionArguments
-from ..data.batches import ImageBatches
-from ..models.norm_statistics import NormStatistics, mixed, pooled
+from ..data.batches import Batch, ImageBatches
+from ..models.norm_statistics import Moments, NormStatistics, mixed, pooled
 from ..scoring.bars import ScoringBar
 from ..scoring.evaluator import Evaluator, Variant
+from ..scoring.one_pass import one_pass
 from ..scoring.work import Work
 from ..search.evolution import Evolution
 from ..search.fitness_scorer import check_parent
@@ -62,8 +61,6 @@ def estimate_statistics(
     if found.chosen != PARENT:
         statistics.write(found.arrays)
         evolution.mutation.parent_changed()
-    if not journal.run.generations:
-        journal.run.add_before(found.images, found.seconds)
     return found
 
 
@@ -104,23 +101,13 @@ def _find(evolution: Evolution, statistics: NormStatistics, test: ImageBatches |
 def _estimated(
     evaluator: Evaluator, statistics: NormStatistics, batches: ImageBatches, shown: Work
 ) -> dict[str, np.ndarray]:
-    """The statistics of these images: each process passes its share of the batches through the model once."""
-    processes = evaluator.processes
-    mine = range(len(batches))[processes.process_index :: processes.num_processes]
+    """The statistics of these images, by one pass."""
 
-    def work() -> dict[int, Any]:
-        evaluator.model.eval()
-        found = {}
-        groups = batches.groups(mine, processes.stop.check, eager=True) if len(mine) else ()
-        for batch in chain.from_iterable(groups):
-            with statistics.by_batch() as seen, torch.inference_mode(), evaluator.autocast():
-                evaluator.model(**evaluator.inputs(batch))
-            shown.advance(len(batch) * processes.num_processes)
-            found[batch.number] = seen
-        return found
+    def visit(batch: Batch) -> dict[str, list[Moments]]:
+        with statistics.by_batch() as seen, torch.inference_mode(), evaluator.autocast():
+            evaluator.model(**evaluator.inputs(batch))
+        return seen
 
-    shown.begin(batches.num_images, 0)
-    parts = {number: seen for found in processes.gather(work) for number, seen in found.items()}
-    after = pooled([parts[number] for number in sorted(parts)])
+    after = pooled(one_pass(evaluator, batches, visit, shown))
     check_parent(all(np.isfinite(array).all() for array in after.values()))
     return after

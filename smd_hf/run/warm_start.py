@@ -87,6 +87,10 @@ class WarmStart:
         """
         statistics = estimate_statistics(self.args, self.evolution, self.test, self.journal, self.shown)
         found = statistics, self._first_head()
+        if not self.journal.run.generations:
+            for step in found:
+                if step is not None:
+                    self.journal.run.add_before(step.images, step.seconds)
         if self.args.unlabeled:
             # Candidates are held to what the model predicts now.
             with self.evolution.evaluator.aside():
@@ -112,8 +116,6 @@ class WarmStart:
         found = self._step(head, FILE_NAME, journal.identity, whole=not args.refit_head)
         self._put(head, found)
         self._tell(f"Warm start: {best_line(found, evolution.fitness, 'parent')}")
-        if not journal.run.generations:
-            journal.run.add_before(found.images, found.seconds)
         return found
 
     def after(self) -> FoundStep | None:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from ..arguments.evolution_arguments import EvolutionArguments
-from ..data.ood_images import Unlabelled
-from ..data.preparation import PreparedData, check_problem_type
+from ..data.ood_images import unlabelled_collator
+from ..data.preparation import PreparedData, check_not_empty, check_problem_type
 from ..data.rows import ImageCollator, find_image_column
 from ..errors import SMDError
 from ..models.inputs import input_names
@@ -34,26 +34,22 @@ class UnlabeledClassification(ImageClassification):
                 "one. Give labels (without unlabeled), or a checkpoint with a trained classifier."
             )
         train = given.train_dataset
-        if train is not None and len(train) == 0:
-            raise SMDError(
-                "train_dataset is empty. Give at least one image, or check the split and the limits on its size."
-            )
+        if train is not None:
+            check_not_empty(train, "train_dataset")
         data = self._prepared(model, args, given)
         if data.new_labels is not None:
             raise SMDError(
                 "No label of eval_dataset is a class of the model, so that a new head would be needed, and images without labels do not "
                 "train one. Give test images of the model's classes, name these with label_map, or leave eval_dataset out."
             )
-        if train is None or not isinstance(data.collator, ImageCollator):
-            return replace(data, train_labels=None, train_collator=Unlabelled(data.collator, NO_LABEL))
-        column = find_image_column(train, data.image_column)
+        if train is None:
+            return data
+        collator, column = unlabelled_collator(data.collator, train, data.image_column, NO_LABEL)
         if column != data.image_column:
             raise SMDError(
                 f"The images are in the column {column!r} of train_dataset, and {data.image_column!r} of eval_dataset. Rename one."
             )
-        return replace(
-            data, train_labels=None, train_collator=Unlabelled(replace(data.collator, label_column=None), NO_LABEL)
-        )
+        return replace(data, train_collator=collator)
 
     def _prepared(self, model: Any, args: EvolutionArguments, given: GivenData) -> PreparedData:
         """The test data as in image classification; without them, a collator of images alone."""

@@ -312,13 +312,6 @@ def test_what_another_process_removes_at_the_end_is_not_looked_for(tmp_path, mon
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parent")
-    save_tiny_checkpoint("resnet", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def data():
     """Without a test split: no report is written, which takes longer than the run."""
     return make_dataset(24, 1), None

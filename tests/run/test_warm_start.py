@@ -18,13 +18,6 @@ from tests.tiny import ALL_KINDS, save_tiny_checkpoint, tiny_images, tiny_model,
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parent")
-    save_tiny_checkpoint("resnet", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def data():
     return make_dataset(60, 1), make_dataset(24, 2)
 

@@ -159,13 +159,8 @@ def test_the_head_is_fitted_before_and_after_the_generations(runtime, checkpoint
     trainer = evolve(checkpoint, tmp_path, data, fitness="nll", runtime=runtime, **options)
     report, steps = trainer.report, trainer.report["steps"]
     kinds = {name.partition(",")[0] for name in steps["baselines"]}
-    assert kinds - {"statistics re-estimated"} == {
-        "parent",
-        "temperature",
-        "class prior",
-        "class prior and temperature",
-        "head",
-    }
+    heads = {"temperature", "class prior", "class prior and temperature", "head"}
+    assert kinds == {"parent", "statistics re-estimated"} | heads
     tested = [name for name, entry in steps["baselines"].items() if name.startswith("head") and "test" in entry]
     assert tested and steps["baselines"][tested[0]]["test"].keys() == report["parent"].keys()
     last = trainer.result.refit_head

@@ -13,14 +13,6 @@ from smd_hf.cli.main import main
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.search import information
 from tests.test_trainer import make_dataset
-from tests.tiny import save_tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parent")
-    save_tiny_checkpoint("resnet", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -165,30 +157,6 @@ def test_the_command_line_takes_a_folder_without_classes(checkpoint, data, tmp_p
     (tmp_path / "photos").mkdir()
     for place, row in enumerate(data[0]):
         row["image"].save(tmp_path / "photos" / f"{place}.png")
-    options = [
-        "--train_dir",
-        str(tmp_path / "photos"),
-        "--population_size",
-        "4",
-        "--num_generations",
-        "1",
-        "--use_cpu",
-    ]
-    out = str(tmp_path / "out")
-    assert (
-        main(
-            [
-                "evolve",
-                "--model_name_or_path",
-                str(checkpoint),
-                "--unlabeled",
-                "--output_dir",
-                out,
-                "--report_to",
-                "none",
-                *options,
-            ]
-        )
-        == 0
-    )
+    command = f"evolve --model_name_or_path {checkpoint} --unlabeled --train_dir {tmp_path / 'photos'} --report_to none --use_cpu"
+    assert main(f"{command} --output_dir {tmp_path / 'out'} --population_size 4 --num_generations 1".split()) == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()

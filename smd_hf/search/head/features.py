@@ -1,7 +1,6 @@
 """What goes into the head, of all images: each process passes its share of the batches through the model once."""
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from ...models.pixel_head import PixelHeadInputs
 from ...models.query_head import QueryHeadInputs
 from ...scoring.changes import Change
 from ...scoring.evaluator import Evaluator, Variant
+from ...scoring.one_pass import one_pass
 from ...scoring.reading import Reading
 from ...scoring.work import Work
 
@@ -52,31 +52,18 @@ def features_of(
         and num_features <= MAX_SLICES * num_labels
     ):
         return _as_logits(evaluator, head, batches, shown)
-    processes = evaluator.processes
     most = max(1, MAX_NUMBERS // (batches.num_images * num_features))
-    mine = range(len(batches))[processes.process_index :: processes.num_processes]
 
-    def work() -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        evaluator.model.eval()
-        found = {}
-        groups = batches.groups(mine, processes.stop.check, eager=True) if len(mine) else ()
-        for batch in chain.from_iterable(groups):
-            with head.recorded() as seen, torch.inference_mode(), evaluator.autocast():
-                output = head.model(**evaluator.inputs(batch))
-            if shown is not None:
-                shown.advance(len(batch) * processes.num_processes)
-            if isinstance(head, PixelHeadInputs):
-                found[batch.number] = _at_pixels(evaluator.reading, head, seen[-1], output, batch, most)
-            elif isinstance(head, QueryHeadInputs):
-                found[batch.number] = _of_queries(evaluator.reading, head, seen[-1], output, batch, most)
-            else:
-                found[batch.number] = seen[-1].numpy(), batch.labels.cpu().numpy()
-        return found
+    def visit(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        with head.recorded() as seen, torch.inference_mode(), evaluator.autocast():
+            output = head.model(**evaluator.inputs(batch))
+        if isinstance(head, PixelHeadInputs):
+            return _at_pixels(evaluator.reading, head, seen[-1], output, batch, most)
+        if isinstance(head, QueryHeadInputs):
+            return _of_queries(evaluator.reading, head, seen[-1], output, batch, most)
+        return seen[-1].numpy(), batch.labels.cpu().numpy()
 
-    if shown is not None:
-        shown.begin(batches.num_images, 0)
-    parts = {number: part for found in processes.gather(work) for number, part in found.items()}
-    features, labels = zip(*(parts[number] for number in sorted(parts)))
+    features, labels = zip(*one_pass(evaluator, batches, visit, shown))
     return np.concatenate(features), np.concatenate(_of_one_length(labels))
 
 
