@@ -1,33 +1,42 @@
-"""What evolution is compared with in `imagenet.py`: BatchNorm statistics re-estimated, gradients, and other methods without them."""
+"""
+What evolution is compared with in `imagenet.py`: BatchNorm statistics re-estimated, gradients, other methods without them, and what
+its own steps would be if the children knew all directions.
+"""
 
 import argparse
 import copy
 import time
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from baselines import Images, evolution_strategies, restated, sgd, spsa
 from common import image_batches
+from exact_jacobian import generation
 from torch import nn
 
 from smd_hf.data.batches import ImageBatches
-from smd_hf.data.fitness_samples import split_indices
+from smd_hf.data.fitness_samples import FreshSamples, split_indices
 from smd_hf.metrics.comparison import measured
 from smd_hf.metrics.statistics import nll
 from smd_hf.models.linear_head import HeadInputs
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.scoring.reading import ReadsClasses
-from smd_hf.search.head.baselines import baselines, best_of, measured_on
+from smd_hf.search.head.baselines import HEAD, baselines, best_of, measured_on
 from smd_hf.search.head.features import features_of
 from smd_hf.search.head.fit import HeadFits
 from smd_hf.search.head.linear import LinearHead
 from smd_hf.search.losses import cross_entropy
 
 SELECTION_FRACTION = 0.1
+SAMPLES = 825
+"""Images of a generation, as in `adapt`."""
+
+BACKWARD_BATCH = 25
+"""Images of a batch of a backward pass, which keeps what is computed on the way."""
 
 NORMS_AND_HEAD = ["norms", "head"]
 RIVALS: dict[str, dict[str, Any]] = {
@@ -41,6 +50,7 @@ RIVALS: dict[str, dict[str, Any]] = {
         "step": evolution_strategies, "parameters": NORMS_AND_HEAD, "rates": (0.003, 0.01, 0.03), "fitted": True,
     },
     "spsa": {"step": spsa, "parameters": NORMS_AND_HEAD, "rates": (0.0003, 0.001, 0.003), "fitted": True},
+    "exact_jacobian": {"generations": 3, "products": 8},
 }  # fmt: skip
 """Parameters, the step sizes that are tried, and whether the method begins with the fitted head."""
 
@@ -51,6 +61,7 @@ SHOWN = {
     "sgd_norms_head_from_head": "SGD on norms and head, from the fitted head",
     "evolution_strategies": "evolution strategies on norms and head, from the fitted head",
     "spsa": "SPSA on norms and head, from the fitted head",
+    "exact_jacobian": "three generations of `adapt` with the exact Jacobian of the norms",
 }
 
 
@@ -89,8 +100,13 @@ class Rivals:
 
     @cached_property
     def with_fitted_head(self) -> nn.Module:
-        """The parent with the best head that one pass over the features gives, as `warm_start` has it."""
+        """The parent with the best head that one pass over the features gives."""
         model = copy.deepcopy(self.parent).eval()
+        self.fit_head(model)
+        return model
+
+    def fit_head(self, model: nn.Module, whole: bool = True) -> None:
+        """Puts the best head into the model, as `warm_start` and `refit_head` have it: with `whole`, not only prior and temperature."""
         evaluator, batches = Evaluator(model, self.device, prefix_replay=False), self.batches(self.train, self.learn)
         head = HeadInputs(model, evaluator.inputs(batches.first_batch()))
         learn, choose = (features_of(evaluator, head, each) for each in (batches, self.choose))
@@ -98,9 +114,11 @@ class Rivals:
             HeadFits(LinearHead(*head.numbers()), *learn, cross_entropy()),
             measured_on(choose, ReadsClasses(), lambda score, _: -score.nll),
         )
-        best = best_of(found).head
+        best = best_of([each for each in found if whole or not each.name.startswith(HEAD)]).head
         head.write(best.weight, best.bias)
-        return model
+
+    def selection_loss(self, model: nn.Module) -> float:
+        return float(nll(self.logits(model, self.choose), self.choose.labels).mean())
 
     def logits(self, model: nn.Module, batches: ImageBatches) -> np.ndarray:
         return Evaluator(model, self.device, prefix_replay=False).logits(batches)
@@ -116,24 +134,26 @@ class Rivals:
         rival = RIVALS[method]
         found = {rate: self.trained(rival, rate, passes) for rate in rival.get("rates", (None,))}
         seconds = (time.monotonic() - began) / len(found)
-        losses = {
-            rate: float(nll(self.logits(each, self.choose), self.choose.labels).mean()) for rate, each in found.items()
-        }
+        losses = {rate: self.selection_loss(model) for rate, (model, _) in found.items()}
         best = min(losses, key=lambda rate: np.nan_to_num(losses[rate], nan=np.inf))
-        logits = self.logits(found[best], self.test)
+        model, spent = found[best]
+        logits = self.logits(model, self.test)
         scores, difference = measured(self.parent_logits, logits, self.test.labels, "evolved", self.seed)
         parent, _ = measured(self.parent_logits, self.parent_logits, self.test.labels, "parent", self.seed)
-        spent = (passes if rival else 1.0) + bool(rival.get("fitted"))
         return {
             "parent": parent, "evolved": scores, "difference": difference, "passes": spent, "seconds": seconds,
             "rate": best, "tuning_passes": passes * (len(found) - 1),
         }  # fmt: skip
 
-    def trained(self, rival: dict[str, Any], rate: float | None, passes: float) -> nn.Module:
+    def trained(self, rival: dict[str, Any], rate: float | None, passes: float) -> tuple[nn.Module, float]:
+        """A model, and what it cost in passes over the training images."""
         if not rival:
             pixels = self.images.pixels.split(self.args.batch_size)
-            return restated(copy.deepcopy(self.parent), ({"pixel_values": each} for each in pixels))
-        model = copy.deepcopy(self.with_fitted_head if rival.get("fitted") else self.parent)
+            return restated(copy.deepcopy(self.parent), ({"pixel_values": each} for each in pixels)), 1.0
+        if "generations" in rival:
+            return self.with_exact_jacobian(**rival)
+        fitted = bool(rival.get("fitted"))
+        model = copy.deepcopy(self.with_fitted_head if fitted else self.parent)
         total, spent = passes * len(self.learn), 0
         steps: Iterator[int] = rival["step"](
             model, self.images, parameters=rival["parameters"], rate=rate, total=total, seed=self.seed
@@ -142,4 +162,19 @@ class Rivals:
             spent += images
             if spent >= total:
                 break
-        return model.eval()
+        return model.eval(), passes + fitted
+
+    def with_exact_jacobian(self, generations: int, products: int) -> tuple[nn.Module, float]:
+        """Class prior or temperature first, exact Gauss-Newton steps over the norms on fresh samples, the head last: as `adapt`."""
+        model = copy.deepcopy(self.parent).eval()
+        self.fit_head(model, whole=False)
+        labels = self.images.labels.cpu().numpy()
+        samples = FreshSamples(np.arange(len(labels)), labels, SAMPLES, self.seed)
+        spent = 2.0
+        for number in range(generations):
+            rows = torch.from_numpy(samples.indices(number)).to(self.device)
+            images = Images(self.images.pixels[rows], self.images.labels[rows])
+            cost = generation(model, images, ["norms"], partial(self.selection_loss, model), products, BACKWARD_BATCH)
+            spent += cost / len(labels)
+        self.fit_head(model)
+        return model, spent

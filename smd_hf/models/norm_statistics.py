@@ -77,7 +77,10 @@ class NormStatistics:
             def normalise_by_batch(layer: Any, args: tuple[Any, ...]) -> None:
                 inputs = args[0].float()
                 others = [place for place in range(inputs.ndim) if place != 1]
-                variance, mean = torch.var_mean(inputs, dim=others, correction=0)
+                # On the CPU, this takes a third of the time of torch.var_mean.
+                mean = inputs.mean(others, keepdim=True)
+                variance = (inputs - mean).square_().mean(others)
+                mean = mean.flatten()
                 getattr(layer, MEAN).copy_(mean)
                 getattr(layer, VARIANCE).copy_(variance)
                 count = inputs.numel() // max(1, inputs.shape[1])

@@ -15,6 +15,7 @@ from ..data.batches import Batch, ImageBatches
 from ..models.blocks import find_blocks
 from ..parallel.processes import Processes, segment
 from .changes import Change, MakeChanges
+from .freed_memory import keep_freed_memory
 from .job import Job
 from .reading import Reading, ReadsClasses
 from .record import Call, Recorder
@@ -84,6 +85,8 @@ class Evaluator:
         choice: RuntimeChoice | None = None,
         reading: Reading | None = None,
     ):
+        if device.type == "cpu":
+            keep_freed_memory()
         self.model: Any = model
         self.device = device
         self.autocast = autocast

@@ -82,6 +82,8 @@ def test_the_head_is_compared_in_three_ways_and_measured_once(study, images, tmp
     assert list(by_method) == [*imagenet.METHODS, *imagenet.RIVALS]
     assert by_method["spsa"]["passes"] == 2 and by_method["statistics"]["passes"] == 1
     assert by_method["sgd_all"]["rate"] in imagenet.RIVALS["sgd_all"]["rates"]
+    # Prior and head, and of each of three generations of all 54 images a gradient and eight products.
+    assert by_method["exact_jacobian"]["passes"] == 2 + 3 * (3 + 8 * 5)
     assert "steps" not in by_method["children"] and by_method["head_first"]["chosen"]
     found = by_method["head_first"]["steps"]
     kinds = {name.removeprefix("statistics re-estimated, then ").split(",")[0] for name in found}
@@ -94,6 +96,37 @@ def test_the_head_is_compared_in_three_ways_and_measured_once(study, images, tmp
     assert imagenet.main([*argv, "--runtime", "eager"]) == document
     table = (tmp_path / "imagenet_parent.md").read_text()
     assert str(tmp_path) not in table and "from the fitted head" in table
+
+
+def test_the_exact_step_is_that_of_the_whole_jacobian(study):
+    exact, rivals = study("exact_jacobian"), study("baselines")
+    model = tiny_model("resnet").eval()
+    pixels, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 4
+    coordinates = rivals.Coordinates(model, ["norms"])
+    curvature = exact.Curvature(model, coordinates, rivals.Images(pixels, labels), batch_size=4)
+
+    def logits(step):
+        names = curvature.names
+        parts = (coordinates.start + coordinates.scale * step).split([each.numel() for each in coordinates.parameters])
+        weights = {name: part.view_as(model.get_parameter(name)) for name, part in zip(names, parts)}
+        return torch.func.functional_call(model, weights, kwargs={"pixel_values": pixels}).logits
+
+    start = torch.zeros(len(coordinates))
+    jacobian = torch.func.jacrev(logits)(start).double()
+    shares = logits(start).detach().double().softmax(-1)
+    curved = torch.diag_embed(shares) - shares[:, :, None] * shares[:, None]
+    expected = torch.einsum("ncd,nck,nke->de", jacobian, curved, jacobian) / 6
+    slope = torch.einsum("ncd,nc->d", jacobian, shares - torch.nn.functional.one_hot(labels, 4)) / 6
+    torch.testing.assert_close(curvature.gradient(), slope, rtol=1e-3, atol=1e-5)
+    direction = torch.randn(len(coordinates), dtype=torch.float64)
+    torch.testing.assert_close(curvature.product(direction), expected @ direction, rtol=1e-3, atol=1e-4)
+
+    # 24 logits: the curvature has a rank of 18 at most, so that a few products know all of it.
+    steps = exact.krylov_steps(lambda vector: expected @ vector, slope, 30)
+    unit = float(torch.linalg.eigvalsh(expected).max())
+    for damping, step in steps.items():
+        solved = torch.linalg.solve(expected + damping * unit * torch.eye(len(slope)), -slope)
+        torch.testing.assert_close(step, solved, rtol=1e-3, atol=1e-4 * float(solved.abs().max()))
 
 
 # ---- unlabeled.py ---------------------------------------------------------------------------------------------------
