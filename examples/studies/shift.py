@@ -47,10 +47,10 @@ def shifted(dataset: Dataset) -> Dataset:
 
 
 def tested_alone(trainer: EvolutionTrainer) -> tuple[Score, Score]:
-    """On the test images: the fittest BatchNorm statistics, and the fittest head on top of those that were chosen."""
+    """On the test images: the BatchNorm statistics that were chosen, the parent's or others, and the fittest head on top of them."""
     statistics, head = trainer.result.first_steps
     assert statistics is not None and head is not None
-    [first] = statistics.test.values()
+    first = statistics.test.get(statistics.chosen, trainer.result.test.parent_score)
     heads = [name for name in head.test if name.startswith(HEAD)]
     return first, head.test[max(heads, key=lambda name: head.fitness[name])]
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from ..reports.gain_report import format_table
+from ..reports.steps import steps_lines
 from .dataclass_parsing import CommandParser
 from .digits import run_demo
 from .terminal import quiet_libraries
@@ -16,7 +17,7 @@ class DemoArguments:
     output_dir: str = field(default="demo_output", metadata={"help": "The folder for all results."})
     seed: int = field(default=0, metadata={"help": "Seed of the splits, the parent and the evolution."})
     population_size: int = field(default=32, metadata={"help": "Number of children in each generation."})
-    num_generations: int = field(default=10, metadata={"help": "Number of generations."})
+    num_generations: int = field(default=5, metadata={"help": "Number of generations."})
 
 
 def make_parser() -> CommandParser:
@@ -43,6 +44,7 @@ def run(argv: Sequence[str]) -> int:
         f"\nThe parent reads {100 * result.clean_accuracy:.2f} % of the test images as it knows them. After the shift:\n"
     )
     print(f"{format_table(report)}\n")
+    print("\n".join([*steps_lines(report), ""]))
     cost = report["cost"]
     print(
         f"Evolution took {cost['seconds']:.0f} seconds and forwarded {cost['images_forwarded']:,} images, "

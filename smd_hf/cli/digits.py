@@ -108,10 +108,10 @@ def run_demo(
     output_dir: str | os.PathLike = "demo_output",
     seed: int = 0,
     population_size: int = 32,
-    num_generations: int = 10,
+    num_generations: int = 5,
 ) -> DemoResult:
     """
-    Trains the parent, shifts the images, evolves the parent on some of them, and reports on others.
+    Trains the parent, shifts the images, evolves the parent on some of them by the preset `adapt`, and reports on others.
 
     Raises:
         `SMDError`: if `output_dir` cannot be written to.
@@ -122,11 +122,6 @@ def run_demo(
         output_dir=str(folder / "evolved"),
         population_size=population_size,
         num_generations=num_generations,
-        decomposition="random",
-        density=0.5,
-        sigma=0.2,
-        recombination="top_k_mean",
-        recombination_top_k=max(1, population_size // 4),
         per_device_eval_batch_size=128,
         logging_strategy="no",
         save_strategy="no",

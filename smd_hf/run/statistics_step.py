@@ -31,7 +31,7 @@ FILE_NAME = "statistics.safetensors"
 NAME = "statistics re-estimated"
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
-"""How far to go from the parent's statistics to those of the new images."""
+"""How far to go from the parent's statistics to those of the new images, until it gets worse."""
 
 MOST_IMAGES = 1024
 """Images that statistics are estimated on, at most. Four times as many gave no better a model."""
@@ -45,7 +45,7 @@ def estimate_statistics(
 
     Args:
         evolution ([`Evolution`]): its model holds the parent.
-        test ([`ImageBatches`], *optional*): the best statistics are reported on them. They choose nothing.
+        test ([`ImageBatches`], *optional*): what is chosen is reported on them. They choose nothing.
         journal ([`Journal`]): open. It says where the run keeps its files, what it is, and whether it goes on.
 
     Returns:
@@ -79,20 +79,23 @@ def _find(evolution: Evolution, statistics: NormStatistics, test: ImageBatches |
             with ScoringBar("Choosing BatchNorm statistics", shown) as evaluator.work:
                 for name, arrays in tried.items():
                     statistics.write(arrays)
-                    [(_, fitness[name])] = evolution.scorer.score([Variant(name)], selection, "selection")
-            best = max((name for name in tried if name != PARENT), key=lambda name: fitness[name])
-            if test is not None:
-                statistics.write(tried[best])
+                    [(_, found)] = evolution.scorer.score([Variant(name)], selection, "selection")
+                    worse = bool(fitness) and found < list(fitness.values())[-1]
+                    fitness[name] = found
+                    if worse:
+                        break
+            chosen = max(fitness, key=lambda name: fitness[name])
+            if test is not None and chosen != PARENT:
+                statistics.write(tried[chosen])
                 with ScoringBar("Testing BatchNorm statistics", shown) as evaluator.work:
-                    scores[best] = kept_of(evaluator.score_model(test), evaluator.reading)
+                    scores[chosen] = kept_of(evaluator.score_model(test), evaluator.reading)
         finally:
             statistics.write(before)
-    chosen = best if fitness[best] > fitness[PARENT] else PARENT
     return FoundStep(
         chosen,
         {} if chosen == PARENT else tried[chosen],
         fitness,
-        sample.num_images + len(tried) * selection.num_images,
+        sample.num_images + len(fitness) * selection.num_images,
         scores,
         time.monotonic() - began,
     )

@@ -52,7 +52,14 @@ def test_the_command_shows_a_gain_and_leaves_models_and_figures(splits, tmp_path
     arguments = ["--output_dir", str(folder), "--population_size", "16", "--num_generations", "3"]
     assert main(["demo", *arguments]) == 0
     printed = capfd.readouterr().out
-    for text in ("accuracy (%)", "95 % interval", "exact McNemar", "599 test images", "The parent reads 9"):
+    for text in (
+        "accuracy (%)",
+        "95 % interval",
+        "exact McNemar",
+        "599 test images",
+        "The parent reads 9",
+        "What each step",
+    ):
         assert text in printed
     figures = [folder / "shift.png", folder / "evolved" / "gain.png", folder / "evolved" / "fitness.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") and str(path) in printed for path in figures)
