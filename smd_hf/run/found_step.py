@@ -27,13 +27,14 @@ class FoundStep:
     What a step has found.
 
     Args:
-        chosen (`str`): name of what the selection images chose, `"parent"` if nothing was better than the model as it was.
+        chosen (`str`): name of what was chosen, `"parent"` if nothing was better than the model as it was.
         arrays (dict of `str` to `numpy.ndarray`): what is put into the model for it.
         fitness (dict of `str` to `float`): of all that was tried, on the selection images.
         images (`int`): how many images were passed through the model.
         test (dict of `str` to [`Score`]): some of it on the test images, if there are any: with logits, and for tasks other than image
             classification with sums.
         seconds (`float`, *optional*, defaults to 0): how long it took. It is not kept.
+        crossed (`bool`, *optional*, defaults to `False`): cross-validation on the fitness images chose, not the selection images.
     """
 
     chosen: str
@@ -42,6 +43,7 @@ class FoundStep:
     images: int
     test: dict[str, Score] = field(default_factory=dict)
     seconds: float = 0.0
+    crossed: bool = False
 
     def save(self, path: Path, identity: str) -> None:
         """Writes it, for the run of this identity."""
@@ -49,7 +51,7 @@ class FoundStep:
         for name, score in self.test.items():
             [cell] = score.cells.values()
             arrays |= {f"{part}/{name}": array for part in _PARTS if (array := getattr(cell, part)) is not None}
-        about = {"chosen": self.chosen, "fitness": self.fitness, "images": self.images}
+        about = {"chosen": self.chosen, "fitness": self.fitness, "images": self.images, "crossed": self.crossed}
         save_arrays(path, arrays, {"warm_start": json.dumps(about), "identity": identity})
 
     @classmethod
@@ -86,12 +88,10 @@ def best_line(found: FoundStep, fitness: Fitness, start: str) -> str:
     """What was chosen, and what it does to the fitness, for the log."""
     before, after = fitness.raw(found.fitness[PARENT]), fitness.raw(found.fitness[found.chosen])
     if found.chosen == PARENT:
-        return (
-            f"nothing has a better {fitness.name} than the {start} ({before:.4g}) on the images that choose; it stays."
-        )
-    return (
-        f"{found.chosen} is chosen; {fitness.name} {before:.4g} before, {after:.4g} after, on the images that choose."
-    )
+        where = "in cross-validation" if found.crossed else "on the images that choose"
+        return f"nothing has a better {fitness.name} than the {start} ({before:.4g}) {where}; it stays."
+    how = " by cross-validation" if found.crossed else ""
+    return f"{found.chosen} is chosen{how}; {fitness.name} {before:.4g} before, {after:.4g} after, on the images that choose."
 
 
 def kept_or_found(

@@ -2,7 +2,7 @@
 What comes before the first generation and after the last: BatchNorm statistics and the best head that one pass gives.
 
 Class prior, temperature and head are fitted on the features of the fitness images, and the selection images choose one of
-them, or the model as it is. With `warm_start` the generations start from there; with `refit_head` they are followed by it. The
+them, or the model as it is. Where there are few images, cross-validation on the fitness images chooses. With `warm_start` the generations start from there; with `refit_head` they are followed by it. The
 ledger keeps what was found, for a run that goes on.
 
 A head knows the images that it was fitted on by heart, and children that are scored on the same images with it learn little. So
@@ -31,7 +31,7 @@ from ..scoring.scores import Score
 from ..search.build import loss_of
 from ..search.evolution import Evolution
 from ..search.fitness_scorer import check_parent
-from ..search.head.baselines import HEAD, PARENT, Baseline, baselines, best_of, measured_on
+from ..search.head.baselines import HEAD, NUM_FOLDS, PARENT, Baseline, Folds, Part, baselines, best_of, measured_on
 from ..search.head.features import features_of
 from ..search.head.fit import HeadFits
 from ..search.head.linear import LinearHead
@@ -48,11 +48,14 @@ FILE_NAME = "warm_start.safetensors"
 
 LAST_FILE_NAME = "refit_head.safetensors"
 
-Part = tuple[np.ndarray, np.ndarray]
-Fits = Callable[[Part, Part], list[Baseline]]
+Fits = Callable[[Part, Part | None], list[Baseline]]
+"""Fits heads on the fitness images and measures them on the selection images, if there are any."""
 
 HOLD_OUT = 5
 """Without selection images, every so many of the fitness images choose among the heads."""
+
+MOST_CROSSED = 2000
+"""Up to so many fitness images, heads of images are chosen by cross-validation: a tenth of them would choose by chance."""
 
 
 @dataclass(eq=False)
@@ -148,7 +151,9 @@ class WarmStart:
             self.journal,
             file_name,
             identity,
-            lambda: _find(self.evolution, self._fits(head), self.test, head, self.shown, whole),
+            lambda: _find(
+                self.evolution, self._fits(head), self.test, head, self.shown, whole, after=file_name == LAST_FILE_NAME
+            ),
         )
 
     def _fits(self, head: HeadInputs) -> Fits:
@@ -159,20 +164,33 @@ class WarmStart:
         if isinstance(head, PixelHeadInputs):
             balances = reading.balances(evolution.fitness.name)
             return lambda learn, choose: pixel_baselines(
-                start, learn, choose, reading, evolution.fitness, balances, args.label_smoothing_factor
+                start,
+                *_held_out(learn, choose),
+                reading,
+                evolution.fitness,
+                balances,
+                args.label_smoothing_factor,
             )
         if isinstance(head, QueryHeadInputs):
             return lambda learn, choose: query_baselines(
-                start, learn, choose, reading, reading.set_loss, evolution.fitness
+                start, *_held_out(learn, choose), reading, reading.set_loss, evolution.fitness
             )
         if reading.keeps_labels:
             loss = loss_of(args, evolution.evaluator.model.config.num_labels or 0, self.compute_loss_func)
             named = _named(evolution.fitness_batches)
         else:
             loss, named = reading.head_loss(args), np.arange(len(start.weight))
-        return lambda learn, choose: baselines(
-            HeadFits(start, *learn, loss), measured_on(choose, reading, evolution.fitness), named
-        )
+
+        def fitted(learn: Part, choose: Part | None) -> list[Baseline]:
+            folds = None
+            if NUM_FOLDS <= len(learn[1]) <= MOST_CROSSED:
+                folds = Folds.of(start, learn, loss, reading, evolution.fitness)
+            else:
+                learn, choose = _held_out(learn, choose)
+            fitness = None if choose is None else measured_on(choose, reading, evolution.fitness)
+            return baselines(HeadFits(start, *learn, loss), fitness, named, folds)
+
+        return fitted
 
     def _tell(self, line: str) -> None:
         if self.evolution.evaluator.processes.process_index == 0:
@@ -185,7 +203,13 @@ def head_inputs_of(reading: Reading) -> type[HeadInputs] | None:
 
 
 def _find(
-    evolution: Evolution, fits: Fits, test: ImageBatches | None, head: HeadInputs, shown: bool, whole: bool
+    evolution: Evolution,
+    fits: Fits,
+    test: ImageBatches | None,
+    head: HeadInputs,
+    shown: bool,
+    whole: bool,
+    after: bool,
 ) -> FoundStep:
     evaluator, began = evolution.evaluator, time.monotonic()
     sets = [evolution.fitness_batches]
@@ -195,7 +219,7 @@ def _find(
     with ScoringBar("Features for the head", shown) as bar:
         parts = [features_of(evaluator, head, batches, bar) for batches in sets]
         check_parent(all(np.isfinite(features).all() for features, _ in parts))
-        fitness_set, selection_set = parts if len(parts) == 2 else _split(*parts[0])
+        fitness_set, selection_set = parts if len(parts) == 2 else (*parts, None)
 
     def fit() -> list[Baseline] | None:
         # One machine solves it: another one may come to other last bits.
@@ -207,12 +231,16 @@ def _find(
         [found, *_] = evaluator.processes.gather(fit)
     assert found is not None
     best = best_of([each for each in found if whole or not each.name.startswith(HEAD)])
+    if after:
+        # The evolved model knows the fitness images already, so that cross-validation on them would favour it.
+        best = max(found[0], best_of(found[1:]), key=lambda each: each.fitness)
     result = FoundStep(
         best.name,
         best.head.arrays,
         {each.name: each.fitness for each in found},
         images,
         seconds=time.monotonic() - began,
+        crossed=best.crossed is not None,
     )
     if test is not None:
         with ScoringBar("Testing the heads", shown) as bar:
@@ -251,6 +279,10 @@ def _shown(found: Sequence[Baseline], best: Baseline, passes: bool) -> list[Base
     return list(chosen.values())
 
 
-def _split(features: np.ndarray, labels: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def _held_out(learn: Part, choose: Part | None) -> tuple[Part, Part]:
+    """These images, and those that choose: a part of them, if there are no others."""
+    if choose is not None:
+        return learn, choose
+    features, labels = learn
     chooses = np.arange(len(labels)) % HOLD_OUT == HOLD_OUT - 1
     return (features[~chooses], labels[~chooses]), (features[chooses], labels[chooses])

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from smd_hf.scoring.reading import ReadsClasses
 from smd_hf.search.head import linear
-from smd_hf.search.head.baselines import PARENT, PULLS, baselines, best_of, measured_on
+from smd_hf.search.head.baselines import PARENT, PULLS, Folds, baselines, best_of, measured_on
 from smd_hf.search.head.coordinates import Coordinates
 from smd_hf.search.head.fit import BIAS_PULL, HeadFits
 from smd_hf.search.head.linear import LinearHead
@@ -125,6 +125,41 @@ def test_baselines_hold_the_parent_first_and_the_best_is_no_worse():
     }
     assert best_of(found).fitness == max(each.fitness for each in found) > found[0].fitness
     assert -best_of(found).fitness == pytest.approx(mean_nll(best_of(found).head, *parts[1]))
+
+
+def nll_folds(head, inputs, labels):
+    return Folds.of(head, (inputs, labels), cross_entropy(), ReadsClasses(), lambda score, _: -score.nll)
+
+
+def test_cross_validation_measures_each_image_by_a_fit_that_has_not_seen_it():
+    head, inputs, labels = problem(5, images=63, bias=False)
+    found = baselines(HeadFits(head, inputs, labels, cross_entropy()), None, folds=nll_folds(head, inputs, labels))
+    by_name = {each.name: each for each in found}
+    assert all(each.fitness == each.crossed for each in found)
+    assert -by_name[PARENT].crossed == pytest.approx(mean_nll(head, inputs, labels))
+    sums = {"temperature": 0.0, "head, pull 0.01": 0.0}
+    for number in range(5):
+        left_out = np.arange(63) % 5 == number
+        fits = HeadFits(head, inputs[~left_out], labels[~left_out], cross_entropy())
+        for name, each in (("temperature", head.scaled(fits.temperature())), ("head, pull 0.01", fits.head(1e-2))):
+            sums[name] += mean_nll(each, inputs[left_out], labels[left_out]) * left_out.sum()
+    for name, total in sums.items():
+        assert -by_name[name].crossed == pytest.approx(total / 63, rel=1e-6)
+    # What is put into the model is fitted on all of them.
+    fits = HeadFits(head, inputs, labels, cross_entropy())
+    np.testing.assert_allclose(by_name["head, pull 0.01"].head.weight, fits.head(1e-2).weight)
+
+
+def test_cross_validation_chooses_better_than_a_few_selection_images():
+    losses = {"selection": 0.0, "folds": 0.0}
+    for seed in range(12):
+        head, inputs, labels = problem(seed, images=1060, features=12)
+        head = head.scaled(3.0)
+        learn, choose, others = (inputs[:54], labels[:54]), (inputs[54:60], labels[54:60]), (inputs[60:], labels[60:])
+        for name, folds in (("selection", None), ("folds", nll_folds(head, *learn))):
+            best = best_of(baselines(HeadFits(head, *learn, cross_entropy()), by_nll(*choose), folds=folds))
+            losses[name] += mean_nll(best.head, *others) / 12
+    assert losses["folds"] < losses["selection"] - 0.02
 
 
 def test_few_images_of_classes_that_the_data_set_names():

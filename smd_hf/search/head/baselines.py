@@ -1,4 +1,8 @@
-"""What a pass over the features gives by itself: class prior, temperature and head, of which the selection images choose."""
+"""
+What a pass over the features gives by itself: class prior, temperature and head, of which images choose that the fit has not seen.
+
+These are the selection images. Where there are few of them, chance would choose, and cross-validation on the fitness images does.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +12,7 @@ import torch
 
 from ...scoring.reading import Reading
 from ...scoring.scores import Score
+from ..losses import Loss
 from .fit import HeadFits
 from .linear import LinearHead
 
@@ -20,96 +25,168 @@ PRIOR_PULLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 PULLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """Strengths of the pull to the old head to try, strong ones first: each fit begins where the last one ended."""
 
+NUM_FOLDS = 5
+"""Parts of the images in cross-validation."""
+
 PARENT, HEAD = "parent", "head, pull "
+
+Part = tuple[np.ndarray, np.ndarray]
+"""Features `(n, num_features)` and labels `(n,)` of some images."""
 
 
 @dataclass(frozen=True)
 class Baseline:
     """
-    A head, and how good it is on the selection images.
+    A head, and how good it is.
 
     Args:
         name (`str`): `"parent"`, `"temperature"`, `"class prior"`, `"class prior and temperature"` or `"head, pull ..."`.
         head ([`LinearHead`]): weight and bias.
-        fitness (`float`): on the selection images; greater is better.
+        fitness (`float`): on the selection images; greater is better. Without such images, that of cross-validation.
+        crossed (`float`, *optional*): the fitness in cross-validation.
     """
 
     name: str
     head: LinearHead
     fitness: float
+    crossed: float | None = None
+
+    @property
+    def chooses(self) -> float:
+        """The fitness that chooses: that of cross-validation, if there was one."""
+        return self.fitness if self.crossed is None else self.crossed
 
 
-def score(head: LinearHead, features: np.ndarray, labels: np.ndarray, reading: Reading) -> Score:
-    """The score of a head on images, with all logits."""
-    return Score({0: reading.cell(torch.from_numpy(head.logits(features)), torch.from_numpy(labels), True)})
+@dataclass(frozen=True)
+class Folds:
+    """
+    Fits without a part of the images each, which measures them.
+
+    Args:
+        fits (sequence of [`HeadFits`]): without the first part, without the second, ...
+        fitness (`Callable`): maps a head of each of these fits to the fitness of their logits, each on the part that it has not seen.
+    """
+
+    fits: Sequence[HeadFits]
+    fitness: Callable[[Sequence[LinearHead]], float]
+
+    @classmethod
+    def of(
+        cls,
+        start: LinearHead,
+        learn: Part,
+        loss: Loss,
+        reading: Reading,
+        fitness: Callable[[Score, np.ndarray], float],
+    ) -> "Folds":
+        """
+        The folds of these images, at least [`NUM_FOLDS`], in an order whose every part is balanced.
+
+        Args:
+            start ([`LinearHead`]), loss ([`Loss`]): as of [`HeadFits`].
+            fitness (`Callable`): maps a score and labels to the fitness.
+        """
+        features, labels = learn
+        numbers = np.arange(len(labels)) % NUM_FOLDS
+        masks = [numbers == number for number in range(NUM_FOLDS)]
+        fits = [HeadFits(start, features[~mask], labels[~mask], loss) for mask in masks]
+        return cls(fits, measured_apart([(features[mask], labels[mask]) for mask in masks], reading, fitness))
+
+
+def measured_apart(
+    parts: Sequence[Part], reading: Reading, fitness: Callable[[Score, np.ndarray], float]
+) -> Callable[[Sequence[LinearHead]], float]:
+    """
+    Measures heads, each on images of its own, by one fitness of all their logits.
+
+    Args:
+        parts (sequence of `tuple` of two `numpy.ndarray`): the images of each head.
+        fitness (`Callable`): maps a score and labels to the fitness.
+    """
+    labels = np.concatenate([each for _, each in parts])
+
+    def measured(heads: Sequence[LinearHead]) -> float:
+        logits = np.concatenate([head.logits(features) for head, (features, _) in zip(heads, parts)])
+        return fitness(Score({0: reading.cell(torch.from_numpy(logits), torch.from_numpy(labels), True)}), labels)
+
+    return measured
 
 
 def measured_on(
-    selection_set: tuple[np.ndarray, np.ndarray], reading: Reading, fitness: Callable[[Score, np.ndarray], float]
+    part: Part, reading: Reading, fitness: Callable[[Score, np.ndarray], float]
 ) -> Callable[[LinearHead], float]:
-    """
-    Measures heads on images.
-
-    Args:
-        selection_set (`tuple` of two `numpy.ndarray`): features `(n, num_features)` and labels `(n,)`.
-        fitness (`Callable`): maps a score and labels to the fitness.
-    """
-    return lambda head: fitness(score(head, *selection_set, reading), selection_set[1])
+    """Measures heads on the same images, as [`measured_apart`]."""
+    measured = measured_apart([part], reading, fitness)
+    return lambda head: measured([head])
 
 
 def baselines(
     fits: HeadFits,
-    fitness: Callable[[LinearHead], float],
+    fitness: Callable[[LinearHead], float] | None,
     named: np.ndarray | None = None,
+    folds: Folds | None = None,
 ) -> list[Baseline]:
     """
-    Fits all heads on the fitness images and measures each on the selection images.
+    Fits all heads on the fitness images and measures each on images that it has not seen.
 
     Args:
         fits ([`HeadFits`]): of the fitness images, begun from the head that the model has. That one comes first in the list.
-        fitness (`Callable`): maps a head to its fitness on the selection images.
+        fitness (`Callable`, *optional*): maps a head to its fitness on the selection images. With folds, it can be left out.
         named (`numpy.ndarray`, *optional*, defaults to those that have a fitness image): the classes that the data set names, int64.
+        folds ([`Folds`], *optional*): of the same images. Their fitness then chooses pulls and temperatures.
     """
-    start = fits.start
+    start, everywhere = fits.start, [fits, *(folds.fits if folds else ())]
 
-    def measured(name: str, head: LinearHead) -> Baseline:
-        return Baseline(name, head, fitness(head))
+    def measured(name: str, heads: Sequence[LinearHead]) -> Baseline:
+        first, *others = heads
+        crossed = folds.fitness(others) if folds else None
+        found = crossed if fitness is None else fitness(first)
+        assert found is not None
+        return Baseline(name, first, found, crossed)
 
-    found = [measured(PARENT, start), measured("temperature", start.scaled(fits.temperature()))]
+    found = [
+        measured(PARENT, [start] * len(everywhere)),
+        measured("temperature", [start.scaled(each.temperature()) for each in everywhere]),
+    ]
     if start.bias is not None:
         others = ~np.isin(np.arange(len(start.bias)), fits.classes if named is None else named)
         bias = start.bias - NOT_NAMED * others
-        priors = until_worse(
-            lambda pull, _: measured("class prior", fits.beside(bias, pull).class_prior()), PRIOR_PULLS, start
-        )
-        pull, prior = max(zip(PRIOR_PULLS, priors), key=lambda each: each[1].fitness)
-        assert prior.head.bias is not None
+        heads = {}
+
+        def prior_of(pull: float) -> Baseline:
+            heads[pull] = [each.beside(bias, pull).class_prior() for each in everywhere]
+            return measured("class prior", heads[pull])
+
+        priors = until_worse(prior_of, PRIOR_PULLS)
+        pull, prior = max(zip(PRIOR_PULLS, priors), key=lambda each: each[1].chooses)
         # The head is fitted from there: a pull that keeps the bias of classes with few images keeps it here, too.
-        pulled = fits.beside(prior.head.bias, pull)
-        factor = pulled.temperature()
-        found += [prior, measured("class prior and temperature", prior.head.scaled(factor))]
-        fits = pulled.scaled(factor) if found[-1].fitness > prior.fitness else pulled
-    return found + until_worse(
-        lambda pull, last: measured(f"{HEAD}{pull:g}", fits.head(pull, last)), PULLS, fits.start
-    )
+        everywhere = [each.beside(head.bias, pull) for each, head in zip(everywhere, heads[pull])]
+        factors = [each.temperature() for each in everywhere]
+        scaled = [head.scaled(factor) for head, factor in zip(heads[pull], factors)]
+        found += [prior, measured("class prior and temperature", scaled)]
+        if found[-1].chooses > prior.chooses:
+            everywhere = [each.scaled(factor) for each, factor in zip(everywhere, factors)]
+    last = [each.start for each in everywhere]
+
+    def head_of(pull: float) -> Baseline:
+        last[:] = [each.head(pull, guess) for each, guess in zip(everywhere, last)]
+        return measured(f"{HEAD}{pull:g}", last)
+
+    return found + until_worse(head_of, PULLS)
 
 
-def until_worse(
-    fitted: Callable[[float, LinearHead], Baseline],
-    pulls: Sequence[float],
-    first_guess: LinearHead,
-) -> list[Baseline]:
+def until_worse(fitted: Callable[[float], Baseline], pulls: Sequence[float]) -> list[Baseline]:
     """
     Fits with weaker and weaker pulls, until one is worse.
 
     Args:
-        fitted (`Callable`): maps a pull and the head to begin with, which is the last one found, to a baseline.
+        fitted (`Callable`): maps a pull to a baseline.
         pulls (sequence of `float`): strong ones first. Weak ones take the most steps, and overfit the most.
     """
     found: list[Baseline] = []
     for pull in pulls:
-        found.append(fitted(pull, found[-1].head if found else first_guess))
-        if len(found) > 1 and found[-1].fitness < found[-2].fitness:
+        found.append(fitted(pull))
+        if len(found) > 1 and found[-1].chooses < found[-2].chooses:
             break
     return found
 
@@ -117,4 +194,4 @@ def until_worse(
 def best_of(found: list[Baseline], kind: str = "") -> Baseline:
     """The fittest of the baselines of a kind, which is the name up to a comma, or of all; the first one of equals."""
     of_kind = (each for each in found if kind in ("", each.name.partition(",")[0]))
-    return max(of_kind, key=lambda each: each.fitness)
+    return max(of_kind, key=lambda each: each.chooses)
