@@ -34,7 +34,7 @@ class FoundStep:
         test (dict of `str` to [`Score`]): some of it on the test images, if there are any: with logits, and for tasks other than image
             classification with sums.
         seconds (`float`, *optional*, defaults to 0): how long it took. It is not kept.
-        crossed (`bool`, *optional*, defaults to `False`): cross-validation on the fitness images chose, not the selection images.
+        crossed (dict of `str` to `float`, *optional*): the fitness of all that was tried in cross-validation, if that chose.
     """
 
     chosen: str
@@ -43,7 +43,7 @@ class FoundStep:
     images: int
     test: dict[str, Score] = field(default_factory=dict)
     seconds: float = 0.0
-    crossed: bool = False
+    crossed: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: Path, identity: str) -> None:
         """Writes it, for the run of this identity."""
@@ -84,14 +84,12 @@ def kept_of(score: Score, reading: Reading) -> Score:
     return kept_score(logits, None if reading.keeps_labels else score.sums)
 
 
-def best_line(found: FoundStep, fitness: Fitness, start: str) -> str:
-    """What was chosen, and what it does to the fitness, for the log."""
+def best_line(found: FoundStep, fitness: Fitness, start: str, how: str = "") -> str:
+    """What was chosen, `how` if not by the images that choose, and what it does to the fitness, for the log."""
     before, after = fitness.raw(found.fitness[PARENT]), fitness.raw(found.fitness[found.chosen])
     if found.chosen == PARENT:
-        where = "in cross-validation" if found.crossed else "on the images that choose"
-        return f"nothing has a better {fitness.name} than the {start} ({before:.4g}) {where}; it stays."
-    how = " by cross-validation" if found.crossed else ""
-    return f"{found.chosen} is chosen{how}; {fitness.name} {before:.4g} before, {after:.4g} after, on the images that choose."
+        return f"nothing has a better {fitness.name} than the {start} ({before:.4g}) {how or 'on the images that choose'}; it stays."
+    return f"{found.chosen} is chosen{how and f' {how}'}; {fitness.name} {before:.4g} before, {after:.4g} after, on the images that choose."
 
 
 def kept_or_found(

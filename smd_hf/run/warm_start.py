@@ -7,6 +7,9 @@ ledger keeps what was found, for a run that goes on.
 
 A head knows the images that it was fitted on by heart, and children that are scored on the same images with it learn little. So
 where the head is fitted at the end, the generations start from the class prior or a temperature at most.
+
+The evolved model in turn knows the fitness images. Where cross-validation on them has chosen before the generations, it cannot do so again: the
+head is then fitted with the strength that it chose, if it found that a head is best.
 """
 
 import time
@@ -38,6 +41,7 @@ from ..search.head.linear import LinearHead
 from ..search.head.pixels import pixel_baselines
 from ..search.head.queries import query_baselines
 from ..search.information import Guard
+from ..search.losses import Loss
 from .found_step import FoundStep, best_line, kept_of, kept_or_found, kept_score
 from .journal import Journal
 from .statistics_step import estimate_statistics
@@ -79,6 +83,7 @@ class WarmStart:
     compute_loss_func: Callable | None = None
     last: FoundStep | None = field(default=None, init=False)
     _head: HeadInputs | None = field(default=None, init=False)
+    _crossed: dict[str, float] = field(default_factory=dict, init=False)
 
     def before(self) -> tuple[FoundStep | None, FoundStep | None]:
         """
@@ -116,19 +121,29 @@ class WarmStart:
         except SMDError as error:
             self._tell(str(error))
             return None
-        found = self._step(head, FILE_NAME, journal.identity, whole=not args.refit_head)
+        fits = self._fits(head)
+        found = self._step(head, FILE_NAME, journal.identity, fits, whole=not args.refit_head)
         self._put(head, found)
-        self._tell(f"Warm start: {best_line(found, evolution.fitness, 'parent')}")
+        self._crossed = found.crossed
+        how = "in cross-validation" if found.crossed else ""
+        self._tell(f"Warm start: {best_line(found, evolution.fitness, 'parent', how)}")
         return found
 
     def after(self) -> FoundStep | None:
         """The step after the last generation. [`WarmStart.put_last`] puts its head into the model."""
         if not self.args.refit_head or self._head is None:
             return None
+        if self._crossed and not self._best_crossed.startswith(HEAD):
+            self._tell(
+                f"Head after the last generation: it stays, as {self._best_crossed} was better than all heads in cross-validation."
+            )
+            return None
         # It depends on the weights that the generations have left, of which the run's identity says nothing.
         identity = {**self.journal.identity, "weights": weights_hash(self.evolution.evaluator.model)}
-        self.last = found = self._step(self._head, LAST_FILE_NAME, identity, whole=True)
-        self._tell(f"Head after the last generation: {best_line(found, self.evolution.fitness, 'evolved model')}")
+        fits = self._again(self._head) if self._crossed else self._fits(self._head)
+        self.last = found = self._step(self._head, LAST_FILE_NAME, identity, fits, whole=True)
+        how = "by cross-validation before the generations" if self._crossed else ""
+        self._tell(f"Head after the last generation: {best_line(found, self.evolution.fitness, 'evolved model', how)}")
         # The run's own clock has counted the seconds.
         self.journal.run.add_before(found.images, 0.0)
         return found
@@ -144,16 +159,16 @@ class WarmStart:
             head.write(found.arrays["weight"], found.arrays.get("bias"))
             self.evolution.mutation.parent_changed()
 
-    def _step(self, head: HeadInputs, file_name: str, identity: Mapping[str, Any], whole: bool) -> FoundStep:
+    def _step(
+        self, head: HeadInputs, file_name: str, identity: Mapping[str, Any], fits: Fits, whole: bool
+    ) -> FoundStep:
         """What the ledger keeps of a step, or what is found now."""
         self.evolution.evaluator.model.eval()
         return kept_or_found(
             self.journal,
             file_name,
             identity,
-            lambda: _find(
-                self.evolution, self._fits(head), self.test, head, self.shown, whole, after=file_name == LAST_FILE_NAME
-            ),
+            lambda: _find(self.evolution, fits, self.test, head, self.shown, whole),
         )
 
     def _fits(self, head: HeadInputs) -> Fits:
@@ -175,11 +190,8 @@ class WarmStart:
             return lambda learn, choose: query_baselines(
                 start, *_held_out(learn, choose), reading, reading.set_loss, evolution.fitness
             )
-        if reading.keeps_labels:
-            loss = loss_of(args, evolution.evaluator.model.config.num_labels or 0, self.compute_loss_func)
-            named = _named(evolution.fitness_batches)
-        else:
-            loss, named = reading.head_loss(args), np.arange(len(start.weight))
+        loss = self._loss()
+        named = _named(evolution.fitness_batches) if reading.keeps_labels else np.arange(len(start.weight))
 
         def fitted(learn: Part, choose: Part | None) -> list[Baseline]:
             folds = None
@@ -191,6 +203,31 @@ class WarmStart:
             return baselines(HeadFits(start, *learn, loss), fitness, named, folds)
 
         return fitted
+
+    def _again(self, head: HeadInputs) -> Fits:
+        """What fits the head of the evolved model with the strength that cross-validation chose before the generations."""
+        start, best = LinearHead(*head.numbers()), self._best_crossed
+
+        def fitted(learn: Part, choose: Part | None) -> list[Baseline]:
+            fitness = measured_on(choose or learn, self.evolution.evaluator.reading, self.evolution.fitness)
+            found = HeadFits(start, *learn, self._loss()).head(float(best.removeprefix(HEAD)))
+            # It is taken, whatever a few selection images say.
+            return [Baseline(PARENT, start, fitness(start), 0.0), Baseline(best, found, fitness(found), 1.0)]
+
+        return fitted
+
+    @property
+    def _best_crossed(self) -> str:
+        """What was best in cross-validation before the generations."""
+        return max(self._crossed, key=lambda name: self._crossed[name])
+
+    def _loss(self) -> Loss:
+        """What the fits of a classifier's head lower."""
+        reading: Any = self.evolution.evaluator.reading
+        if reading.keeps_labels:
+            num_labels = self.evolution.evaluator.model.config.num_labels or 0
+            return loss_of(self.args, num_labels, self.compute_loss_func)
+        return reading.head_loss(self.args)
 
     def _tell(self, line: str) -> None:
         if self.evolution.evaluator.processes.process_index == 0:
@@ -209,7 +246,6 @@ def _find(
     head: HeadInputs,
     shown: bool,
     whole: bool,
-    after: bool,
 ) -> FoundStep:
     evaluator, began = evolution.evaluator, time.monotonic()
     sets = [evolution.fitness_batches]
@@ -231,16 +267,13 @@ def _find(
         [found, *_] = evaluator.processes.gather(fit)
     assert found is not None
     best = best_of([each for each in found if whole or not each.name.startswith(HEAD)])
-    if after:
-        # The evolved model knows the fitness images already, so that cross-validation on them would favour it.
-        best = max(found[0], best_of(found[1:]), key=lambda each: each.fitness)
     result = FoundStep(
         best.name,
         best.head.arrays,
         {each.name: each.fitness for each in found},
         images,
         seconds=time.monotonic() - began,
-        crossed=best.crossed is not None,
+        crossed={each.name: each.crossed for each in found if each.crossed is not None},
     )
     if test is not None:
         with ScoringBar("Testing the heads", shown) as bar:

@@ -3,23 +3,38 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Image
 from transformers import AutoModelForImageClassification
 
 from smd_hf import EvolutionTrainer, SMDError
 from smd_hf.models.checkpoints import weights_hash
 from smd_hf.models.linear_head import HeadInputs
 from smd_hf.reports.steps import steps_lines
+from smd_hf.run import warm_start
 from smd_hf.run.cost_model import CostModel
 from smd_hf.run.warm_start import FILE_NAME, WarmStart
 from smd_hf.search.head import baselines
 from tests.plain import plain_arguments
 from tests.test_trainer import make_dataset
-from tests.tiny import ALL_KINDS, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
+from tests.tiny import ALL_KINDS, label_names, save_tiny_checkpoint, tiny_images, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
 def data():
     return make_dataset(60, 1), make_dataset(24, 2)
+
+
+@pytest.fixture(scope="module")
+def telling():
+    """Images as bright as their label says, so that a head can learn something."""
+
+    def part(count, seed):
+        rng, labels = np.random.default_rng(seed), np.arange(count) % 4
+        pixels = rng.integers(0, 60, (count, 16, 16, 3)) + 60 * labels[:, None, None, None]
+        features = Features({"image": Image(), "label": ClassLabel(names=label_names(4))})
+        return Dataset.from_dict({"image": [*pixels.astype(np.uint8)], "label": labels.tolist()}, features=features)
+
+    return part(60, 1), part(24, 2)
 
 
 def make_trainer(checkpoint, folder, data, model=None, **kwargs):
@@ -172,14 +187,16 @@ def refitting(checkpoint, folder, data, **kwargs):
     return make_trainer(checkpoint, folder, data, warm_start=False, **defaults | kwargs)
 
 
-def test_the_whole_head_is_fitted_after_the_last_generation_and_not_before(checkpoint, data, tmp_path):
-    trainer = refitting(checkpoint, tmp_path, data, save_children=1, ensemble_size=2)
+def test_the_whole_head_is_fitted_after_the_last_generation_and_not_before(checkpoint, telling, tmp_path):
+    trainer = refitting(checkpoint, tmp_path, telling, save_children=1, ensemble_size=2)
     trainer.train()
     steps, report = trainer.report["steps"], trainer.report
     assert steps["warm_start"] in ("parent", "temperature", "class prior", "class prior and temperature")
     assert any("test" in entry for name, entry in steps["baselines"].items() if name.startswith("head"))
     last = steps["refit_head"]
-    assert last["chosen"] != "parent" and last["test"]["nll"] == report["evolved"]["nll"]
+    crossed = trainer.result.first_steps[1].crossed
+    assert last["chosen"] == max(crossed, key=crossed.get) and last["chosen"].startswith("head")
+    assert last["test"]["nll"] == report["evolved"]["nll"] < report["parent"]["nll"] - 0.1
     parts = (
         steps["evolution"]["before"]["nll"] - report["parent"]["nll"],
         steps["evolution"]["difference"]["nll"]["estimate"],
@@ -205,9 +222,29 @@ def test_the_whole_head_is_fitted_after_the_last_generation_and_not_before(check
     assert report["cost"]["images_forwarded"] >= 2 * 60 + 2 * 4 * 48
 
 
+def test_the_last_head_stays_where_none_was_better_in_cross_validation(checkpoint, data, tmp_path, caplog):
+    """The labels are drawn by chance."""
+    trainer = refitting(checkpoint, tmp_path, data, num_generations=1)
+    trainer.train()
+    crossed = trainer.result.first_steps[1].crossed
+    assert not max(crossed, key=crossed.get).startswith("head") and "refit_head" not in trainer.report["steps"]
+    assert "better than all heads in cross-validation" in caplog.text
+
+
+def test_many_images_choose_the_head_on_the_selection_images(checkpoint, telling, tmp_path, monkeypatch):
+    monkeypatch.setattr(warm_start, "MOST_CROSSED", 10)
+    trainer = refitting(checkpoint, tmp_path, telling, num_generations=1)
+    trainer.train()
+    _, first = trainer.result.first_steps
+    assert not first.crossed and trainer.result.refit_head.chosen != "parent"
+    without_heads = {name: each for name, each in first.fitness.items() if not name.startswith("head")}
+    assert first.chosen == max(without_heads, key=without_heads.get)
+
+
 def test_a_run_that_is_stopped_before_its_last_head_is_fitted_ends_in_the_same_weights(
-    checkpoint, data, tmp_path, monkeypatch
+    checkpoint, telling, tmp_path, monkeypatch
 ):
+    data = telling
     refitting(checkpoint, tmp_path / "whole", data).train()
     folder = tmp_path / "other"
     trainer = refitting(checkpoint, folder, data)
