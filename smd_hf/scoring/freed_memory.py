@@ -2,7 +2,7 @@
 Memory that a forward pass frees on the CPU is kept for the next one.
 
 The C library of Linux gives large blocks back to the system when they are freed. The next pass then begins with pages that the system
-has to clear, and convolutions of 224 pixels spend more than half of their time on that.
+has to clear. On virtual machines, a convolutional network at 224 pixels can spend more than half of its time on that.
 """
 
 import ctypes
