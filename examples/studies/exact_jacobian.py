@@ -3,7 +3,7 @@ What limits `adapt`: few directions a generation, or the step itself? The same g
 
 A generation of `adapt` measures the loss along one direction a child. Here, products with the Jacobian of all weights of the norms and
 with its transpose take the place of the children: Lanczos' method finds the step that Gauss-Newton takes in the span of all of
-them. Images, damping, lengths, selection, and what is done with the head are those of `adapt`.
+them. Images, lengths, selection, and what is done with the head are those of `adapt`.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,11 +16,10 @@ from torch import nn
 from torch.func import functional_call, jvp
 from torch.nn import functional as F
 
+from smd_hf.search.gauss_newton import STEPS
+
 DAMPING = tuple(10.0**power for power in range(-5, 1))
 """Values to try, in units of the greatest curvature that was found."""
-
-STEPS = (0.5, 1.5)
-"""Lengths to try for the best of the steps of length 1."""
 
 PASSES_OF_A_PRODUCT = 2 + PASSES_OF_A_GRADIENT
 """A forward pass with a tangent, and a forward and a backward pass, in forward passes."""

@@ -17,6 +17,7 @@ from common import image_batches
 from exact_jacobian import generation
 from torch import nn
 
+from smd_hf.arguments.recipes import read_recipe
 from smd_hf.data.batches import ImageBatches
 from smd_hf.data.fitness_samples import FreshSamples, split_indices
 from smd_hf.metrics.comparison import measured
@@ -32,8 +33,8 @@ from smd_hf.search.head.linear import LinearHead
 from smd_hf.search.losses import cross_entropy
 
 SELECTION_FRACTION = 0.1
-SAMPLES = 825
-"""Images of a generation, as in `adapt`."""
+SAMPLES = read_recipe("adapt")["fitness_samples_per_generation"]
+"""Images of a generation."""
 
 BACKWARD_BATCH = 25
 """Images of a batch of a backward pass, which keeps what is computed on the way."""
@@ -106,7 +107,7 @@ class Rivals:
         return model
 
     def fit_head(self, model: nn.Module, whole: bool = True) -> None:
-        """Puts the best head into the model, as `warm_start` and `refit_head` have it: with `whole`, not only prior and temperature."""
+        """Puts the best head into the model, as a run of many images has it: with `whole`, not only prior and temperature."""
         evaluator, batches = Evaluator(model, self.device, prefix_replay=False), self.batches(self.train, self.learn)
         head = HeadInputs(model, evaluator.inputs(batches.first_batch()))
         learn, choose = (features_of(evaluator, head, each) for each in (batches, self.choose))

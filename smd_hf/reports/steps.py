@@ -40,9 +40,10 @@ def describe_steps(
     Returns:
         `dict`: `statistics` and `warm_start` are the names of what was chosen of each (`"parent"` if nothing was better; not there if
         there was no such step), `images_forwarded` what they cost. `baselines` has, by name, each baseline's `selection` (the fitness
-        metric on the selection images; by few images, cross-validation chooses) and, for the best of each kind, its scores on the `test` images, its `difference` to the parent,
-        and how far the evolved model is over it (`evolved_over_it`). Heads come on top of the chosen statistics. `evolution`
-        compares the model after the generations with the one before them: what they brought by themselves. `refit_head` has the
+        metric on the selection images; by few images, cross-validation chooses) and, for the best of each kind, its scores on the
+        `test` images, its `difference` to the parent, and how far the evolved model is over it (`evolved_over_it`). Heads come on
+        top of the chosen statistics. `evolution` compares the model after the generations with the one before them: what they
+        brought by themselves. `refit_head` has the
         head that was `chosen` after them (`"parent"` if none was better), its scores on the `test` images and its `difference`
         to the model before.
     """

@@ -45,6 +45,11 @@ class FoundStep:
     seconds: float = 0.0
     crossed: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def best_crossed(self) -> str | None:
+        """Name of what was best in cross-validation, if that chose."""
+        return max(self.crossed, key=lambda name: self.crossed[name], default=None)
+
     def save(self, path: Path, identity: str) -> None:
         """Writes it, for the run of this identity."""
         arrays = dict(self.arrays)

@@ -6,6 +6,7 @@ trained on. Those of the new images take one pass and no label. The selection im
 """
 
 import time
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from ..scoring.one_pass import one_pass
 from ..scoring.work import Work
 from ..search.evolution import Evolution
 from ..search.fitness_scorer import check_parent
-from ..search.head.baselines import PARENT
+from ..search.head.baselines import PARENT, until_worse
 from .found_step import FoundStep, best_line, kept_of, kept_or_found
 from .journal import Journal
 
@@ -71,19 +72,18 @@ def _find(evolution: Evolution, statistics: NormStatistics, test: ImageBatches |
     with ScoringBar("Re-estimating BatchNorm statistics", shown) as bar:
         after = _estimated(evaluator, statistics, sample, bar)
     tried = {PARENT: before} | {f"{NAME}, share {share:g}": mixed(before, after, share) for share in SHARES}
-    fitness: dict[str, float] = {}
     scores = {}
+
+    def fitness_of(name: str) -> float:
+        statistics.write(tried[name])
+        [(_, found)] = evolution.scorer.score([Variant(name)], selection, "selection")
+        return found
+
     # A compiled graph has the statistics as constants, so that each share would be another graph.
     with evaluator.aside(), evaluator.eagerly():
         try:
             with ScoringBar("Choosing BatchNorm statistics", shown) as evaluator.work:
-                for name, arrays in tried.items():
-                    statistics.write(arrays)
-                    [(_, found)] = evolution.scorer.score([Variant(name)], selection, "selection")
-                    worse = bool(fitness) and found < list(fitness.values())[-1]
-                    fitness[name] = found
-                    if worse:
-                        break
+                fitness = dict(until_worse(((name, fitness_of(name)) for name in tried), itemgetter(1)))
             chosen = max(fitness, key=lambda name: fitness[name])
             if test is not None and chosen != PARENT:
                 statistics.write(tried[chosen])

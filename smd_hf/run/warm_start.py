@@ -2,19 +2,20 @@
 What comes before the first generation and after the last: BatchNorm statistics and the best head that one pass gives.
 
 Class prior, temperature and head are fitted on the features of the fitness images, and the selection images choose one of
-them, or the model as it is. Where there are few images, cross-validation on the fitness images chooses. With `warm_start` the generations start from there; with `refit_head` they are followed by it. The
-ledger keeps what was found, for a run that goes on.
+them, or the model as it is. Where there are few images, cross-validation on the fitness images chooses. With `warm_start` the
+generations start from there; with `refit_head` they are followed by it. The ledger keeps what was found, for a run that goes on.
 
 A head knows the images that it was fitted on by heart, and children that are scored on the same images with it learn little. So
 where the head is fitted at the end, the generations start from the class prior or a temperature at most.
 
-The evolved model in turn knows the fitness images. Where cross-validation on them has chosen before the generations, it cannot do so again: the
-head is then fitted with the strength that it chose, if it found that a head is best.
+The evolved model in turn knows the fitness images. Where cross-validation on them has chosen before the generations, it cannot
+do so again: the head is then fitted with the strength that it chose, if it found that a head is best.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,9 @@ LAST_FILE_NAME = "refit_head.safetensors"
 Fits = Callable[[Part, Part | None], list[Baseline]]
 """Fits heads on the fitness images and measures them on the selection images, if there are any."""
 
+Choose = Callable[[list[Baseline]], Baseline]
+"""Takes one of the heads."""
+
 HOLD_OUT = 5
 """Without selection images, every so many of the fitness images choose among the heads."""
 
@@ -83,7 +87,7 @@ class WarmStart:
     compute_loss_func: Callable | None = None
     last: FoundStep | None = field(default=None, init=False)
     _head: HeadInputs | None = field(default=None, init=False)
-    _crossed: dict[str, float] = field(default_factory=dict, init=False)
+    _best_crossed: str | None = field(default=None, init=False)
 
     def before(self) -> tuple[FoundStep | None, FoundStep | None]:
         """
@@ -122,9 +126,9 @@ class WarmStart:
             self._tell(str(error))
             return None
         fits = self._fits(head)
-        found = self._step(head, FILE_NAME, journal.identity, fits, whole=not args.refit_head)
+        found = self._step(head, FILE_NAME, journal.identity, fits, _best_start if args.refit_head else best_of)
         self._put(head, found)
-        self._crossed = found.crossed
+        self._best_crossed = found.best_crossed
         how = "in cross-validation" if found.crossed else ""
         self._tell(f"Warm start: {best_line(found, evolution.fitness, 'parent', how)}")
         return found
@@ -133,16 +137,21 @@ class WarmStart:
         """The step after the last generation. [`WarmStart.put_last`] puts its head into the model."""
         if not self.args.refit_head or self._head is None:
             return None
-        if self._crossed and not self._best_crossed.startswith(HEAD):
+        best = self._best_crossed
+        if best is not None and not best.startswith(HEAD):
             self._tell(
-                f"Head after the last generation: it stays, as {self._best_crossed} was better than all heads in cross-validation."
+                f"Head after the last generation: it stays, as {best} was better than all heads in cross-validation."
             )
             return None
         # It depends on the weights that the generations have left, of which the run's identity says nothing.
         identity = {**self.journal.identity, "weights": weights_hash(self.evolution.evaluator.model)}
-        fits = self._again(self._head) if self._crossed else self._fits(self._head)
-        self.last = found = self._step(self._head, LAST_FILE_NAME, identity, fits, whole=True)
-        how = "by cross-validation before the generations" if self._crossed else ""
+        if best is None:
+            fits, choose, how = self._fits(self._head), best_of, ""
+        else:
+            # It is taken, whatever a few selection images say.
+            fits, choose = self._again(self._head, best), itemgetter(-1)
+            how = "by cross-validation before the generations"
+        self.last = found = self._step(self._head, LAST_FILE_NAME, identity, fits, choose)
         self._tell(f"Head after the last generation: {best_line(found, self.evolution.fitness, 'evolved model', how)}")
         # The run's own clock has counted the seconds.
         self.journal.run.add_before(found.images, 0.0)
@@ -160,7 +169,7 @@ class WarmStart:
             self.evolution.mutation.parent_changed()
 
     def _step(
-        self, head: HeadInputs, file_name: str, identity: Mapping[str, Any], fits: Fits, whole: bool
+        self, head: HeadInputs, file_name: str, identity: Mapping[str, Any], fits: Fits, choose: Choose
     ) -> FoundStep:
         """What the ledger keeps of a step, or what is found now."""
         self.evolution.evaluator.model.eval()
@@ -168,7 +177,7 @@ class WarmStart:
             self.journal,
             file_name,
             identity,
-            lambda: _find(self.evolution, fits, self.test, head, self.shown, whole),
+            lambda: _find(self.evolution, fits, choose, self.test, head, self.shown),
         )
 
     def _fits(self, head: HeadInputs) -> Fits:
@@ -204,22 +213,16 @@ class WarmStart:
 
         return fitted
 
-    def _again(self, head: HeadInputs) -> Fits:
+    def _again(self, head: HeadInputs, best: str) -> Fits:
         """What fits the head of the evolved model with the strength that cross-validation chose before the generations."""
-        start, best = LinearHead(*head.numbers()), self._best_crossed
+        start = LinearHead(*head.numbers())
 
         def fitted(learn: Part, choose: Part | None) -> list[Baseline]:
             fitness = measured_on(choose or learn, self.evolution.evaluator.reading, self.evolution.fitness)
             found = HeadFits(start, *learn, self._loss()).head(float(best.removeprefix(HEAD)))
-            # It is taken, whatever a few selection images say.
-            return [Baseline(PARENT, start, fitness(start), 0.0), Baseline(best, found, fitness(found), 1.0)]
+            return [Baseline(PARENT, start, fitness(start)), Baseline(best, found, fitness(found))]
 
         return fitted
-
-    @property
-    def _best_crossed(self) -> str:
-        """What was best in cross-validation before the generations."""
-        return max(self._crossed, key=lambda name: self._crossed[name])
 
     def _loss(self) -> Loss:
         """What the fits of a classifier's head lower."""
@@ -240,12 +243,7 @@ def head_inputs_of(reading: Reading) -> type[HeadInputs] | None:
 
 
 def _find(
-    evolution: Evolution,
-    fits: Fits,
-    test: ImageBatches | None,
-    head: HeadInputs,
-    shown: bool,
-    whole: bool,
+    evolution: Evolution, fits: Fits, choose: Choose, test: ImageBatches | None, head: HeadInputs, shown: bool
 ) -> FoundStep:
     evaluator, began = evolution.evaluator, time.monotonic()
     sets = [evolution.fitness_batches]
@@ -266,7 +264,7 @@ def _find(
     with TickingBar("Fitting the head", shown):
         [found, *_] = evaluator.processes.gather(fit)
     assert found is not None
-    best = best_of([each for each in found if whole or not each.name.startswith(HEAD)])
+    best = choose(found)
     result = FoundStep(
         best.name,
         best.head.arrays,
@@ -284,6 +282,11 @@ def _find(
             else:
                 result.test = _test(evaluator, head, tested, test, bar)
     return result
+
+
+def _best_start(found: list[Baseline]) -> Baseline:
+    """The best for the generations to start from, where the head is fitted after them."""
+    return best_of([each for each in found if not each.name.startswith(HEAD)])
 
 
 def _test(

@@ -75,7 +75,8 @@ def test_a_run_reports_what_each_step_brought(checkpoint, data, tmp_path):
         "parent", "temperature", "class prior", "class prior and temperature", "head",
     }  # fmt: skip
     # 48 images choose by cross-validation, not 12 by chance.
-    best = steps["warm_start"]
+    best, crossed = steps["warm_start"], trainer.result.first_steps[1].crossed
+    assert best == max(crossed, key=crossed.get) and crossed.keys() == heads.keys()
     assert heads[best]["selection"] < heads["parent"]["selection"] - 0.5
     # The generations begin where the warm start ended.
     first = json.loads((tmp_path / "children.jsonl").read_text().splitlines()[0])
@@ -244,16 +245,15 @@ def test_many_images_choose_the_head_on_the_selection_images(checkpoint, telling
 def test_a_run_that_is_stopped_before_its_last_head_is_fitted_ends_in_the_same_weights(
     checkpoint, telling, tmp_path, monkeypatch
 ):
-    data = telling
-    refitting(checkpoint, tmp_path / "whole", data).train()
+    refitting(checkpoint, tmp_path / "whole", telling).train()
     folder = tmp_path / "other"
-    trainer = refitting(checkpoint, folder, data)
+    trainer = refitting(checkpoint, folder, telling)
     monkeypatch.setattr(WarmStart, "after", lambda steps: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
         trainer.train()
     monkeypatch.undo()
     for _ in ("goes on", "is finished already"):
-        resumed = refitting(checkpoint, folder, data)
+        resumed = refitting(checkpoint, folder, telling)
         resumed.train(resume_from_checkpoint=True)
         assert evolved(folder) == evolved(tmp_path / "whole")
         whole, again = (json.loads((place / "gain_report.json").read_text()) for place in (tmp_path / "whole", folder))

@@ -4,8 +4,10 @@ What a pass over the features gives by itself: class prior, temperature and head
 These are the selection images. Where there are few of them, chance would choose, and cross-validation on the fitness images does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from ...scoring.scores import Score
 from ..losses import Loss
 from .fit import HeadFits
 from .linear import LinearHead
+
+T = TypeVar("T")
 
 NOT_NAMED = 10.0
 """By how much the bias of a class that the data set does not name is lowered: it becomes exp(10) times less likely."""
@@ -157,7 +161,8 @@ def baselines(
             heads[pull] = [each.beside(bias, pull).class_prior() for each in everywhere]
             return measured("class prior", heads[pull])
 
-        priors = until_worse(prior_of, PRIOR_PULLS)
+        # Strong pulls first. Weak ones take the most steps, and overfit the most.
+        priors = until_worse(map(prior_of, PRIOR_PULLS), attrgetter("chooses"))
         pull, prior = max(zip(PRIOR_PULLS, priors), key=lambda each: each[1].chooses)
         # The head is fitted from there: a pull that keeps the bias of classes with few images keeps it here, too.
         everywhere = [each.beside(head.bias, pull) for each, head in zip(everywhere, heads[pull])]
@@ -172,23 +177,23 @@ def baselines(
         last[:] = [each.head(pull, guess) for each, guess in zip(everywhere, last)]
         return measured(f"{HEAD}{pull:g}", last)
 
-    return found + until_worse(head_of, PULLS)
+    return found + until_worse(map(head_of, PULLS), attrgetter("chooses"))
 
 
-def until_worse(fitted: Callable[[float], Baseline], pulls: Sequence[float]) -> list[Baseline]:
+def until_worse(found: Iterable[T], fitness: Callable[[T], float]) -> list[T]:
     """
-    Fits with weaker and weaker pulls, until one is worse.
+    What is found, one after the other, up to the first that is worse than the one before it.
 
     Args:
-        fitted (`Callable`): maps a pull to a baseline.
-        pulls (sequence of `float`): strong ones first. Weak ones take the most steps, and overfit the most.
+        found (iterable): makes each when it is asked for.
+        fitness (`Callable`): of one of them; greater is better.
     """
-    found: list[Baseline] = []
-    for pull in pulls:
-        found.append(fitted(pull))
-        if len(found) > 1 and found[-1].chooses < found[-2].chooses:
+    kept: list[T] = []
+    for each in found:
+        kept.append(each)
+        if len(kept) > 1 and fitness(each) < fitness(kept[-2]):
             break
-    return found
+    return kept
 
 
 def best_of(found: list[Baseline], kind: str = "") -> Baseline:
