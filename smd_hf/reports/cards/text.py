@@ -9,6 +9,7 @@ import json
 import math
 import re
 import unicodedata
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ def render(template: str, **facts: Any) -> str:
     Raises:
         `jinja2.UndefinedError`: if a variable is missing.
     """
+    text = _environment().get_template(template).render(**facts)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, each compiled once: that takes longer than all else that a card needs."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -123,8 +131,7 @@ def render(template: str, **facts: Any) -> str:
         "python": python_string,
         "json": json_text,
     }
-    text = environment.get_template(template).render(**facts)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return environment
 
 
 def _longest_run(text: str) -> int:
