@@ -17,8 +17,9 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(INSTALLED)
 	$(BIN)/smd-hf demo
 
+# Each process begins with its own half of the files: what the tests of a file share is made once.
 test: $(WITH_TOOLS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 format: $(WITH_TOOLS)
 	$(BIN)/ruff format .
@@ -38,7 +39,7 @@ docs: $(WITH_TOOLS)
 test-lowest test-newest: test-%: $(INSTALLED)
 	$(PYTHON) -m venv --clear .venv-$*
 	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --resolution $(if $(filter lowest,$*),lowest-direct,highest) -e '.[test,docs]'
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 # Gradio pages in Debian's Chromium (apt-get install chromium), trackio and MLflow.
 test-integrations: $(INSTALLED)

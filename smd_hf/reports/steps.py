@@ -43,9 +43,8 @@ def describe_steps(
         metric on the selection images; by few images, cross-validation chooses) and, for the best of each kind, its scores on the
         `test` images, its `difference` to the parent, and how far the evolved model is over it (`evolved_over_it`). Heads come on
         top of the chosen statistics. `evolution` compares the model after the generations with the one before them: what they
-        brought by themselves. `refit_head` has the
-        head that was `chosen` after them (`"parent"` if none was better), its scores on the `test` images and its `difference`
-        to the model before.
+        brought by themselves. `refit_head` has the head that was `chosen` after them (`"parent"` if none was better), its scores on
+        the `test` images and its `difference` to the model before.
     """
     parent, evolved = test.parent_score, test.evolved_score
     entry: dict[str, Any] = {"images_forwarded": 0, "baselines": {}}

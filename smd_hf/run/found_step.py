@@ -90,11 +90,11 @@ def kept_of(score: Score, reading: Reading) -> Score:
 
 
 def best_line(found: FoundStep, fitness: Fitness, start: str, how: str = "") -> str:
-    """What was chosen, `how` if not by the images that choose, and what it does to the fitness, for the log."""
+    """What was chosen, `how` if not by the selection images, and what it does to the fitness there, for the log."""
     before, after = fitness.raw(found.fitness[PARENT]), fitness.raw(found.fitness[found.chosen])
     if found.chosen == PARENT:
-        return f"nothing has a better {fitness.name} than the {start} ({before:.4g}) {how or 'on the images that choose'}; it stays."
-    return f"{found.chosen} is chosen{how and f' {how}'}; {fitness.name} {before:.4g} before, {after:.4g} after, on the images that choose."
+        return f"nothing has a better {fitness.name} than the {start} ({before:.4g}) {how or 'on the selection images'}; it stays."
+    return f"{found.chosen} is chosen{how and f' {how}'}; {fitness.name} {before:.4g} before, {after:.4g} after, on the selection images."
 
 
 def kept_or_found(

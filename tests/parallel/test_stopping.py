@@ -20,7 +20,7 @@ from tests.tiny import label_names, save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; from smd_hf.cli.main import main; sys.exit(main())"
-CHILDREN = "100"  # so many that a run cannot be over before it is told to end
+CHILDREN = "60"  # so many that a run cannot be over before it is told to end
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
 
 
