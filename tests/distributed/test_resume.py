@@ -22,7 +22,7 @@ def soak(tmp_path, *options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["partition, best", "blocks, gauss_newton", "random, racing"])
+@pytest.mark.parametrize("case", ["partition, best", "blocks, gauss_newton", "random, racing", "adapt", "unlabeled"])
 def test_a_killed_run_ends_in_the_same_bytes_over_one_two_and_three_processes(case, tmp_path):
     counted = soak(tmp_path, "--kills", "6", "--cases", case, "--seed", "1")
     assert counted["kills"] >= 6 and counted["kills_by_case"] == {case: counted["kills"]}

@@ -3,7 +3,7 @@ A soak: a small real run is killed again and again at random cells, resumed over
 
     python tests/robustness/soak.py --kills 40 --json tests/robustness/results/soak.json
 
-A ResNet that was trained on scikit-learn's digits is evolved on blurred ones, in three ways. One run of each is never stopped.
+A ResNet that was trained on scikit-learn's digits is evolved on blurred ones, in five ways. One run of each is never stopped.
 The others are ended by SIGKILL after a cell, in the middle of writing one, or at any moment, and go on over one, two or three
 processes, until they are done: then every byte of their weights, children, log and report must be that of the first. A cell
 whose line was complete must never be written again.
@@ -46,6 +46,9 @@ CASES: dict[str, dict[str, Any]] = {
         decomposition="blocks", recombination="gauss_newton", recombination_top_k=1, mirrored=True, sigma=0.05
     ),
     "random, racing": dict(decomposition="random", density=0.5, racing="halving", recombination_top_k=2, save_steps=1),
+    # BatchNorm statistics and the head first, the head last.
+    "adapt": dict(preset="adapt", recombination="gauss_newton"),
+    "unlabeled": dict(preset="adapt", recombination="gauss_newton", unlabeled=True),
 }
 COMMON: dict[str, Any] = dict(
     population_size=6,
