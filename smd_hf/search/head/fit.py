@@ -46,7 +46,7 @@ class HeadFits:
 
     Attributes:
         bias_pull (`float`): strength of the pull to the bias of `start`.
-        centred (`torch.Tensor`): the features in these coordinates, float32, of shape `(n, num_features)`.
+        centred (`torch.Tensor`): the features in these coordinates, float32, of shape `(n, num_axes)`.
         given (`torch.Tensor`): logits of `start`, with what is added, float32, of shape `(n, num_labels)`.
         classes (`numpy.ndarray`): the classes that have an image, int64.
     """
