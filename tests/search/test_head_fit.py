@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from smd_hf.scoring.reading import ReadsClasses
-from smd_hf.search.head import linear
+from smd_hf.search.head import fit, linear
 from smd_hf.search.head.baselines import PARENT, PULLS, Folds, baselines, best_of, measured_on
 from smd_hf.search.head.coordinates import Coordinates
 from smd_hf.search.head.fit import BIAS_PULL, HeadFits
@@ -218,6 +218,26 @@ def test_a_fit_is_the_minimum_where_features_are_far_from_round(images, near, bi
     gradient = torch.func.grad(objective)(at)
     left = gradient @ torch.linalg.solve(torch.func.hessian(objective)(at), gradient) / 2
     assert 0 <= left < near < objective(origin.ravel()) - objective(at)
+
+
+def test_a_small_fit_has_one_thread_and_a_large_one_those_that_there_are(monkeypatch):
+    threads = set()
+
+    def loss(logits, labels):
+        threads.add(torch.get_num_threads())
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for small, expected in ((60 * 4, {1}), (60 * 4 - 1, {2})):
+            monkeypatch.setattr(fit, "SMALL", small)
+            threads.clear()
+            fits = HeadFits(*problem(), loss)
+            fits.temperature(), fits.class_prior(), fits.head(1e-3)
+            assert threads == expected and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_weaker_pulls_are_left_out_once_they_are_worse():

@@ -11,7 +11,8 @@ in chunks, and nothing of the size of head x head is made.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ STEPS = 300
 
 TOLERANCE = 1e-6
 """A fit ends when a step lowers the loss by less, as a share of it."""
+
+SMALL = 2**20
+"""Logits of all images up to which one thread is fastest. Several would mostly wait for each other, above all on a busy machine."""
 
 
 class HeadFits:
@@ -110,7 +114,8 @@ class HeadFits:
             return value / len(self.labels), np.array([factor * gradient / len(self.labels)])
 
         limit = float(np.log(20))
-        found = minimize(objective, np.zeros(1), jac=True, method="L-BFGS-B", bounds=[(-limit, limit)])
+        with self._threads():
+            found = minimize(objective, np.zeros(1), jac=True, method="L-BFGS-B", bounds=[(-limit, limit)])
         return float(np.exp(found.x[0]))
 
     def class_prior(self) -> LinearHead:
@@ -132,7 +137,7 @@ class HeadFits:
         # Where the shares of cross-entropy would be right at once if images were alike.
         first = np.log(np.maximum(target, 1e-6)) - np.log(np.maximum(shares, 1e-6))
         unit = np.maximum(target, 1e-5) ** -0.5
-        return LinearHead(self.start.weight, self.start.bias + unit * minimised(objective, first / unit))
+        return LinearHead(self.start.weight, self.start.bias + unit * self._minimised(objective, first / unit))
 
     def _shares(self) -> tuple[np.ndarray, np.ndarray]:
         """The shares of the classes in the predictions of the first head, and in the labels."""
@@ -163,7 +168,24 @@ class HeadFits:
             value, gradient = objective(unit * numbers)
             return value, unit * gradient
 
-        return self.of_numbers(unit * minimised(scaled, first / unit))
+        return self.of_numbers(unit * self._minimised(scaled, first / unit))
+
+    def _minimised(self, objective: Callable, first: np.ndarray) -> np.ndarray:
+        """Where L-BFGS ends that begins at `first`. The objective gives a value and its gradient."""
+        options = {"maxiter": STEPS, "maxcor": HISTORY, "ftol": TOLERANCE, "gtol": 1e-7}
+        with self._threads():
+            return minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Within the context, a small fit has one thread."""
+        before = torch.get_num_threads()
+        if self.given.numel() <= SMALL:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     # ---- A head as numbers: its difference from the first one, for centred features along their axes ------------------
 
@@ -274,9 +296,3 @@ def loss_and_slope(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> tu
         total = loss(leaf, labels.clone())
         [slope] = torch.autograd.grad(total, leaf)
     return float(total.detach()), slope
-
-
-def minimised(objective, first: np.ndarray) -> np.ndarray:
-    """Where L-BFGS ends that begins at `first`. The objective gives a value and its gradient."""
-    options = {"maxiter": STEPS, "maxcor": HISTORY, "ftol": TOLERANCE, "gtol": 1e-7}
-    return minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x
