@@ -7,6 +7,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 WITH_TOOLS := .venv/.installed-with-tools
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -e
+# Each process begins with its own half of the files: what the tests of a file share is made once.
+SUITE := -m pytest -n $(JOBS) --dist worksteal
 
 # Some machines (containers of CI, often) tell Python to keep no bytecode: each process would then compile
 # torch and transformers anew, 15 seconds and more, and the suite starts many.
@@ -17,9 +19,8 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(INSTALLED)
 	$(BIN)/smd-hf demo
 
-# Each process begins with its own half of the files: what the tests of a file share is made once.
 test: $(WITH_TOOLS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
 
 format: $(WITH_TOOLS)
 	$(BIN)/ruff format .
@@ -39,7 +40,7 @@ docs: $(WITH_TOOLS)
 test-lowest test-newest: test-%: $(INSTALLED)
 	$(PYTHON) -m venv --clear .venv-$*
 	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --resolution $(if $(filter lowest,$*),lowest-direct,highest) -e '.[test,docs]'
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 .venv-$*/bin/python $(SUITE)
 
 # Gradio pages in Debian's Chromium (apt-get install chromium), trackio and MLflow.
 test-integrations: $(INSTALLED)

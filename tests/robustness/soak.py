@@ -47,8 +47,8 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "random, racing": dict(decomposition="random", density=0.5, racing="halving", recombination_top_k=2, save_steps=1),
     # BatchNorm statistics and the head first, the head last.
-    "adapt": dict(preset="adapt", recombination="gauss_newton"),
-    "unlabeled": dict(preset="adapt", recombination="gauss_newton", unlabeled=True, elitism=True),
+    "adapt": dict(preset="adapt"),
+    "unlabeled": dict(preset="adapt", unlabeled=True, elitism=True),
 }
 COMMON: dict[str, Any] = dict(
     population_size=6,
