@@ -245,7 +245,7 @@ class EvolutionTrainer(ForwardTrainer):
             self.result = dataclasses.replace(self.result)
             with journal.scope(PARENT_SCOPE), self._scoring("Testing the parent"):
                 self.result.measure_parent(evolution)
-            about = (args, evolution, self.images.test, journal, self._shows_bars)
+            about = (args, evolution, self.images, journal, self._shows_bars)
             self.warm_start = WarmStart(*about, self.compute_loss_func)
             self.result.statistics, self.result.warm_start = self.warm_start.before()
         return super().train(**kwargs)

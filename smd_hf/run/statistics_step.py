@@ -24,6 +24,7 @@ from ..search.fitness_scorer import check_parent
 from ..search.head.baselines import PARENT, until_worse
 from .found_step import FoundStep, best_line, kept_of, kept_or_found
 from .journal import Journal
+from .run_images import RunImages
 
 logger = logging.get_logger(__name__)
 
@@ -39,14 +40,15 @@ MOST_IMAGES = 1024
 
 
 def estimate_statistics(
-    args: EvolutionArguments, evolution: Evolution, test: ImageBatches | None, journal: Journal, shown: bool
+    args: EvolutionArguments, evolution: Evolution, images: RunImages, journal: Journal, shown: bool
 ) -> FoundStep | None:
     """
     Finds the best statistics of the model and puts them into it, on all processes.
 
     Args:
         evolution ([`Evolution`]): its model holds the parent.
-        test ([`ImageBatches`], *optional*): what is chosen is reported on them. They choose nothing.
+        images ([`RunImages`]): statistics are estimated on all fitness images, whatever sample of them the generations see. The
+            test images, if there are any, choose nothing: what is chosen is reported on them.
         journal ([`Journal`]): open. It says where the run keeps its files, what it is, and whether it goes on.
 
     Returns:
@@ -56,7 +58,7 @@ def estimate_statistics(
     statistics = NormStatistics(evaluator.model)
     if not args.warm_start or not statistics.layers:
         return None
-    found = kept_or_found(journal, FILE_NAME, journal.identity, lambda: _find(evolution, statistics, test, shown))
+    found = kept_or_found(journal, FILE_NAME, journal.identity, lambda: _find(evolution, statistics, images, shown))
     if evaluator.processes.process_index == 0:
         logger.warning(f"BatchNorm: {best_line(found, evolution.fitness, 'parent')}")
     if found.chosen != PARENT:
@@ -65,9 +67,9 @@ def estimate_statistics(
     return found
 
 
-def _find(evolution: Evolution, statistics: NormStatistics, test: ImageBatches | None, shown: bool) -> FoundStep:
+def _find(evolution: Evolution, statistics: NormStatistics, images: RunImages, shown: bool) -> FoundStep:
     evaluator, began = evolution.evaluator, time.monotonic()
-    selection, sample = evolution.selection_batches, evolution.fitness_batches.head(MOST_IMAGES)
+    selection, sample = images.selection or images.fitness, images.fitness.head(MOST_IMAGES)
     before = statistics.arrays()
     with ScoringBar("Re-estimating BatchNorm statistics", shown) as bar:
         after = _estimated(evaluator, statistics, sample, bar)
@@ -85,10 +87,10 @@ def _find(evolution: Evolution, statistics: NormStatistics, test: ImageBatches |
             with ScoringBar("Choosing BatchNorm statistics", shown) as evaluator.work:
                 fitness = dict(until_worse(((name, fitness_of(name)) for name in tried), itemgetter(1)))
             chosen = max(fitness, key=lambda name: fitness[name])
-            if test is not None and chosen != PARENT:
+            if images.test is not None and chosen != PARENT:
                 statistics.write(tried[chosen])
                 with ScoringBar("Testing BatchNorm statistics", shown) as evaluator.work:
-                    scores[chosen] = kept_of(evaluator.score_model(test), evaluator.reading)
+                    scores[chosen] = kept_of(evaluator.score_model(images.test), evaluator.reading)
         finally:
             statistics.write(before)
     return FoundStep(

@@ -45,6 +45,7 @@ from ..search.information import Guard
 from ..search.losses import Loss
 from .found_step import FoundStep, best_line, kept_of, kept_or_found, kept_score
 from .journal import Journal
+from .run_images import RunImages
 from .statistics_step import estimate_statistics
 
 logger = logging.get_logger(__name__)
@@ -74,14 +75,15 @@ class WarmStart:
 
     Args:
         evolution ([`Evolution`]): its model holds the parent.
-        test ([`ImageBatches`], *optional*): heads are reported on them. They choose nothing.
+        images ([`RunImages`]): heads are fitted on all fitness images, whatever sample of them the generations see. The test images,
+            if there are any, choose nothing: heads are reported on them.
         journal ([`Journal`]): open. It says where the run keeps its files, what it is, and whether it goes on.
         compute_loss_func (`Callable`, *optional*): as of [`EvolutionTrainer`]: what the fits lower, in place of `args.loss`.
     """
 
     args: EvolutionArguments
     evolution: Evolution
-    test: ImageBatches | None
+    images: RunImages
     journal: Journal
     shown: bool
     compute_loss_func: Callable | None = None
@@ -97,7 +99,7 @@ class WarmStart:
             `tuple` of two [`FoundStep`] or `None`: statistics and head. `None` if there is no such step, or, with a warning, if the
             logits are not the output of one linear layer.
         """
-        statistics = estimate_statistics(self.args, self.evolution, self.test, self.journal, self.shown)
+        statistics = estimate_statistics(self.args, self.evolution, self.images, self.journal, self.shown)
         found = statistics, self._first_head()
         if not self.journal.run.generations:
             for step in found:
@@ -120,7 +122,7 @@ class WarmStart:
         if make_head is None:
             return None
         try:
-            inputs: Any = evaluator.inputs(evolution.fitness_batches.first_batch())
+            inputs: Any = evaluator.inputs(self.images.fitness.first_batch())
             self._head = head = make_head(evaluator.model, inputs)
         except SMDError as error:
             self._tell(str(error))
@@ -177,7 +179,7 @@ class WarmStart:
             self.journal,
             file_name,
             identity,
-            lambda: _find(self.evolution, fits, choose, self.test, head, self.shown),
+            lambda: _find(self.evolution, fits, choose, self.images, head, self.shown),
         )
 
     def _fits(self, head: HeadInputs) -> Fits:
@@ -200,7 +202,7 @@ class WarmStart:
                 start, *_held_out(learn, choose), reading, reading.set_loss, evolution.fitness
             )
         loss = self._loss()
-        named = _named(evolution.fitness_batches) if reading.keeps_labels else np.arange(len(start.weight))
+        named = _named(self.images.fitness) if reading.keeps_labels else np.arange(len(start.weight))
 
         def fitted(learn: Part, choose: Part | None) -> list[Baseline]:
             folds = None
@@ -243,13 +245,10 @@ def head_inputs_of(reading: Reading) -> type[HeadInputs] | None:
 
 
 def _find(
-    evolution: Evolution, fits: Fits, choose: Choose, test: ImageBatches | None, head: HeadInputs, shown: bool
+    evolution: Evolution, fits: Fits, choose: Choose, images: RunImages, head: HeadInputs, shown: bool
 ) -> FoundStep:
     evaluator, began = evolution.evaluator, time.monotonic()
-    sets = [evolution.fitness_batches]
-    if evolution.selection_batches is not evolution.fitness_batches:
-        sets.append(evolution.selection_batches)
-    images = sum(batches.num_images for batches in sets)
+    sets = [batches for batches in (images.fitness, images.selection) if batches is not None]
     with ScoringBar("Features for the head", shown) as bar:
         parts = [features_of(evaluator, head, batches, bar) for batches in sets]
         check_parent(all(np.isfinite(features).all() for features, _ in parts))
@@ -269,18 +268,18 @@ def _find(
         best.name,
         best.head.arrays,
         {each.name: each.fitness for each in found},
-        images,
+        sum(batches.num_images for batches in sets),
         seconds=time.monotonic() - began,
         crossed={each.name: each.crossed for each in found if each.crossed is not None},
     )
-    if test is not None:
+    if images.test is not None:
         with ScoringBar("Testing the heads", shown) as bar:
             tested = _shown(found, best, passes=not evaluator.reading.keeps_labels)
             if evaluator.reading.keeps_labels:
-                features, _ = features_of(evaluator, head, test, bar)
+                features, _ = features_of(evaluator, head, images.test, bar)
                 result.test = {each.name: kept_score(each.head.logits(features)) for each in tested}
             else:
-                result.test = _test(evaluator, head, tested, test, bar)
+                result.test = _test(evaluator, head, tested, images.test, bar)
     return result
 
 

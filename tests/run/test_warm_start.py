@@ -223,6 +223,15 @@ def test_the_whole_head_is_fitted_after_the_last_generation_and_not_before(check
     assert report["cost"]["images_forwarded"] >= 2 * 60 + 2 * 4 * 48
 
 
+@pytest.mark.parametrize("selection", [0.2, 0.0])
+def test_the_head_is_fitted_on_all_images_though_a_generation_sees_some(checkpoint, telling, tmp_path, selection):
+    """Once, the last fit saw the images of the last generation alone."""
+    options = dict(fitness_samples_per_generation=12, selection_fraction=selection, elitism=True)
+    trainer = refitting(checkpoint, tmp_path / "one", telling, **options)
+    trainer.train()
+    assert trainer.result.refit_head.images == trainer.result.first_steps[1].images == 60
+
+
 def test_the_last_head_stays_where_none_was_better_in_cross_validation(checkpoint, data, tmp_path, caplog):
     """The labels are drawn by chance."""
     trainer = refitting(checkpoint, tmp_path, data, num_generations=1)
