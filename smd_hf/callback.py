@@ -29,6 +29,7 @@ from .scoring.bars import ScoringBar
 from .search.build import build_evaluator, build_evolution
 from .search.evolution import Evolution, Generation
 from .search.fitness import Fitness
+from .search.image_slopes import image_slopes
 from .search.sigma import calibrated, scheduled_sigma
 from .tasks.protocol import GivenData
 from .tasks.registry import is_classification
@@ -174,6 +175,8 @@ class EvolutionCallback(TrainerCallback):
         with explain_oom(args), modes_kept(self.images.make_batches.model):
             # The model has been trained since the last time.
             evolution = self._build_evolution()
+            if args.fitness_sampling == "importance":
+                self.images.draw_by_importance(image_slopes(evolution, self.images.fitness))
             with self._bar("Calibrating sigma") as evolution.evaluator.work:
                 sigma = self._sigma(evolution)
             for number in range(args.num_generations):

@@ -18,6 +18,18 @@ def measured_names(objectives: Sequence[str]) -> list[str]:
     return [name for name in objectives if name not in WEIGHT_OBJECTIVES]
 
 
+def against_importance(args: Any) -> str | None:
+    """The argument that does not go with `fitness_sampling="importance"`: it draws some of the images, and a step weighs them."""
+    wrong = {
+        f"recombination='{args.recombination}'": args.recombination != "gauss_newton",
+        "unlabeled=True": args.unlabeled,
+        "fitness_samples_per_generation=0": not args.fitness_samples_per_generation,
+        # The images of a generation would choose, and they are harder than others.
+        "selection_fraction=0": not args.selection_fraction,
+    }
+    return next((what for what, holds in wrong.items() if holds), None)
+
+
 def check_unlabeled(args: Any) -> None:
     """Refuses what needs the labels of training images, or would make the guard of predictions useless."""
     needs_labels = {
@@ -95,6 +107,12 @@ def check_evolution_arguments(args: Any) -> None:
     if args.recombination == "gauss_newton" and args.racing == "halving":
         raise SMDError(
             "recombination='gauss_newton' measures all children on all fitness images, and racing='halving' does not. Choose one."
+        )
+    against = against_importance(args)
+    if args.fitness_sampling == "importance" and against is not None:
+        raise SMDError(
+            "fitness_sampling='importance' draws some of the labelled images for each generation, a gauss_newton step weighs them, and "
+            f"others choose. {against} does not go with that. Leave one of the two out."
         )
     fits = [name for name in ("warm_start", "refit_head") if getattr(args, name)]
     if fits and args.fitness in OOD_METRICS:

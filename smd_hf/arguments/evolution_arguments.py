@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..errors import SMDError
-from .checks import check_evolution_arguments, measured_names
+from .checks import against_importance, check_evolution_arguments, measured_names
 from .choices import Preset, Recombination
 from .label_map import read_label_map
 from .method_arguments import (
@@ -137,6 +137,8 @@ class EvolutionArguments(
             self._chosen.discard("recombination")
             self.recombination = "best" if best else "gauss_newton"
         self.recombine_by(self.recombination)
+        if against_importance(self) and not self.was_chosen("fitness_sampling"):
+            self.fitness_sampling = "balanced"
         if several and "fitness" not in self._chosen:
             # Logs and plots show one of them.
             self._follow({"fitness": next(iter(measured_names(self.objectives or ())), self.fitness)})

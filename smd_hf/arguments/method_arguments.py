@@ -6,6 +6,7 @@ from typing import Any
 from .choices import (
     Allocation,
     Decomposition,
+    FitnessSampling,
     Loss,
     Mutation,
     Recombination,
@@ -197,6 +198,12 @@ class FitnessArguments:
         "fitness_samples_per_generation",
         "Score each generation on this many fitness images, balanced over the classes, and on other images in the "
         "next generation. 0: every generation uses all.",
+    )
+    fitness_sampling: FitnessSampling = from_preset(
+        "fitness_sampling",
+        "How these images are drawn. balanced: by chance, and balanced over the classes. importance: images on which the "
+        "loss is steep come more often and weigh less in a gauss_newton step, which then takes fewer images for the same "
+        "precision. For image classification.",
     )
     selection_fraction: float = from_preset(
         "selection_fraction",

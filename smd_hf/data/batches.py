@@ -31,12 +31,15 @@ class Batch:
         stored (dict of `str` to `torch.Tensor`): the model's inputs, each of shape `(batch, ...)`; `pixel_values` as the uint8
             that they come from, with a codec.
         labels (`torch.Tensor`): of shape `(batch, ...)`; int64 of shape `(batch,)` for classes.
+        weights (`torch.Tensor`, *optional*): how much each image counts in sums over images, float64, of shape `(batch,)`. All count
+            the same by default.
     """
 
     number: int
     stored: dict[str, torch.Tensor]
     labels: torch.Tensor
     codec: PixelCodec | None = None
+    weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,6 +84,8 @@ class ImageBatches:
             ([`~models.inputs.input_names`]); all tensors but the labels by default.
         keep_labels (`bool`, *optional*, defaults to `True`): labels are kept when their batch is not. Without it, `labels` is
             zero for each image: masks would fill the memory, and a task that has them puts what it needs into its scores.
+        weights (`numpy.ndarray`, *optional*): how much each image counts in sums over images, float64, of shape `(num_images,)`. Scores
+            and metrics do not look at them.
     """
 
     dataset: Any
@@ -97,6 +102,7 @@ class ImageBatches:
     threads: Any = None
     spare: Any = None
     keep_labels: bool = True
+    weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         rows = range(len(self.dataset)) if self.indices is None else self.indices
@@ -139,7 +145,8 @@ class ImageBatches:
 
     def head(self, num_images: int) -> "ImageBatches":
         """The first images as a sample that shares what is cached of them, and the remaining budget."""
-        sample = replace(self, indices=self.indices[:num_images])
+        weights = None if self.weights is None else self.weights[:num_images]
+        sample = replace(self, indices=self.indices[:num_images], weights=weights)
         sample._repeatable, sample._draws = self._repeatable, self._draws
         same = range(len(self) if sample.num_images == self.num_images else sample.num_images // self.batch_size)
         sample._kept = {number: batch for number, batch in self._kept.items() if number in same}
@@ -220,7 +227,10 @@ class ImageBatches:
         return ReadAhead(self._read, numbers, threads, self.spare, repeatable=self._repeatable)
 
     def _rows(self, number: int) -> list[int]:
-        return self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+        return self.indices[self._span(number)]
+
+    def _span(self, number: int) -> slice:
+        return slice(number * self.batch_size, (number + 1) * self.batch_size)
 
     def _read(self, number: int) -> Batch:
         """One batch; called in threads."""
@@ -231,6 +241,8 @@ class ImageBatches:
 
     def _encoded(self, number: int, columns: Mapping[str, Any]) -> Batch:
         batch = Batch(number, select_inputs(columns, self.input_names), columns["labels"])
+        if self.weights is not None:
+            batch.weights = torch.from_numpy(self.weights[self._span(number)])
         if not batch.stored:
             raise SMDError(
                 f"The data collator returns no input of the model: it returns {', '.join(columns)}, and the model takes "

@@ -20,6 +20,8 @@ from .journal import Journal
 _PARTS = "logits", "sums"
 """What is kept of scores on test images."""
 
+_SLOPES = "slopes"
+
 
 @dataclass
 class FoundStep:
@@ -35,6 +37,7 @@ class FoundStep:
             classification with sums.
         seconds (`float`, *optional*, defaults to 0): how long it took. It is not kept.
         crossed (dict of `str` to `float`, *optional*): the fitness of all that was tried in cross-validation, if that chose.
+        slopes (`numpy.ndarray`, *optional*): how steep the loss of each fitness image is with what was chosen ([`~search.image_slopes.slope_norms`]).
     """
 
     chosen: str
@@ -44,6 +47,7 @@ class FoundStep:
     test: dict[str, Score] = field(default_factory=dict)
     seconds: float = 0.0
     crossed: dict[str, float] = field(default_factory=dict)
+    slopes: np.ndarray | None = None
 
     @property
     def best_crossed(self) -> str | None:
@@ -52,7 +56,7 @@ class FoundStep:
 
     def save(self, path: Path, identity: str) -> None:
         """Writes it, for the run of this identity."""
-        arrays = dict(self.arrays)
+        arrays = dict(self.arrays) if self.slopes is None else {**self.arrays, _SLOPES: self.slopes}
         for name, score in self.test.items():
             [cell] = score.cells.values()
             arrays |= {f"{part}/{name}": array for part in _PARTS if (array := getattr(cell, part)) is not None}
@@ -73,7 +77,10 @@ class FoundStep:
             for key in [key for key in arrays if "/" in key]:
                 part, _, name = key.partition("/")
                 test.setdefault(name, {})[part] = arrays.pop(key)
-            return cls(arrays=arrays, test={name: kept_score(**parts) for name, parts in test.items()}, **about)
+            slopes = arrays.pop(_SLOPES, None)
+            return cls(
+                arrays=arrays, slopes=slopes, test={name: kept_score(**parts) for name, parts in test.items()}, **about
+            )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
 

@@ -209,6 +209,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
     old.setdefault("warm_start", False)  # versions without it
     old.setdefault("refit_head", False)
     old.setdefault("unlabeled", False)
+    old.setdefault("fitness_sampling", "balanced")
     removed = {name: old.pop(name) for name in REMOVED if name in old}
     new = now["arguments"]
     differences = [

@@ -45,6 +45,7 @@ class BatchMaker:
         rows: np.ndarray | None = None,
         cache_share: float = 0.0,
         collator: Callable | None = None,
+        weights: np.ndarray | None = None,
     ) -> ImageBatches:
         """
         Batches of some rows.
@@ -53,6 +54,7 @@ class BatchMaker:
             dataset: map-style.
             rows (`numpy.ndarray`, *optional*): which rows, in this order. Defaults to all.
             cache_share (`float`, *optional*, defaults to 0): the share of `image_cache_gb` that these batches may use.
+            weights (`numpy.ndarray`, *optional*): as for [`ImageBatches`].
         """
         args = self.args
         return ImageBatches(
@@ -70,6 +72,7 @@ class BatchMaker:
             threads=args.reading_threads,
             spare=spare_threads(self.device),
             keep_labels=self.keep_labels,
+            weights=weights,
         )
 
 
@@ -148,9 +151,11 @@ class RunImages:
         if fraction > 0:
             self.selection = self.of_training(selection, fraction * self._train_share)
 
-    def of_training(self, rows: np.ndarray, cache_share: float = 0.0) -> ImageBatches:
+    def of_training(
+        self, rows: np.ndarray, cache_share: float = 0.0, weights: np.ndarray | None = None
+    ) -> ImageBatches:
         """Batches of these rows of the training data, with this share of the cache."""
-        return self.make_batches(self.train_dataset, rows, cache_share, self.train_collator)
+        return self.make_batches(self.train_dataset, rows, cache_share, self.train_collator, weights)
 
     def _split_ood(self) -> None:
         collator, self.ood_image_column = ood_collator(
@@ -179,7 +184,13 @@ class RunImages:
         """The fitness images of one generation, counted from 0."""
         if self.fresh is None:
             return self.fitness
-        return self.of_training(self.fresh.indices(generation), self._fitness_cache_share)
+        rows, weights = self.fresh.indices(generation), self.fresh.weights(generation)
+        return self.of_training(rows, self._fitness_cache_share, weights)
+
+    def draw_by_importance(self, slopes: np.ndarray) -> None:
+        """From now on, generations see an image the more often, the steeper its loss is."""
+        if self.fresh is not None:
+            self.fresh = self.fresh.by_importance(slopes)
 
     @property
     def per_generation(self) -> int:

@@ -77,10 +77,12 @@ def scoring_of(
         "class_weights": args.class_weights is not None,
         "cost_matrix": args.cost_matrix is not None,
         "loss": args.was_chosen("loss"),
+        "fitness_sampling": args.was_chosen("fitness_sampling") and args.fitness_sampling == "importance",
         "ensemble_size": args.asks_for("ensemble_size") and not combines,
         "save_children": bool(args.save_children),
     }
     refuse(given, "image classification" + (" with one label an image" if task.kind is CLASSIFIER else ""), task)
+    args.fitness_sampling = "balanced"
     if not combines:
         args.ensemble_size = 0  # the preset's
     if args.ensemble_size and args.ensemble_selection == "greedy":

@@ -41,6 +41,7 @@ from ..search.head.fit import HeadFits
 from ..search.head.linear import LinearHead
 from ..search.head.pixels import pixel_baselines
 from ..search.head.queries import query_baselines
+from ..search.image_slopes import image_slopes, slopes_of_logits
 from ..search.information import Guard
 from ..search.losses import Loss
 from .found_step import FoundStep, best_line, kept_of, kept_or_found, kept_score
@@ -105,12 +106,30 @@ class WarmStart:
             for step in found:
                 if step is not None:
                     self.journal.run.add_before(step.images, step.seconds)
+        if self._weighs:
+            self._draw_by_importance(None if found[1] is None else found[1].slopes)
         if self.args.unlabeled:
             # Candidates are held to what the model predicts now.
             with self.evolution.evaluator.aside():
                 logits = self.evolution.evaluator.logits(self.evolution.selection_batches)
             self.evolution.guard = Guard(logits.argmax(-1))
         return found
+
+    @property
+    def _weighs(self) -> bool:
+        return self.args.fitness_sampling == "importance"
+
+    def _draw_by_importance(self, slopes: np.ndarray | None) -> None:
+        """Draws the images of each generation by their slopes, which take a pass if no head was fitted."""
+        run, fitness, began = self.journal.run, self.images.fitness, time.monotonic()
+        if slopes is None:
+            slopes = image_slopes(self.evolution, fitness)
+            if not run.generations:
+                run.add_before(fitness.num_images, time.monotonic() - began)
+        self.images.draw_by_importance(slopes)
+        self._tell(
+            "Each generation sees more of the images on which the loss is steep. Their fitness is lower than that of all images."
+        )
 
     def _first_head(self) -> FoundStep | None:
         args, evolution, journal = self.args, self.evolution, self.journal
@@ -128,7 +147,8 @@ class WarmStart:
             self._tell(str(error))
             return None
         fits = self._fits(head)
-        found = self._step(head, FILE_NAME, journal.identity, fits, _best_start if args.refit_head else best_of)
+        choose = _best_start if args.refit_head else best_of
+        found = self._step(head, FILE_NAME, journal.identity, fits, choose, self._weighs)
         self._put(head, found)
         self._best_crossed = found.best_crossed
         how = "in cross-validation" if found.crossed else ""
@@ -171,15 +191,21 @@ class WarmStart:
             self.evolution.mutation.parent_changed()
 
     def _step(
-        self, head: HeadInputs, file_name: str, identity: Mapping[str, Any], fits: Fits, choose: Choose
+        self,
+        head: HeadInputs,
+        file_name: str,
+        identity: Mapping[str, Any],
+        fits: Fits,
+        choose: Choose,
+        weighs: bool = False,
     ) -> FoundStep:
-        """What the ledger keeps of a step, or what is found now."""
+        """What the ledger keeps of a step, or what is found now; with `weighs`, also the slopes of the images."""
         self.evolution.evaluator.model.eval()
         return kept_or_found(
             self.journal,
             file_name,
             identity,
-            lambda: _find(self.evolution, fits, choose, self.images, head, self.shown),
+            lambda: _find(self.evolution, fits, choose, self.images, head, self.shown, weighs),
         )
 
     def _fits(self, head: HeadInputs) -> Fits:
@@ -245,7 +271,13 @@ def head_inputs_of(reading: Reading) -> type[HeadInputs] | None:
 
 
 def _find(
-    evolution: Evolution, fits: Fits, choose: Choose, images: RunImages, head: HeadInputs, shown: bool
+    evolution: Evolution,
+    fits: Fits,
+    choose: Choose,
+    images: RunImages,
+    head: HeadInputs,
+    shown: bool,
+    weighs: bool = False,
 ) -> FoundStep:
     evaluator, began = evolution.evaluator, time.monotonic()
     sets = [batches for batches in (images.fitness, images.selection) if batches is not None]
@@ -272,6 +304,9 @@ def _find(
         seconds=time.monotonic() - began,
         crossed={each.name: each.crossed for each in found if each.crossed is not None},
     )
+    if weighs:
+        features, labels = fitness_set
+        result.slopes = slopes_of_logits(evolution, best.head.logits(features), labels)
     if images.test is not None:
         with ScoringBar("Testing the heads", shown) as bar:
             tested = _shown(found, best, passes=not evaluator.reading.keeps_labels)

@@ -26,7 +26,7 @@ def device_of_sums(device: torch.device) -> torch.device:
 
 class BatchSums(Protocol):
     """
-    Something summed over batches: called with the logits of all variants and the labels of one batch.
+    Something summed over batches: called with the logits of all variants, the labels of one batch, and the weights of its images.
 
     Attributes:
         shape (tuple of `int`): of what it returns, float64.
@@ -36,7 +36,9 @@ class BatchSums(Protocol):
     shape: tuple[int, ...]
     total: np.ndarray | None
 
-    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray: ...
+    def __call__(
+        self, logits: Sequence[torch.Tensor], labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> np.ndarray: ...
 
 
 @dataclass(eq=False)
@@ -64,7 +66,7 @@ class Tap:
         by_variant = self.logits.pop(batch.number)
         logits = [by_variant[number] for number in sorted(by_variant)]
         labels = self.reading.sampled_labels(batch).to(logits[0].device)
-        part, place = self.sums(logits, labels), segment(batch.number, self.numbers)
+        part, place = self.sums(logits, labels, batch.weights), segment(batch.number, self.numbers)
         self.totals[place] = self.totals[place] + part if place in self.totals else part
         return place if self._ends_segment(batch) else None
 

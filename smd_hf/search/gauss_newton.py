@@ -50,7 +50,9 @@ class GaussNewtonSums:
         self.shape = (len(self.plus), len(self.plus) + 1)
         self.total: np.ndarray | None = None
 
-    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
+    def __call__(
+        self, logits: Sequence[torch.Tensor], labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> np.ndarray:
         """
         Computes one batch's part of the sums.
 
@@ -58,6 +60,8 @@ class GaussNewtonSums:
             logits (sequence of `torch.Tensor`): the parent's, then each child's, of shape `(batch, num_labels)`, or of any
                 shape `(batch, ...)` that the loss takes.
             labels (`torch.Tensor`): of shape `(batch, ...)`.
+            weights (`torch.Tensor`, *optional*): how much the loss of each image counts, float64, of shape `(batch,)`. All count the
+                same by default.
 
         Returns:
             `numpy.ndarray`: H with g as the last column, float64, of shape `(directions, directions + 1)`.
@@ -75,6 +79,9 @@ class GaussNewtonSums:
             finite = torch.isfinite(changes).flatten(2).all(-1)
             changes = torch.where(finite.reshape(*finite.shape, *[1] * (base.ndim - 1)), changes, 0.0)
             slope, curved = slope_and_products(self.loss, base, labels[rows].to(device), changes)
+            if weights is not None:
+                weight = weights[rows].to(device).reshape(-1, *[1] * (base.ndim - 1))
+                slope, curved = weight * slope, weight * curved
             flat = changes.flatten(1)
             total[:, :size] += flat @ curved.flatten(1).T
             total[:, size] += flat @ slope.flatten()

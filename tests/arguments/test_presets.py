@@ -2,7 +2,7 @@
 
 import pytest
 
-from smd_hf import EvolutionArguments, EvolutionTrainer
+from smd_hf import EvolutionArguments, EvolutionTrainer, SMDError
 from smd_hf.arguments.recipes import BY_PRESET, PRESETS, read_recipe
 from tests.test_trainer import make_dataset
 from tests.tiny import tiny_model, tiny_processor
@@ -36,6 +36,10 @@ def test_what_is_given_holds_also_where_it_is_the_default_of_another_preset(tmp_
         ({"recombination": "top_k_mean"}, {"recombination_top_k": 4}),
         ({"fitness": "ood_auroc"}, {"warm_start": False, "refit_head": False}),
         ({"sigma_units": "absolute"}, {"sigma": 0}),
+        ({"recombination": "best"}, {"fitness_sampling": "balanced"}),
+        ({"selection_fraction": 0.0}, {"fitness_sampling": "balanced"}),
+        ({"fitness_samples_per_generation": 0}, {"fitness_sampling": "balanced"}),
+        ({"unlabeled": True}, {"fitness_sampling": "balanced"}),
         ({"preset": "smd", "population_size": 2}, {"ensemble_size": 2}),
     ],
     ids=str,
@@ -44,6 +48,15 @@ def test_the_preset_yields_where_it_does_not_go_with_what_is_given(given, instea
     args = made(tmp_path, **given)
     assert {name: getattr(args, name) for name in instead} == instead
     assert all(getattr(args, name) == value for name, value in given.items())
+
+
+@pytest.mark.parametrize(
+    "beside", [{"recombination": "best"}, {"selection_fraction": 0.0}, {"fitness_samples_per_generation": 0}], ids=str
+)
+def test_importance_that_was_asked_for_is_refused_where_nothing_weighs_the_images(beside, tmp_path):
+    [name] = beside
+    with pytest.raises(SMDError, match=f"fitness_sampling='importance' draws some .* {name}=.* does not go with that"):
+        made(tmp_path, fitness_sampling="importance", **beside)
 
 
 def test_a_model_without_norms_changes_all_its_weights(tmp_path, caplog):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from transformers import default_data_collator
 
 from smd_hf import EvolutionTrainer, SMDError
-from smd_hf.data.fitness_samples import FreshSamples, split_indices
+from smd_hf.data.fitness_samples import FreshSamples, inclusion_chances, split_indices
 from tests.plain import plain_arguments
 from tests.tiny import tiny_model, tiny_pixels
 
@@ -30,6 +30,45 @@ def test_each_image_comes_once_a_lap_and_every_sample_is_balanced(classes, count
             assert abs(np.sum(labels[sample] == label) - size * share) < 2 * (1 + sizes * share)
     again = FreshSamples(fitness, labels[fitness], size, seed)
     assert np.array_equal(again.indices(a_lap), samples[a_lap])
+
+
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=60), st.data())
+@settings(max_examples=50, deadline=None)
+def test_chances_follow_the_slopes_as_far_as_none_exceeds_one(slopes, data):
+    slopes, size = np.array(slopes), data.draw(st.integers(1, len(slopes)))
+    chances = inclusion_chances(slopes, size)
+    assert chances.sum() == pytest.approx(size) and (chances > 0).all() and (chances <= 1).all()
+    drawn = chances < 1
+    ratio = chances[drawn] / (slopes[drawn] / max(slopes.mean(), 1e-300) + 0.1)
+    assert not drawn.any() or ratio == pytest.approx(ratio[0])
+    # Who is taken for certain has the steepest losses.
+    assert drawn.all() or not drawn.any() or slopes[~drawn].min() >= slopes[drawn].max()
+
+
+@given(st.integers(2, 4), st.integers(20, 60), st.integers(1, 15), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_weighted_sums_over_a_sample_are_those_over_all_images_on_average(classes, count, size, seed):
+    rng = np.random.default_rng(seed)
+    labels, slopes, rows = rng.integers(0, classes, count), rng.random(count) ** 4, 100 + np.arange(count)
+    samples = FreshSamples(rows, labels, size, seed).by_importance(slopes)
+    counts, total = np.zeros(count), np.zeros(count)
+    for generation in range(400):
+        drawn, weights = samples.indices(generation), samples.weights(generation)
+        assert len(drawn) == len(set(drawn)) == len(weights) == size
+        counts[drawn - 100] += 1
+        total[drawn - 100] += weights
+    np.testing.assert_allclose(counts / 400, samples.chances, atol=0.12)
+    # Each image counts the same on average, size / count: the steep come often and weigh little.
+    spread = size / count * np.sqrt((1 - samples.chances) / samples.chances / 400)
+    assert (np.abs(total / 400 - size / count) <= 5 * spread + 1e-9).all()
+    again = FreshSamples(rows, labels, size, seed).by_importance(slopes)
+    assert np.array_equal(again.indices(7), samples.indices(7)) and np.array_equal(
+        again.weights(7), samples.weights(7)
+    )
+
+
+def test_images_without_any_slope_are_drawn_alike():
+    assert inclusion_chances(np.zeros(8), 2).tolist() == [0.25] * 8
 
 
 def test_a_sample_larger_than_the_data_is_all_of_them():

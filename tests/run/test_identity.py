@@ -7,7 +7,8 @@ IDENTITY = {"format": FORMAT, "arguments": {"seed": 1}, "data": {"train_dataset"
 
 
 def test_a_run_goes_on_without_a_removed_argument_that_had_no_effect(tmp_path):
-    arguments = {"seed": 1, "runtime": "eager", "warm_start": False, "refit_head": False, "unlabeled": False}
+    absent = {"warm_start": False, "refit_head": False, "unlabeled": False, "fitness_sampling": "balanced"}
+    arguments = {"seed": 1, "runtime": "eager"} | absent
     now = IDENTITY | {"arguments": arguments}
     check_same(now | {"arguments": now["arguments"] | {"solve_head": False}}, now, tmp_path)
 

@@ -61,6 +61,16 @@ def test_sums_over_batches_add_up_to_the_whole():
     np.testing.assert_allclose(sums(everything, labels), np.sum(parts, axis=0), atol=1e-9)
 
 
+@pytest.mark.parametrize("objective", [cross_entropy(), focal()], ids=["cross_entropy", "focal"])
+def test_an_image_that_weighs_twice_counts_like_two_images(objective):
+    parent, changes, labels = logits_of(6, 4), logits_of(3, 6, 4, seed=1), torch.arange(6) % 4
+    weights = torch.tensor([0, 1, 2, 3, 1, 2])
+    everything = [parent, *(parent + change for change in changes)]
+    sums = GaussNewtonSums(make_children(3), objective)
+    repeated = sums([each.repeat_interleave(weights, dim=0) for each in everything], labels.repeat_interleave(weights))
+    np.testing.assert_allclose(sums(everything, labels, weights.double()), repeated, atol=1e-9)
+
+
 def test_mirrored_children_give_the_central_difference():
     parent, change, bend = logits_of(8, 4), logits_of(8, 4, seed=1), logits_of(8, 4, seed=2)
     labels = torch.arange(8) % 4

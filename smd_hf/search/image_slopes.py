@@ -1,0 +1,52 @@
+"""How steep the loss of each image is: what `fitness_sampling="importance"` draws images by."""
+
+import numpy as np
+import torch
+
+from ..data.batches import ImageBatches
+from .evolution import Evolution
+from .gauss_newton import GaussNewton
+from .losses import Loss
+
+ROWS = 2**12
+"""Images whose gradients are held in float64 at once."""
+
+
+def image_slopes(evolution: Evolution, batches: ImageBatches) -> np.ndarray:
+    """The slopes of all images with the model as it is. Takes one pass, which is not counted."""
+    with evolution.evaluator.aside():
+        return slopes_of_logits(evolution, evolution.evaluator.logits(batches), batches.labels)
+
+
+def slopes_of_logits(evolution: Evolution, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[`slope_norms`] by the loss that steps lower, on all processes."""
+    processes, recombination = evolution.evaluator.processes, evolution.recombination
+    assert isinstance(recombination, GaussNewton)
+    # One machine finds them: another one may come to other last bits, and draw other images.
+    [slopes, *_] = processes.gather(
+        lambda: None if processes.process_index else slope_norms(recombination.loss, logits, labels)
+    )
+    assert slopes is not None
+    return slopes
+
+
+def slope_norms(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """
+    The Euclidean norm of the gradient of each image's loss with respect to its logits.
+
+    Args:
+        loss ([`Loss`]): a sum over images.
+        logits (`numpy.ndarray`): of shape `(n, num_labels)`.
+        labels (`numpy.ndarray`): of shape `(n,)`.
+
+    Returns:
+        `numpy.ndarray`: float64, of shape `(n,)`.
+    """
+    found = []
+    with torch.inference_mode(False), torch.enable_grad():
+        for start in range(0, len(logits), ROWS):
+            rows = slice(start, start + ROWS)
+            leaf = torch.from_numpy(logits[rows]).double().requires_grad_()
+            [slope] = torch.autograd.grad(loss(leaf, torch.from_numpy(labels[rows])), leaf)
+            found.append(slope.norm(dim=1).numpy())
+    return np.concatenate(found)
