@@ -175,7 +175,7 @@ class EvolutionCallback(TrainerCallback):
         with explain_oom(args), modes_kept(self.images.make_batches.model):
             # The model has been trained since the last time.
             evolution = self._build_evolution()
-            if args.fitness_sampling == "importance":
+            if self.images.needs_slopes:
                 self.images.draw_by_importance(image_slopes(evolution, self.images.fitness))
             with self._bar("Calibrating sigma") as evolution.evaluator.work:
                 sigma = self._sigma(evolution)

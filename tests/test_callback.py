@@ -140,6 +140,31 @@ def test_a_data_set_of_images_and_a_gauss_newton_step_by_cost(tmp_path, rows):
         EvolutionCallback(trainer, args, others)
 
 
+def test_images_are_drawn_by_their_slopes_with_the_model_as_trained(tmp_path, rows):
+    args = evolution_args(
+        tmp_path,
+        recombination="gauss_newton",
+        fitness_samples_per_generation=6,
+        selection_fraction=0.25,
+        fitness_sampling="importance",
+    )
+    trainer = make_trainer(tmp_path, rows)
+    callback = EvolutionCallback(trainer, args, rows[24:])
+    evolve, chances = callback.evolve, []
+
+    def watched(control):
+        result = evolve(control)
+        chances.append(callback.images.fresh.chances)
+        return result
+
+    callback.evolve = watched
+    trainer.add_callback(callback)
+    trainer.train()
+    assert [record["parent"]["num_images"] for record in callback.generations] == [6, 6]
+    # The model has been trained in between.
+    assert len(chances) == 2 and not np.array_equal(*chances)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "options", "message"),
     [

@@ -187,10 +187,16 @@ class RunImages:
         rows, weights = self.fresh.indices(generation), self.fresh.weights(generation)
         return self.of_training(rows, self._fitness_cache_share, weights)
 
+    @property
+    def needs_slopes(self) -> bool:
+        """Whether the images of a generation are to be drawn by importance, and are not all of them."""
+        some = self.fresh is not None and self.fresh.size < self.fitness.num_images
+        return some and self.args.fitness_sampling == "importance"
+
     def draw_by_importance(self, slopes: np.ndarray) -> None:
         """From now on, generations see an image the more often, the steeper its loss is."""
-        if self.fresh is not None:
-            self.fresh = self.fresh.by_importance(slopes)
+        assert self.fresh is not None
+        self.fresh = self.fresh.by_importance(slopes)
 
     @property
     def per_generation(self) -> int:

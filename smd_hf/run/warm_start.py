@@ -106,7 +106,7 @@ class WarmStart:
             for step in found:
                 if step is not None:
                     self.journal.run.add_before(step.images, step.seconds)
-        if self._weighs:
+        if self.images.needs_slopes:
             self._draw_by_importance(None if found[1] is None else found[1].slopes)
         if self.args.unlabeled:
             # Candidates are held to what the model predicts now.
@@ -114,10 +114,6 @@ class WarmStart:
                 logits = self.evolution.evaluator.logits(self.evolution.selection_batches)
             self.evolution.guard = Guard(logits.argmax(-1))
         return found
-
-    @property
-    def _weighs(self) -> bool:
-        return self.args.fitness_sampling == "importance"
 
     def _draw_by_importance(self, slopes: np.ndarray | None) -> None:
         """Draws the images of each generation by their slopes, which take a pass if no head was fitted."""
@@ -148,7 +144,7 @@ class WarmStart:
             return None
         fits = self._fits(head)
         choose = _best_start if args.refit_head else best_of
-        found = self._step(head, FILE_NAME, journal.identity, fits, choose, self._weighs)
+        found = self._step(head, FILE_NAME, journal.identity, fits, choose, self.images.needs_slopes)
         self._put(head, found)
         self._best_crossed = found.best_crossed
         how = "in cross-validation" if found.crossed else ""

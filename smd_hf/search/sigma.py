@@ -115,7 +115,9 @@ class _Flips:
         self.shape = (num_children,)
         self.total: np.ndarray | None = None
 
-    def __call__(self, logits: Sequence[torch.Tensor], labels: torch.Tensor) -> np.ndarray:
+    def __call__(
+        self, logits: Sequence[torch.Tensor], labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> np.ndarray:
         parent, *children = logits
         return np.array([self.reading.flipped(parent, child).cpu().double().sum().item() for child in children])
 

@@ -80,6 +80,15 @@ def test_a_run_that_goes_on_sees_the_same_images(checkpoint, data, tmp_path, war
     assert again.report["cost"]["images_forwarded"] == first.report["cost"]["images_forwarded"]
 
 
+def test_where_every_generation_sees_all_images_none_weighs_more(checkpoint, data, tmp_path, caplog):
+    folders = {sampling: tmp_path / sampling for sampling in ("importance", "balanced")}
+    for sampling, folder in folders.items():
+        few = IMPORTANCE | {"fitness_sampling": sampling, "fitness_samples_per_generation": 100}
+        make_trainer(checkpoint, folder, data, num_generations=1, **few).train()
+    assert evolved(folders["importance"]) == evolved(folders["balanced"])
+    assert "on which the loss is steep" not in caplog.text
+
+
 def test_a_run_that_drew_its_images_otherwise_does_not_go_on(checkpoint, data, tmp_path):
     make_trainer(checkpoint, tmp_path, data, **IMPORTANCE).train()
     balanced = make_trainer(checkpoint, tmp_path, data, **IMPORTANCE | {"fitness_sampling": "balanced"})

@@ -249,11 +249,12 @@ def test_reduced_labels_leave_out_the_background(checkpoint):
     assert collator([row])["labels"].unique().tolist() == [0, 1, 2, 255]
 
 
-@pytest.mark.parametrize("name", ["compute_metrics", "objectives", "save_children", "cost_matrix"])
+@pytest.mark.parametrize("name", ["compute_metrics", "objectives", "save_children", "cost_matrix", "fitness_sampling"])
 def test_what_is_for_classification_is_refused(name, checkpoint, data, tmp_path):
     own = {"compute_metrics": lambda prediction: {"a": 1.0}} if name == "compute_metrics" else {}
     options = {"objectives": {"objectives": ["nll", "accuracy"]}, "save_children": {"save_children": 2}}
     options["cost_matrix"] = {"cost_matrix": "[[0, 1], [1, 0]]"}
+    options["fitness_sampling"] = {"fitness_sampling": "importance", "fitness_samples_per_generation": 8}
     args = plain_arguments(str(tmp_path), use_cpu=True, report_to="none", **options.get(name, {}))
     with pytest.raises(SMDError, match=f"{name} is for image classification, and the task is image-segmentation"):
         EvolutionTrainer(str(checkpoint), args, train_dataset=data[0], eval_dataset=data[1], **own)
