@@ -176,7 +176,8 @@ class EvolutionCallback(TrainerCallback):
             # The model has been trained since the last time.
             evolution = self._build_evolution()
             if self.images.needs_slopes:
-                self.images.draw_by_importance(image_slopes(evolution, self.images.fitness))
+                with self._bar("Which images have a steep loss") as bar:
+                    self.images.draw_by_importance(image_slopes(evolution, self.images.fitness, bar))
             with self._bar("Calibrating sigma") as evolution.evaluator.work:
                 sigma = self._sigma(evolution)
             for number in range(args.num_generations):

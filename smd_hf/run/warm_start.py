@@ -119,7 +119,8 @@ class WarmStart:
         """Draws the images of each generation by their slopes, which take a pass if no head was fitted."""
         run, fitness, began = self.journal.run, self.images.fitness, time.monotonic()
         if slopes is None:
-            slopes = image_slopes(self.evolution, fitness)
+            with ScoringBar("Which images have a steep loss", self.shown) as bar:
+                slopes = image_slopes(self.evolution, fitness, bar)
             if not run.generations:
                 run.add_before(fitness.num_images, time.monotonic() - began)
         self.images.draw_by_importance(slopes)

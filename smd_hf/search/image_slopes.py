@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ..data.batches import ImageBatches
+from ..scoring.work import Work
 from .evolution import Evolution
 from .gauss_newton import GaussNewton
 from .losses import Loss
@@ -12,9 +13,10 @@ ROWS = 2**12
 """Images whose gradients are held in float64 at once."""
 
 
-def image_slopes(evolution: Evolution, batches: ImageBatches) -> np.ndarray:
-    """The slopes of all images with the model as it is. Takes one pass, which is not counted."""
+def image_slopes(evolution: Evolution, batches: ImageBatches, shown: Work | None = None) -> np.ndarray:
+    """The slopes of all images with the model as it is. Takes one pass, which is not counted; `shown` is told how far it has come."""
     with evolution.evaluator.aside():
+        evolution.evaluator.work = shown
         return slopes_of_logits(evolution, evolution.evaluator.logits(batches), batches.labels)
 
 

@@ -46,9 +46,12 @@ CASES: dict[str, dict[str, Any]] = {
     # Steps and soups: sums over batches, and candidates that follow from the scores of others.
     "steps": BLOCKS
     | dict(recombination="gauss_newton", mirrored=True, population_size=6, scaling_share=0.4, sigma=0.05),
-    # The head is fitted on features that every process has a share of.
+    # The head is fitted on features that every process has a share of. By them, the images of a generation are drawn.
     "head": dict(
         kind="resnet",
+        recombination="gauss_newton",
+        fitness_sampling="importance",
+        fitness_samples_per_generation=20,
         population_size=4,
         warm_start=True,
         refit_head=True,

@@ -46,8 +46,8 @@ CASES: dict[str, dict[str, Any]] = {
         decomposition="blocks", recombination="gauss_newton", recombination_top_k=1, mirrored=True, sigma=0.05
     ),
     "random, racing": dict(decomposition="random", density=0.5, racing="halving", recombination_top_k=2, save_steps=1),
-    # BatchNorm statistics and the head first, the head last.
-    "adapt": dict(preset="adapt"),
+    # BatchNorm statistics and the head first, the head last, on all images; generations see some of them, by importance.
+    "adapt": dict(preset="adapt", fitness_samples_per_generation=80),
     "unlabeled": dict(preset="adapt", unlabeled=True, elitism=True),
 }
 COMMON: dict[str, Any] = dict(
