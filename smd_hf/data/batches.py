@@ -84,8 +84,8 @@ class ImageBatches:
             ([`~models.inputs.input_names`]); all tensors but the labels by default.
         keep_labels (`bool`, *optional*, defaults to `True`): labels are kept when their batch is not. Without it, `labels` is
             zero for each image: masks would fill the memory, and a task that has them puts what it needs into its scores.
-        weights (`numpy.ndarray`, *optional*): how much each image counts in sums over images, float64, of shape `(num_images,)`. Scores
-            and metrics do not look at them.
+        weights (`numpy.ndarray`, *optional*): how much each image counts in sums over images and in the mean loss, float64, of shape
+            `(num_images,)`. Other metrics do not look at them.
     """
 
     dataset: Any

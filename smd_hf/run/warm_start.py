@@ -125,7 +125,8 @@ class WarmStart:
                 run.add_before(fitness.num_images, time.monotonic() - began)
         self.images.draw_by_importance(slopes)
         self._tell(
-            "Each generation sees more of the images on which the loss is steep. Their fitness is lower than that of all images."
+            "Each generation sees more of the images on which the loss is steep. Weights make up for it in steps and in the nll; other "
+            "metrics of a generation are those of the images as drawn."
         )
 
     def _first_head(self) -> FoundStep | None:

@@ -73,6 +73,8 @@ class Job:
         """A variant's logits on a batch, and what they cost."""
         self._spend(passes)
         cell = self.reading.cell(logits, batch.labels, self.keep_logits)
+        if batch.weights is not None:
+            cell = cell.weighing(logits, batch.labels, batch.weights)
         self.scores[number].cells[batch.number] = cell
         if self.tap is None:
             self._write([self._scored(number, batch.number)])

@@ -1,7 +1,7 @@
 """What a variant got right: per batch, so that parts scored anywhere add up to the same bytes."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import fsum
 
 import numpy as np
@@ -47,6 +47,11 @@ class Cell:
             finite=bool(torch.isfinite(logits).all()),
             logits=logits.float().numpy() if keep_logits else None,
         )
+
+    def weighing(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> "Cell":
+        """The same, with the negative log-likelihood of each image times its weight: float64, of shape `(batch,)`."""
+        losses = F.cross_entropy(logits.cpu().double(), labels.cpu(), reduction="none")
+        return replace(self, nll_sum=float(losses @ weights))
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from smd_hf import SMDError
@@ -55,6 +57,14 @@ def test_images_are_drawn_by_their_slopes_with_the_first_parent(checkpoint, data
     for part in (batches, batches.head(5)):
         weights = np.concatenate([batch.weights.numpy() for batch in part])
         assert weights == pytest.approx([12 / (48 * chances[row]) for row in part.indices])
+    # The loss is weighted, so that it is that of all images on average.
+    score, plain = trainer.evaluator.score_model(batches), images.of_training(np.array(batches.indices))
+    losses = F.cross_entropy(
+        torch.from_numpy(score.logits).double(), torch.from_numpy(batches.labels), reduction="none"
+    )
+    weights = images.fresh.weights(1)
+    assert score.nll == pytest.approx(float(losses @ torch.from_numpy(weights)) / 12, rel=1e-6)
+    assert trainer.evaluator.score_model(plain).nll == pytest.approx(float(losses.mean()), rel=1e-5)
     # A pass over the 48 fitness images, unless the head's features have told already.
     other = make_trainer(
         checkpoint, tmp_path / "balanced", data, warm_start=warm_start, **IMPORTANCE | {"fitness_sampling": "balanced"}
