@@ -51,15 +51,15 @@ class FreshSamples:
         self.seed = seed
 
     def indices(self, generation: int) -> np.ndarray:
-        """The rows of one generation, int64, of shape `(size,)`, in an order whose every prefix is balanced."""
+        """The rows of one generation, int64, of shape `(size,)`."""
+        return self.sample(generation)[0]
+
+    def sample(self, generation: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The rows, in an order whose every prefix is balanced, and how much each image counts; `None` if all count the same."""
         lap, place = divmod(generation, len(self.all) // self.size)
         key = int(keyed_generator("fitness samples", self.seed, lap).integers(2**63))
         order = stratified_order(self.labels, key)
-        return self.all[order[place * self.size : (place + 1) * self.size]]
-
-    def weights(self, generation: int) -> np.ndarray | None:
-        """How much each of these images counts; `None` if all count the same."""
-        return None
+        return self.all[order[place * self.size : (place + 1) * self.size]], None
 
     def by_importance(self, slopes: np.ndarray) -> "ImportanceSamples":
         """Samples of the same images and size, drawn by importance."""
@@ -84,14 +84,8 @@ class ImportanceSamples(FreshSamples):
         super().__init__(indices, labels, size, seed)
         self.chances = inclusion_chances(slopes, self.size)
 
-    def indices(self, generation: int) -> np.ndarray:
-        return self.all[self._drawn(generation)]
-
-    def weights(self, generation: int) -> np.ndarray:
-        """How much each of these images counts: n / (N pi_i), whose mean over samples is one; float64, of shape `(size,)`."""
-        return self.size / (len(self.all) * self.chances[self._drawn(generation)])
-
-    def _drawn(self, generation: int) -> np.ndarray:
+    def sample(self, generation: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows, and how much each image counts: n / (N pi_i), whose mean over samples is one; float64, of shape `(size,)`."""
         generator = keyed_generator("important samples", self.seed, generation)
         by_class = np.lexsort((generator.random(len(self.all)), self.labels))
         ends = np.cumsum(self.chances[by_class])
@@ -99,7 +93,8 @@ class ImportanceSamples(FreshSamples):
         # An image that is taken for certain is met by exactly one point; rounding may make that two.
         places = np.searchsorted(ends, generator.random() + np.arange(self.size), side="right")
         drawn = by_class[np.unique(np.minimum(places, len(ends) - 1))]
-        return drawn[np.argsort(generator.random(len(drawn)), kind="stable")]
+        drawn = drawn[np.argsort(generator.random(len(drawn)), kind="stable")]
+        return self.all[drawn], self.size / (len(self.all) * self.chances[drawn])
 
 
 def inclusion_chances(slopes: np.ndarray, size: int) -> np.ndarray:

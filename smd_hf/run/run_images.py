@@ -184,7 +184,7 @@ class RunImages:
         """The fitness images of one generation, counted from 0."""
         if self.fresh is None:
             return self.fitness
-        rows, weights = self.fresh.indices(generation), self.fresh.weights(generation)
+        rows, weights = self.fresh.sample(generation)
         return self.of_training(rows, self._fitness_cache_share, weights)
 
     @property

@@ -7,10 +7,9 @@ from ..data.batches import ImageBatches
 from ..scoring.work import Work
 from .evolution import Evolution
 from .gauss_newton import GaussNewton
+from .head.fit import loss_and_slope
+from .head.linear import chunks
 from .losses import Loss
-
-ROWS = 2**12
-"""Images whose gradients are held in float64 at once."""
 
 
 def image_slopes(evolution: Evolution, batches: ImageBatches, shown: Work | None = None) -> np.ndarray:
@@ -44,11 +43,8 @@ def slope_norms(loss: Loss, logits: np.ndarray, labels: np.ndarray) -> np.ndarra
     Returns:
         `numpy.ndarray`: float64, of shape `(n,)`.
     """
-    found = []
-    with torch.inference_mode(False), torch.enable_grad():
-        for start in range(0, len(logits), ROWS):
-            rows = slice(start, start + ROWS)
-            leaf = torch.from_numpy(logits[rows]).double().requires_grad_()
-            [slope] = torch.autograd.grad(loss(leaf, torch.from_numpy(labels[rows])), leaf)
-            found.append(slope.norm(dim=1).numpy())
-    return np.concatenate(found)
+    found = [
+        loss_and_slope(loss, torch.from_numpy(logits[rows]).double(), torch.from_numpy(labels[rows]))[1].norm(dim=1)
+        for rows in chunks(*logits.shape)
+    ]
+    return torch.cat(found).numpy()

@@ -62,7 +62,7 @@ def test_images_are_drawn_by_their_slopes_with_the_first_parent(checkpoint, data
     losses = F.cross_entropy(
         torch.from_numpy(score.logits).double(), torch.from_numpy(batches.labels), reduction="none"
     )
-    weights = images.fresh.weights(1)
+    weights = images.fresh.sample(1)[1]
     assert score.nll == pytest.approx(float(losses @ torch.from_numpy(weights)) / 12, rel=1e-6)
     assert trainer.evaluator.score_model(plain).nll == pytest.approx(float(losses.mean()), rel=1e-5)
     # A pass over the 48 fitness images, unless the head's features have told already.

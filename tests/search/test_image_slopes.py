@@ -1,13 +1,13 @@
 import numpy as np
 from scipy.special import softmax
 
-from smd_hf.search import image_slopes
+from smd_hf.search.head import linear
 from smd_hf.search.image_slopes import slope_norms
 from smd_hf.search.losses import cross_entropy, focal
 
 
 def test_the_slope_of_cross_entropy_is_what_the_probabilities_lack(monkeypatch):
-    monkeypatch.setattr(image_slopes, "ROWS", 4)
+    monkeypatch.setattr(linear, "CHUNK_NUMBERS", 4 * 3)
     logits = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
     labels = np.arange(10) % 3
     expected = np.linalg.norm(softmax(logits.astype(np.float64), 1) - np.eye(3)[labels], axis=1)
