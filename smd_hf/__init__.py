@@ -1,4 +1,4 @@
-"""Gradient-free fine-tuning of pretrained image classifiers by Sparse Mutation Decompositions."""
+"""Gradient-free fine-tuning of pretrained image models by Sparse Mutation Decompositions."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
