@@ -4,9 +4,10 @@ A graph compiled by OpenVINO, for CPUs. (`pip install smd_hf[openvino]`)
 The graph is converted once, with the activations at its cuts as outputs. What begins at a cut is taken out of the converted model.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -148,7 +149,14 @@ def _entry(source: Any, channels_last: bool) -> Any:
 
 
 class _Request:
-    """Compiles when it is called for the first time; then shares the memory of its arguments with OpenVINO."""
+    """
+    Compiles when it is called for the first time; then shares the memory of its arguments with OpenVINO.
+
+    Each compiled graph keeps memory for what it computes on the way, hundreds of megabytes for a batch of images. Only the one that
+    was called last has it: another one that is called takes its place.
+    """
+
+    _in_memory: ClassVar[weakref.ref["_Request"] | None] = None
 
     def __init__(self, compile: Any, num_outputs: int):
         self._compile = compile
@@ -163,6 +171,7 @@ class _Request:
         import openvino
 
         request = self._request
+        self._take_memory()
         for place, tensor in enumerate(arguments):
             if self._bound.get(place) is not tensor:
                 request.set_input_tensor(place, openvino.Tensor(tensor.numpy(), shared_memory=True))
@@ -170,3 +179,10 @@ class _Request:
                 self._bound[place] = tensor
         request.infer()
         return [torch.from_numpy(request.get_output_tensor(place).data) for place in range(self._num_outputs)]
+
+    def _take_memory(self) -> None:
+        before = _Request._in_memory and _Request._in_memory()
+        if before is not self:
+            if before is not None:
+                before._request.get_compiled_model().release_memory()
+            _Request._in_memory = weakref.ref(self)
