@@ -61,7 +61,7 @@ class NormStatistics:
     def by_batch(self) -> Iterator[dict[str, list[Moments]]]:
         """
         Within the context, each layer normalises by the statistics of the batch that it is given, so that layers behind it see what
-        they would see after the change. The dict that is returned has, by the layer's name, the moments of each call.
+        they would see after the change. When it ends, the dict that is returned has, by the layer's name, the moments of each call.
 
         Nothing else is as in training: dropout and stochastic depth stay off. Afterwards the model is as it was.
         """
@@ -70,6 +70,7 @@ class NormStatistics:
             for name, layer in self.layers.items()
             for part in (MEAN, VARIANCE)
         }
+        found: list[tuple[str, int, torch.Tensor, torch.Tensor]] = []
         seen: dict[str, list[Moments]] = {}
 
         def hook(name: str):
@@ -84,8 +85,7 @@ class NormStatistics:
                 getattr(layer, MEAN).copy_(mean)
                 getattr(layer, VARIANCE).copy_(variance)
                 count = inputs.numel() // max(1, inputs.shape[1])
-                moments = Moments(count, mean.cpu().double().numpy(), variance.cpu().double().numpy())
-                seen.setdefault(name, []).append(moments)
+                found.append((name, count, mean, variance))
 
             return normalise_by_batch
 
@@ -98,6 +98,10 @@ class NormStatistics:
             with torch.no_grad():
                 for (name, part), tensor in before.items():
                     getattr(self.layers[name], part).copy_(tensor)
+            # Not in the hooks: kept amid what a pass frees, they would leave holes too small for the next pass.
+            for name, count, *moments in found:
+                mean, variance = (each.cpu().double().numpy() for each in moments)
+                seen.setdefault(name, []).append(Moments(count, mean, variance))
 
 
 def _has(layer: nn.Module, part: str) -> bool:

@@ -15,7 +15,7 @@ from ..data.batches import Batch, ImageBatches
 from ..models.blocks import find_blocks
 from ..parallel.processes import Processes, segment
 from .changes import Change, MakeChanges
-from .freed_memory import keep_freed_memory
+from .freed_memory import give_back_freed_memory, keep_freed_memory
 from .job import Job
 from .reading import Reading, ReadsClasses
 from .record import Call, Recorder
@@ -235,6 +235,12 @@ class Evaluator:
             yield
         finally:
             self.runtime = before
+            self.give_back_memory()
+
+    def give_back_memory(self) -> None:
+        """Gives the system what passes have freed on the CPU. Call it where passes of another kind follow."""
+        if self.device.type == "cpu":
+            give_back_freed_memory()
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What the model takes for a batch, by name, on its device and in its dtype and memory format."""

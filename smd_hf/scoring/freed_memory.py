@@ -31,3 +31,14 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return all(libc.mallopt(setting, KEPT_BYTES) for setting in (MMAP_THRESHOLD, TRIM_THRESHOLD))
+
+
+def give_back_freed_memory() -> None:
+    """
+    Gives what is free to the system, after passes of another kind than those that follow.
+
+    Blocks of other sizes leave holes that the next passes cannot fill: kept as well, they add up to several times what a pass needs.
+    Does nothing where [`keep_freed_memory`] has the C library keep nothing.
+    """
+    if keep_freed_memory():
+        ctypes.CDLL(None).malloc_trim(0)

@@ -33,6 +33,7 @@ def one_pass(
             found[batch.number] = visit(batch)
             if shown is not None:
                 shown.advance(len(batch) * processes.num_processes)
+        evaluator.give_back_memory()
         return found
 
     if shown is not None:

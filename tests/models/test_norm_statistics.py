@@ -39,6 +39,16 @@ def test_within_the_context_layers_normalise_by_the_batch_as_in_training(kind):
         torch.testing.assert_close(model(pixel_values=pixels).logits, logits, rtol=1e-3, atol=1e-4)
 
 
+def test_moments_are_made_when_the_pass_has_freed_its_memory():
+    """Made in between, they pinned what a pass frees: its memory grew from batch to batch."""
+    model = tiny_model("resnet").eval()
+    statistics = NormStatistics(model)
+    with statistics.by_batch() as seen, torch.inference_mode():
+        model(pixel_values=torch.randn(2, 3, 32, 32))
+        assert not seen
+    assert seen.keys() == statistics.layers.keys()
+
+
 def test_a_pass_that_fails_leaves_the_model_as_it_was():
     model = tiny_model("resnet").eval()
     before = weights_hash(model)
