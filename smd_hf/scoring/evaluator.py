@@ -282,13 +282,20 @@ class Evaluator:
                 if replays:
                     recorded = self.inputs(part[0])
                     self._record(job, part[0], recorded)
-                for number in job.on(part):
+                for number in self._by_start(job, part) if replays else job.on(part):
                     if not replays or job.variants[number].changed:
                         self._score_one(job, number, part, changes(number, once), recorded)
                     self.processes.stop.check()
                     job.report(number, part)
                 for batch in part if job.tap is not None else ():
                     job.close(batch)
+
+    def _by_start(self, job: Job, part: list[Batch]) -> list[int]:
+        """
+        The variants to score, early starts first, those of one start in a row: in a compiled runtime each start is a graph of its own,
+        and takes the memory of the one before.
+        """
+        return sorted(job.on(part), key=lambda number: -self._used.suffix_share(job.variants[number].changed or ()))
 
     def _parts(self, group: list[Batch], job: Job, replays: bool) -> Iterable[list[Batch]]:
         """
