@@ -21,6 +21,8 @@ def compiled_for_cpu(model: Any, precision: str = "f32") -> Any:
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
+        # Each process would hold its passes on the first core.
+        "ENABLE_CPU_PINNING": False,
     }
     with signal_stack_kept():
         return openvino.Core().compile_model(model, "CPU", options)
