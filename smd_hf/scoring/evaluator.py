@@ -289,6 +289,9 @@ class Evaluator:
                     job.report(number, part)
                 for batch in part if job.tap is not None else ():
                     job.close(batch)
+                if replays:
+                    # Passes from each start leave holes of other sizes.
+                    self.give_back_memory()
 
     def _by_start(self, job: Job, part: list[Batch]) -> list[int]:
         """
