@@ -8,13 +8,14 @@ generations start from there; with `refit_head` they are followed by it. The led
 A head knows the images that it was fitted on by heart, and children that are scored on the same images with it learn little. So
 where the head is fitted at the end, the generations start from the class prior or a temperature at most.
 
-The evolved model in turn knows the fitness images. Where cross-validation on them has chosen before the generations, it cannot say
-afterwards whether a head is better than none: it has done so before. It chooses the strength again, as features have moved.
+The evolved model in turn knows the fitness images. Where cross-validation on them has chosen before the generations, it cannot
+do so again: the head is then fitted with the strength that it chose, if it found that a head is best.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -168,8 +169,13 @@ class WarmStart:
             return None
         # It depends on the weights that the generations have left, of which the run's identity says nothing.
         identity = {**self.journal.identity, "weights": weights_hash(self.evolution.evaluator.model)}
-        choose, how = (best_of, "") if best is None else (_best_head, "in cross-validation")
-        self.last = found = self._step(self._head, LAST_FILE_NAME, identity, self._fits(self._head), choose)
+        if best is None:
+            fits, choose, how = self._fits(self._head), best_of, ""
+        else:
+            # It is taken, whatever a few selection images say.
+            fits, choose = self._again(self._head, best), itemgetter(-1)
+            how = "by cross-validation before the generations"
+        self.last = found = self._step(self._head, LAST_FILE_NAME, identity, fits, choose)
         self._tell(f"Head after the last generation: {best_line(found, self.evolution.fitness, 'evolved model', how)}")
         # The run's own clock has counted the seconds.
         self.journal.run.add_before(found.images, 0.0)
@@ -234,6 +240,17 @@ class WarmStart:
                 learn, choose = _held_out(learn, choose)
             fitness = None if choose is None else measured_on(choose, reading, evolution.fitness)
             return baselines(HeadFits(start, *learn, loss), fitness, named, folds)
+
+        return fitted
+
+    def _again(self, head: HeadInputs, best: str) -> Fits:
+        """What fits the head of the evolved model with the strength that cross-validation chose before the generations."""
+        start = LinearHead(*head.numbers())
+
+        def fitted(learn: Part, choose: Part | None) -> list[Baseline]:
+            fitness = measured_on(choose or learn, self.evolution.evaluator.reading, self.evolution.fitness)
+            found = HeadFits(start, *learn, self._loss()).head(float(best.removeprefix(HEAD)))
+            return [Baseline(PARENT, start, fitness(start)), Baseline(best, found, fitness(found))]
 
         return fitted
 
@@ -306,11 +323,6 @@ def _find(
 def _best_start(found: list[Baseline]) -> Baseline:
     """The best for the generations to start from, where the head is fitted after them."""
     return best_of([each for each in found if not each.name.startswith(HEAD)])
-
-
-def _best_head(found: list[Baseline]) -> Baseline:
-    """The best of the fits of the whole head."""
-    return best_of([each for each in found if each.name.startswith(HEAD)])
 
 
 def _test(
