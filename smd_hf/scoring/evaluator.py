@@ -282,7 +282,7 @@ class Evaluator:
                 if replays:
                     recorded = self.inputs(part[0])
                     self._record(job, part[0], recorded)
-                for number in self._by_start(job, part) if replays else job.on(part):
+                for number in job.by_start(part, self._used) if replays else job.on(part):
                     if not replays or job.variants[number].changed:
                         self._score_one(job, number, part, changes(number, once), recorded)
                     self.processes.stop.check()
@@ -290,21 +290,10 @@ class Evaluator:
                 for batch in part if job.tap is not None else ():
                     job.close(batch)
                 if replays:
-                    # Passes from each start leave holes of other sizes.
-                    self.give_back_memory()
-
-    def _by_start(self, job: Job, part: list[Batch]) -> list[int]:
-        """
-        The variants to score, early starts first, those of one start in a row: in a compiled runtime each start is a graph of its own,
-        and takes the memory of the one before.
-        """
-        return sorted(job.on(part), key=lambda number: -self._used.suffix_share(job.variants[number].changed or ()))
+                    self.give_back_memory()  # passes from each start leave holes of other sizes
 
     def _parts(self, group: list[Batch], job: Job, replays: bool) -> Iterable[list[Batch]]:
-        """
-        The batches that a variant is put in for at a time, as many as can be: prefix replay holds the outputs of one, and sums
-        the logits of a few.
-        """
+        """The batches that a variant is put in for at a time: prefix replay holds the outputs of one, and sums the logits of a few."""
         if replays:
             return ([batch] for batch in group)
         if job.tap is None:

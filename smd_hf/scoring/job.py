@@ -12,6 +12,7 @@ from ..data.batches import Batch, ImageBatches
 from ..parallel.processes import segment
 from .reading import Reading
 from .record import Call, ScoredCell
+from .runtimes.protocol import Runtime
 from .scores import Cell, Score
 from .sums import Tap
 from .work import CallWork
@@ -54,6 +55,13 @@ class Job:
     def on(self, batches: Sequence[Batch]) -> list[int]:
         """The variants to score on any of these batches."""
         return sorted(set().union(*{self.wanted[batch.number] for batch in batches}))
+
+    def by_start(self, batches: Sequence[Batch], runtime: Runtime) -> list[int]:
+        """
+        The same, early starts first and those of one start in a row: in a compiled runtime each start is a graph of its own, and takes
+        the memory of the one before.
+        """
+        return sorted(self.on(batches), key=lambda number: -runtime.suffix_share(self.variants[number].changed or ()))
 
     def labels(self) -> dict[int, np.ndarray]:
         """By batch, of those that this process has read."""
