@@ -48,16 +48,6 @@ class Batch:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.stored.values()) + self.labels.nbytes
 
-    def first(self, num_images: int) -> "Batch":
-        """The first images of it."""
-        here = slice(num_images)
-        return replace(
-            self,
-            stored={name: tensor[here] for name, tensor in self.stored.items()},
-            labels=self.labels[here],
-            weights=None if self.weights is None else self.weights[here],
-        )
-
     def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What the model takes, by name, on the device: floats in this dtype, masks, shapes and ids in their own."""
         inputs = {name: moved(tensor, device, dtype) for name, tensor in self.stored.items()}

@@ -29,6 +29,9 @@ logger = logging.get_logger(__name__)
 Head = nn.Linear | nn.Conv2d
 Inputs = torch.Tensor | Mapping[str, torch.Tensor]
 
+FEW_IMAGES = 4
+"""Images that show where the head is."""
+
 PROBE_ITERATIONS = 1000
 """Limit on the steps of the logistic regression; standardised features rarely need a tenth of it."""
 
@@ -134,7 +137,10 @@ def replace_head(
 
 
 def trace(model: PreTrainedModel, inputs: Inputs) -> tuple[dict[str, tuple[Head, torch.Tensor]], torch.Tensor]:
-    """Outputs of the linear layers in the order of their last calls, and the logits."""
+    """
+    Outputs of the linear layers in the order of their last calls, and the logits, of the first few images: all outputs are held at
+    once.
+    """
     outputs: dict[str, tuple[Head, torch.Tensor]] = {}
 
     def record(name: str):
@@ -148,7 +154,8 @@ def trace(model: PreTrainedModel, inputs: Inputs) -> tuple[dict[str, tuple[Head,
         layer.register_forward_hook(record(name)) for name, layer in model.named_modules() if _may_be_head(layer)
     ]
     try:
-        logits = logits_of(model(**as_inputs(inputs, model)))
+        few = {name: tensor[:FEW_IMAGES] for name, tensor in as_inputs(inputs, model).items()}
+        logits = logits_of(model(**few))
     finally:
         for handle in handles:
             handle.remove()

@@ -61,9 +61,6 @@ Fits = Callable[[Part, Part | None], list[Baseline]]
 Choose = Callable[[list[Baseline]], Baseline]
 """Takes one of the heads."""
 
-FEW_IMAGES = 4
-"""Images that show where the head is."""
-
 HOLD_OUT = 5
 """Without selection images, every so many of the fitness images choose among the heads."""
 
@@ -142,8 +139,7 @@ class WarmStart:
         if make_head is None:
             return None
         try:
-            # The outputs of all linear layers are held at once.
-            inputs: Any = evaluator.inputs(self.images.fitness.first_batch().first(FEW_IMAGES))
+            inputs: Any = evaluator.inputs(self.images.fitness.first_batch())
             self._head = head = make_head(evaluator.model, inputs)
         except SMDError as error:
             self._tell(str(error))

@@ -58,8 +58,8 @@ class Job:
 
     def by_start(self, batches: Sequence[Batch], runtime: Runtime) -> list[int]:
         """
-        The same, early starts first and those of one start in a row: in a compiled runtime each start is a graph of its own, and takes
-        the memory of the one before.
+        The variants to score on these batches, early starts first, those of one start in a row: in a compiled runtime each start is a
+        graph of its own, and takes the memory of the one before.
         """
         return sorted(self.on(batches), key=lambda number: -runtime.suffix_share(self.variants[number].changed or ()))
 

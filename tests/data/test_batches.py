@@ -105,14 +105,6 @@ def test_batches_hold_the_images_in_their_order():
     assert second.inputs(CPU, torch.bfloat16)["pixel_values"].dtype == torch.bfloat16
 
 
-def test_the_first_images_of_a_batch_are_a_batch():
-    [batch] = make_batches(Images(), indices=[5, 3, 9, 1], weights=np.arange(4.0))
-    first = batch.first(3)
-    assert len(first) == 3 and first.labels.tolist() == [1, 3, 1] and first.weights.tolist() == [0, 1, 2]
-    pixels, part = (each.inputs(CPU, torch.float32)["pixel_values"] for each in (batch, first))
-    assert torch.equal(part, pixels[:3]) and len(batch) == 4
-
-
 def test_a_sample_takes_what_is_kept_and_no_more_than_is_left():
     rows = Images()
     batches = make_batches(rows, cache_bytes=23 * (UINT8 + 8))

@@ -9,7 +9,7 @@ from torch import nn
 
 from smd_hf.errors import SMDError
 from smd_hf.models.checkpoints import save_checkpoint, weights_hash
-from smd_hf.models.heads import find_heads, head_parameter_names, replace_head
+from smd_hf.models.heads import FEW_IMAGES, find_heads, head_parameter_names, replace_head
 from smd_hf.models.load import load_model
 from tests.tiny import ALL_KINDS, label_names, save_tiny_checkpoint, tiny_model, tiny_pixels
 
@@ -53,6 +53,14 @@ def test_deit_with_a_teacher_has_two_heads():
 
     model = DeiTForImageClassificationWithTeacher(tiny_model("deit").config).eval()
     assert set(find_heads(model, tiny_pixels(2))) == {"cls_classifier", "distillation_classifier"}
+
+
+def test_of_a_large_batch_the_first_images_show_where_the_head_is():
+    """The outputs of all linear layers are held at once: gigabytes, of a batch of 75 images."""
+    model, seen = tiny_model("vit").eval(), []
+    model.classifier.register_forward_pre_hook(lambda layer, args: seen.append(len(args[0])))
+    assert set(find_heads(model, tiny_pixels(20))) == {"classifier"}
+    assert seen == [FEW_IMAGES]
 
 
 def test_model_without_a_linear_head_is_refused():
