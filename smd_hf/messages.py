@@ -3,7 +3,7 @@
 import difflib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,20 @@ def closest(name: str, candidates: Any) -> str | None:
 
 def did_you_mean(name: str, candidates: Any) -> str:
     """A question with up to three similar names, after a space; empty if no name is similar."""
-    near = difflib.get_close_matches(name, [str(candidate) for candidate in candidates], n=3)
-    return f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+    return suggestion(_similar(name, candidates))
 
 
 def near_path(path: Path) -> str:
-    """[`did_you_mean`] for a path that does not exist, of the names beside it."""
-    return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else [])
+    """[`did_you_mean`] for a path that does not exist: paths beside it, as they would be typed."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return suggestion(str(path.parent / name) for name in _similar(path.name, beside))
+
+
+def _similar(name: str, candidates: Any) -> list[str]:
+    return difflib.get_close_matches(name, [str(candidate) for candidate in candidates], n=3)
+
+
+def suggestion(near: Iterable[str]) -> str:
+    """A question with these names, after a space; empty if there are none."""
+    choices = " or ".join(map(repr, near))
+    return f" Did you mean {choices}?" if choices else ""

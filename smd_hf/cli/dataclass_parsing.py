@@ -89,12 +89,12 @@ class CommandParser(HfArgumentParser):
             raise SMDError(str(error)) from error
         if unknown:
             option = next((each for each in unknown if each.startswith("-")), unknown[0])
-            raise SMDError(f"there is no argument '{option}'.{self._near(option.partition('=')[0])}")
+            raise SMDError(f"there is no argument '{option}'.{self._near(option.partition('=')[0], '--')}")
         return tuple(instances)
 
-    def _near(self, option: str) -> str:
+    def _near(self, option: str, dashes: str = "") -> str:
         names = [each[2:] for each in self._option_string_actions if each.startswith("--") and "-" not in each[2:]]
-        near = did_you_mean(option.lstrip("-").replace("-", "_"), names)
+        near = did_you_mean(dashes + option.lstrip("-").replace("-", "_"), [dashes + name for name in names])
         return near or f" `{self.prog} --help` lists all arguments."
 
     def _options(self, values: Mapping[str, Any], source: Path | str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HTTPError
 
 from ..errors import SMDError
 from ..keyed_random import keyed_generator
-from ..messages import near_path, one_line
+from ..messages import near_path, one_line, suggestion
 from ..models.loading_errors import hub_fault, similar_in_cache
 from .labels import label_values, stratified_order, stratified_split
 from .rows import find_columns, find_image_column, find_label_column, is_image_struct
@@ -273,7 +273,7 @@ def _load_named(
         # `from None`: the library's own exception may show the token that the message leaves out.
         raise SMDError(
             f"The data set {name!r} cannot be loaded ({type(error).__name__}: {one_line(reason)}). Expected the id of a "
-            f"data set on the Hub that you may read, or a local folder with one.{near_path(local) or _near_id(name)}"
+            f"data set on the Hub that you may read, or a local folder with one.{near_path(local) or suggestion(similar_in_cache(name, 'dataset'))}"
         ) from None
     splits: dict[Any, Any] = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     if streaming:
@@ -336,11 +336,6 @@ def _load_folder(name: str, folder: Path, cache_dir: str | None, labelled: bool)
         raise SMDError(
             f"{name} {str(folder)!r} cannot be read as a folder of images: {one_line(str(error))}."
         ) from error
-
-
-def _near_id(name: str) -> str:
-    near = similar_in_cache(name, "dataset")
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _with_image_feature(dataset: datasets.Dataset) -> datasets.Dataset:

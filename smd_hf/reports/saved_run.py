@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import SMDError
 from ..files import read_json_object
-from ..messages import near_path
+from ..messages import near_path, suggestion
 from ..run.lock import is_held
 from ..run.records import CHILDREN_NAME, HEADER_NAME, LEDGER_NAME, check_record
 from .gain_report import REPORT_NAME
@@ -70,7 +70,7 @@ def read_run(folder: str | os.PathLike) -> SavedRun:
     children = path / CHILDREN_NAME
     if report is None and header is None and not children.is_file():
         inside = [entry.name for entry in path.iterdir() if (entry / REPORT_NAME).is_file()]
-        hint = f" Did you mean {' or '.join(repr(str(path / name)) for name in sorted(inside)[:3])}?" if inside else ""
+        hint = suggestion(str(path / name) for name in sorted(inside)[:3])
         raise SMDError(
             f"'{folder}' is not the folder of a run: it has no {REPORT_NAME}, {CHILDREN_NAME} or {LEDGER_NAME}.{hint} Expected the "
             "output_dir of a run."

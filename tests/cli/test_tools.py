@@ -126,7 +126,7 @@ class TestInspect:
         assert facts(printed(capfd, "inspect", tmp_path))["state"] == "finished"
 
     def test_what_is_no_run_is_told_with_near_names(self, runs, capfd):
-        assert "Did you mean 'first'?" in mistake(capfd, "inspect", runs / "frist")
+        assert f"Did you mean '{runs / 'first'}'?" in mistake(capfd, "inspect", runs / "frist")
         assert f"Did you mean '{runs / 'first'}' or '{runs / 'second'}'?" in mistake(capfd, "inspect", runs)
 
     def test_a_damaged_line_is_told_by_its_number(self, runs, tmp_path, capfd):
