@@ -12,7 +12,7 @@ from ..run.found_step import FoundStep
 from ..run.statistics_step import NAME as STATISTICS
 from ..scoring.scores import Score
 from ..search.fitness import Fitness
-from ..search.head.baselines import PARENT
+from ..search.head.baselines import KINDS, PARENT
 from ..tasks.protocol import MeasuredTask, headline_of
 from .gain_report import metrics_of_report
 from .run_result import TestScores
@@ -39,8 +39,9 @@ def describe_steps(
 
     Returns:
         `dict`: `statistics` and `warm_start` are the names of what was chosen of each (`"parent"` if nothing was better; not there if
-        there was no such step), `images_forwarded` what they cost. `baselines` has, by name, each baseline's `selection` (the fitness
-        metric on the selection images; by few images, cross-validation chooses) and, for the best of each kind, its scores on the
+        there was no such step), `images_forwarded` what they cost, `cross_validated` whether cross-validation on the fitness images
+        chose the head, and not the selection images. `baselines` has, by name, each baseline's `selection` (the fitness
+        metric on the selection images) and, for the best of each kind, its scores on the
         `test` images, its `difference` to the parent, and how far the evolved model is over it (`evolved_over_it`). Heads come on
         top of the chosen statistics. `evolution` compares the model after the generations with the one before them: what they
         brought by themselves. `refit_head` has the head that was `chosen` after them (`"parent"` if none was better), its scores on
@@ -53,6 +54,7 @@ def describe_steps(
         if found is None:
             continue
         entry[key] = found.chosen
+        entry["cross_validated"] = bool(found.crossed)
         entry["images_forwarded"] += found.images
         baselines = {name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()}
         for name, alone in found.test.items():
@@ -80,6 +82,21 @@ def step_title(name: str, entry: Mapping[str, Any]) -> str:
     """What a baseline is called in tables and lines: heads come on top of the chosen statistics."""
     on_statistics = entry.get("statistics", PARENT) != PARENT and not name.startswith(STATISTICS)
     return f"{STATISTICS}, then {name}" if on_statistics else f"{name} alone"
+
+
+def measured_baselines(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Names and entries of the baselines that were measured on the test images: statistics first, then simple heads before large ones."""
+    kinds = (STATISTICS, *KINDS)
+
+    def place(name: str) -> tuple[int, str]:
+        kind = name.partition(",")[0]
+        return kinds.index(kind) if kind in kinds else len(kinds), name
+
+    return [
+        (name, entry["baselines"][name])
+        for name in sorted(entry["baselines"], key=place)
+        if "test" in entry["baselines"][name]
+    ]
 
 
 def begins_with_parent(entry: Mapping[str, Any] | None) -> bool:
@@ -145,13 +162,10 @@ def steps_lines(report: Mapping[str, Any]) -> list[str]:
         return f"{estimate}{' points' if first.factor == 100 else ''} ({low} to {high})"
 
     lines = [f"What each step brought, on the test images ({first.label}, {loss.label}):"]
-    for name, baseline in entry["baselines"].items():
-        if "test" in baseline:
-            chosen = ", chosen" if name in chosen_steps(entry) else ""
-            over = points(baseline["evolved_over_it"])
-            lines.append(
-                f"  {step_title(name, entry)}: {shown(baseline['test'])}{chosen}; the evolved model is at {over}"
-            )
+    for name, baseline in measured_baselines(entry):
+        chosen = ", chosen" if name in chosen_steps(entry) else ""
+        over = points(baseline["evolved_over_it"])
+        lines.append(f"  {step_title(name, entry)}: {shown(baseline['test'])}{chosen}; the evolved model is at {over}")
     evolution = entry["evolution"]
     lines.append(
         f"  the generations, from {shown(evolution['before'])}: {points(evolution['difference'])}; "

@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from smd_hf import SMDError
+from smd_hf.arguments.recipes import read_recipe
 from smd_hf.models.load import load_model
 from smd_hf.reports.cards.metadata import inherited_entries
 from smd_hf.reports.cards.model_card import KINDS, PLOTS, classify_example, render_card, save_example, write_card
@@ -196,7 +197,11 @@ def test_there_is_no_placeholder_no_empty_link_and_no_token(kind, run):
     assert "2302.05832" in text and "## Limits" in text
     arguments = {row.split("`")[1] for row in re.findall(r"^\| `.*$", text, re.MULTILINE)}
     arguments -= {*run.report["versions"], *run.report["deltas"]}
-    assert arguments == {*run.report["arguments"]} - {"hub_token"}
+    assert {"elitism", "num_generations", "population_size"} <= arguments
+    recipe = {"preset": "smd", **read_recipe("smd")}
+    left_out = {*run.report["arguments"]} - arguments - {"hub_token"}
+    assert "decomposition" in left_out and "Preset: `smd`." in text
+    assert all(run.report["arguments"][name] == recipe[name] for name in left_out)
     assert run.report["all_arguments"].keys() > arguments
     assert not arguments & {"output_dir", "hub_token", "hub_model_id", "push_to_hub", "max_steps"}
 

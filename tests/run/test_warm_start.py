@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -93,6 +94,12 @@ def test_a_run_reports_what_each_step_brought(checkpoint, data, tmp_path):
     lines = "\n".join(steps_lines(report))
     assert f"{best} alone" in lines and f"is at {100 * over['accuracy']['estimate']:+.2f} points (" in lines
     assert "class prior alone" in lines and ", chosen;" in lines and "the generations" in lines
+    card = (tmp_path / "README.md").read_text()
+    assert steps["cross_validated"] and "Cross-validation on the fitness images chose one of them." in card
+    # Of a report whose names are sorted, too: simple heads first, as in the terminal.
+    shown = re.findall(r"^\| `(.*) alone`", card, re.MULTILINE)
+    told = re.findall(r"^  (.*) alone:", lines, re.MULTILINE)
+    assert shown == told and len(shown) == len([name for name, each in steps["baselines"].items() if "test" in each])
 
 
 class Stop(Exception):

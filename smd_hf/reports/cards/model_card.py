@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import PreTrainedModel, pipeline
 
 from ...arguments.evolution_arguments import DERIVED, EvolutionArguments
+from ...arguments.recipes import PRESETS, read_recipe
 from ...artifacts.delta.config import DELTA_CONFIG_NAME
 from ...errors import SMDError
 from ...files import write_text
@@ -27,7 +28,7 @@ from ...models.tasks import KINDS as TASK_KINDS
 from ...run.state import RunState
 from ...search.fitness import Fitness
 from ..gain_report import metrics_of_report
-from ..steps import begins_with_parent, chosen_steps, shown_metrics, step_title
+from ..steps import begins_with_parent, chosen_steps, measured_baselines, shown_metrics, step_title
 from .metadata import card_metadata, inherited_entries, is_hub_id, widget_examples
 from .text import format_number, plain_line, python_string, render
 
@@ -99,6 +100,16 @@ def card_entries(
 
 def _is_shown(name: str) -> bool:
     return name not in _NOT_SHOWN and not name.startswith(_NOT_SHOWN_PREFIXES) and not name.endswith("token")
+
+
+def _beside_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are shown, without the preset and those that have its value."""
+    preset = arguments.get("preset")
+    recipe = read_recipe(preset) if preset in PRESETS else {}
+    if recipe.get("recombination") == "auto":
+        recipe["recombination"] = "gauss_newton"
+    same = {"preset", *(name for name, value in recipe.items() if arguments.get(name) == value)}
+    return {name: value for name, value in arguments.items() if _is_shown(name) and name not in same}
 
 
 def _summary(record: Mapping[str, Any], fitness: Fitness) -> dict[str, Any]:
@@ -201,10 +212,12 @@ def render_card(kind: str, folder: str | Path, report: Mapping[str, Any], *, rep
         delta=_delta_facts(folder, deltas, parent_label) if kind == "delta" else None,
         output=printed(report["examples"][kind]) if has_image and kind in report["examples"] else None,
         plots={name: text for name, text in PLOTS.items() if (folder / name).is_file()},
-        arguments={name: value for name, value in report["arguments"].items() if _is_shown(name)},
+        preset=report["arguments"].get("preset"),
+        arguments=_beside_preset(report["arguments"]),
         step_metrics=None if report["steps"] is None else shown_metrics(report),
         step_title=step_title,
         chosen_steps=chosen_steps,
+        measured_baselines=measured_baselines,
         kept_parent=bool(report["generations"])
         and all(g["chosen"] == "parent" for g in report["generations"])
         and begins_with_parent(report["steps"]),

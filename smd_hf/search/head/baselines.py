@@ -34,6 +34,9 @@ NUM_FOLDS = 5
 
 PARENT, HEAD = "parent", "head, pull "
 
+KINDS = ("temperature", "class prior", "class prior and temperature", "head")
+"""What baselines are called, up to a comma, simple heads first."""
+
 Part = tuple[np.ndarray, np.ndarray]
 """Features `(n, num_features)` and labels `(n,)` of some images."""
 
