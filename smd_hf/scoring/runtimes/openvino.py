@@ -5,10 +5,11 @@ The graph is converted once, with the activations at its cuts as outputs. What b
 """
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -47,8 +48,8 @@ class OpenVINO:
 
     def suffixes(self, part: int) -> Iterator[Run]:
         segment = self.cut.suffix(part)
-        for channels_last in (False, True):
-            yield _Request(partial(self._compile, self._names(segment), segment.outputs, channels_last), 1)
+        for entry in (_plain, _pooled, _convolved):
+            yield _Request(partial(self._compile, self._names(segment), segment.outputs, entry), 1)
 
     @staticmethod
     def _names(segment: Segment) -> list[str]:
@@ -77,8 +78,8 @@ class OpenVINO:
             raise CannotExport(f"OpenVINO cannot convert it ({type(error).__name__}: {error})") from error
         return model
 
-    def _compile(self, entries: Sequence[str], outputs: Sequence[str], channels_last: bool = False) -> Any:
-        """The request of the graph from these inputs, activations and weights to these outputs. See [`_entry`]."""
+    def _compile(self, entries: Sequence[str], outputs: Sequence[str], entry: "_Entry | None" = None) -> Any:
+        """The request of the graph from these inputs, activations and weights to these outputs."""
         import openvino
         from openvino import opset13
 
@@ -88,7 +89,7 @@ class OpenVINO:
         results = [opset13.result(sources[name]) for name in outputs]
         for name in entries:
             if name in sources:
-                parameters[name] = _entry(sources[name], channels_last)
+                parameters[name] = _replaced(sources[name], entry or _plain)
         try:
             graph = openvino.Model(results, [parameters[name] for name in entries])  # pyright: ignore
             compiled = compiled_for_cpu(graph, self.precision)
@@ -127,24 +128,45 @@ def _example(segment: Segment) -> list[torch.Tensor]:
     ]
 
 
-def _entry(source: Any, channels_last: bool) -> Any:
-    """
-    Puts an input in the place of an activation.
+_Entry = Callable[[Any], Any]
+"""
+What stands between the input that takes the place of an activation, which has its channels first, and the graph behind it.
 
-    Inputs have their channels first, and OpenVINO lets sums of images (the shortcuts of a ResNet) follow the layout of what
-    they add. In the whole graph most images have their channels last, as convolutions like it; and a mean over an image
-    adds up its pixels in another order in each layout, so that the bits differ. A pooling of single pixels changes
-    no number, and gives its image the layout of convolutions.
-    """
+OpenVINO lets sums of images (the shortcuts of a ResNet) follow the layout of what they add. In the whole graph most images have their
+channels last, as convolutions like it; and a mean over an image adds up its pixels in another order in each layout, so that the
+bits differ. An operation that changes no number gives the image its own layout: which one that is depends on the processor.
+"""
+
+
+def _plain(parameter: Any) -> Any:
+    return parameter
+
+
+def _pooled(parameter: Any) -> Any:
+    """A pooling of single pixels: channels last on Intel's processors with AMX."""
+    from openvino import opset13
+
+    return opset13.avg_pool(parameter, [1, 1], [0, 0], [0, 0], [1, 1], exclude_pad=False)
+
+
+def _convolved(parameter: Any) -> Any:
+    """A convolution of each channel with 1: channels last on AMD's processors, too."""
+    from openvino import opset13
+
+    channels = parameter.get_output_shape(0)[1]
+    ones = opset13.constant(np.ones((channels, 1, 1, 1, 1), np.float32))
+    return opset13.group_convolution(parameter, ones, [1, 1], [0, 0], [0, 0], [1, 1])
+
+
+def _replaced(source: Any, entry: _Entry) -> Any:
+    """Puts an input in the place of an activation."""
     from openvino import opset13
 
     parameter = opset13.parameter(source.get_partial_shape(), source.get_element_type())
-    output = parameter.output(0)
-    if channels_last and len(source.get_partial_shape()) == 4:
-        output = opset13.avg_pool(parameter, [1, 1], [0, 0], [0, 0], [1, 1], exclude_pad=False).output(0)
+    node = entry(parameter) if len(source.get_partial_shape()) == 4 else parameter
     for target in source.get_target_inputs():
         if target.get_node().get_type_name() != "Result":
-            target.replace_source_output(output)
+            target.replace_source_output(node.output(0))
     return parameter
 
 

@@ -45,6 +45,7 @@ class Plan:
         self._compiled = compile(self.cut)
         self._runs: dict[int | tuple[str, ...], Run] = {}
         self._exact: dict[int, bool] = {}
+        self._harmless: dict[frozenset[str], bool] = {}
         self._last_part = self._find_last_parts()
         self.values: dict[fx.Node, torch.Tensor] = {}
         self._constants = self._versions(of_mutable=False)
@@ -95,6 +96,23 @@ class Plan:
             self._runs[outputs] = self._compiled.whole(outputs)
         *kept, logits = self._runs[outputs](*self._arguments(whole, inputs, {}, values))
         return logits, {name: activation.clone() for name, activation in zip(outputs, kept)}
+
+    def run_keeping(
+        self, inputs: Mapping[str, torch.Tensor], keep: frozenset[str]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        [`run`] with the parent's weights. It keeps nothing where a graph that gives these activations rounds the logits in
+        another way: operations that are fused around them. Seen once, on a batch of the parent.
+        """
+        if keep and self._harmless.get(keep, True):
+            logits, kept = self.run(inputs, self.values, keep)
+            if keep not in self._harmless:
+                logits = logits.clone()  # the next pass may overwrite them
+                plain, _ = self.run(inputs, self.values)
+                self._harmless[keep] = torch.equal(plain.nan_to_num(), logits.nan_to_num())
+            if self._harmless[keep]:
+                return logits, kept
+        return self.run(inputs, self.values)
 
     def run_from(
         self,

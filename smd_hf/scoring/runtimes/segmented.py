@@ -113,9 +113,9 @@ class SegmentedRuntime:
         self._let_change(frozenset().union(*starts))
         plan, filled = self._plan(inputs)
         parts = {plan.start(changed) for changed in starts if changed} - {0}
-        keep = {name for part in parts for name in plan.cut.taken[part]}
-        logits, kept = plan.run(filled, plan.values, keep)
-        exact = {part for part in sorted(parts) if plan.exact(part, filled, kept, logits)}
+        keep = frozenset(name for part in parts for name in plan.cut.taken[part])
+        logits, kept = plan.run_keeping(filled, keep)
+        exact = {part for part in sorted(parts) if kept and plan.exact(part, filled, kept, logits)}
         self._recording = Recording(plan, inputs, kept, frozenset(exact))
         return logits[: _length(inputs)]
 

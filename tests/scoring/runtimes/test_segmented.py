@@ -189,6 +189,30 @@ def test_a_place_from_which_bits_differ_is_not_started_at(monkeypatch):
         assert torch.equal(forward(inputs), full_pass(model, changes, inputs))
 
 
+def test_activations_that_a_pass_keeps_only_with_other_bits_are_not_kept(monkeypatch):
+    """OpenVINO fuses operations of an EfficientViM in another way where activations between them are outputs."""
+    whole = Parts.whole
+
+    def rounded(self, outputs):
+        run = whole(self, outputs)
+
+        def other(*arguments):
+            *kept, logits = run(*arguments)
+            return [*kept, logits * 1.0001 if kept else logits]
+
+        return other
+
+    monkeypatch.setattr(Parts, "whole", rounded)
+    model, inputs = tiny_model("resnet"), {"pixel_values": tiny_pixels(2)}
+    runtime = SegmentedRuntime(model, "segments", as_they_are, segments=4)
+    changes = changed(model, ["classifier.1.weight"])
+    for _ in range(2):
+        logits = runtime.record(inputs, [{"classifier.1.weight"}])
+        assert torch.equal(logits, model(**inputs).logits)
+        with runtime.child(changes, {"classifier.1.weight"}) as forward:
+            assert torch.equal(forward(inputs), full_pass(model, changes, inputs))
+
+
 def test_sparse_changes_leave_the_parent_alone():
     model, inputs = tiny_model("vit"), {"pixel_values": tiny_pixels(2)}
     name = "classifier.weight"
