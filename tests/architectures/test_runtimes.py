@@ -22,7 +22,14 @@ from tests.architectures.test_timm import timm_config
 from tests.architectures.timm_models import modules_to_try
 from tests.tiny import tiny_images
 
-FALL_BACK: dict[tuple[str, str], str] = {}
+FALL_BACK = {
+    # Its random weights give logits of 5,000,000, which PyTorch itself rounds to others in float64.
+    ("openvino", "timm byoanet"): "differ from those of eager PyTorch",
+    ("openvino", "timm mobilevit"): "differ from those of eager PyTorch by 0.0025",
+    ("openvino", "timm naflexvit"): "OpenVINO cannot convert it",
+    # PyTorch marks an LSTM as random whether or not it drops anything.
+    ("openvino", "timm sequencer"): "draws random numbers",
+}
 """By runtime and name of the model, a part of the reason for which it is run by eager PyTorch."""
 
 IN_COMPILED = [
