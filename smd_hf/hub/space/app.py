@@ -29,7 +29,7 @@ TOP = 5
 POLL_SECONDS = 3
 PLOTS = {
     "predictions.png": "Test images, their truth, and what parent and evolved model predict",
-    "gain.png": "Accuracy and NLL",
+    "gain.png": "Gain",
     "fitness.png": "Fitness of the children by generation",
     "reliability.png": "Accuracy against confidence",
     "ensemble_size.png": "Accuracy of the ensemble by its number of members",

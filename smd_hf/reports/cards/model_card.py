@@ -37,7 +37,7 @@ CARD_NAME = "README.md"
 EXAMPLE_NAME = "example.png"
 PLOTS = {
     "predictions.png": "Test images, their truth, and what parent and evolved model predict",
-    "gain.png": "Accuracy and NLL of the models, with intervals of the difference to the parent",
+    "gain.png": "Metrics of the models, with intervals of the difference to the parent",
     "fitness.png": "Fitness of the children by generation",
     "reliability.png": "Reliability diagram: accuracy against confidence",
     "front.png": "Candidates and front by each pair of objectives",
@@ -109,7 +109,7 @@ def _beside_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if recipe.get("recombination") == "auto":
         recipe["recombination"] = "gauss_newton"
     same = {"preset", *(name for name, value in recipe.items() if arguments.get(name) == value)}
-    return {name: value for name, value in arguments.items() if _is_shown(name) and name not in same}
+    return {name: value for name, value in arguments.items() if _is_shown(name) and name not in same and value != {}}
 
 
 def _summary(record: Mapping[str, Any], fitness: Fitness) -> dict[str, Any]:
