@@ -142,6 +142,7 @@ def _write(model: PreTrainedModel, processor: Any | None, folder: Path) -> None:
         names = checkpoint_names(model)
         state = separated({names[name]: tensor for name, tensor in model.state_dict().items()})
         model.save_pretrained(folder, state_dict=state, save_original_format=False)
+        _leave_out_no_arguments(folder / "config.json")
     else:
         if model.is_custom_code() and not model.is_remote_code():
             # Without this, the code of a class that was imported, not loaded by an Auto class, would not be saved.
@@ -159,6 +160,18 @@ def _write(model: PreTrainedModel, processor: Any | None, folder: Path) -> None:
         _own_code(folder / name)
 
 
+def _leave_out_no_arguments(path: Path) -> None:
+    """Takes `model_args` out of a configuration if it is null, which timm 1.0.31 and newer do not read."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("model_args", {}) is None:
+        del config["model_args"]
+        _write_config(path, config)
+
+
+def _write_config(path: Path, config: dict[str, Any]) -> None:
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _own_code(path: Path) -> None:
     """Makes a configuration refer to the Python files next to it instead of those of the repository that it came from."""
     if not path.is_file():
@@ -168,7 +181,7 @@ def _own_code(path: Path) -> None:
     own = {key: _own_reference(reference, path.parent) for key, reference in auto_map.items()}
     if own != auto_map:
         config["auto_map"] = own
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _write_config(path, config)
 
 
 def _own_reference(reference: Any, folder: Path) -> Any:

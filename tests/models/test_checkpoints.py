@@ -129,17 +129,24 @@ def test_timm_reads_the_saved_folder(kind, made, tmp_path):
     assert list(timm.data.resolve_model_data_config(native)["input_size"]) == [3, 32, 32]
 
 
-def test_folder_written_by_timm_itself_comes_back(tmp_path):
+@pytest.mark.parametrize("arguments", ["kept", "left out"])
+def test_folder_written_by_timm_itself_comes_back(arguments, tmp_path):
     native = timm.create_model("test_resnet", num_classes=4).eval()
     timm.models.save_for_hf(
         native, tmp_path / "timm", safe_serialization=True, model_config={"label_names": label_names()}
     )
+    if arguments == "left out":
+        # As in the checkpoints of timm's own organisation on the Hub.
+        path = tmp_path / "timm" / "config.json"
+        path.write_text(
+            json.dumps({key: each for key, each in json.loads(path.read_text()).items() if key != "model_args"})
+        )
     model = load_model(tmp_path / "timm")
     assert isinstance(model, TimmWrapperForImageClassification)
     assert list(model.config.id2label.values()) == label_names()
     save_checkpoint(model, load_image_processor(tmp_path / "timm"), tmp_path / "child")
     config = json.loads((tmp_path / "child" / "config.json").read_text())
-    assert "num_classes" not in (config["model_args"] or {})  # null before transformers 5.22
+    assert "num_classes" not in config.get("model_args", {})
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "child").eval()
     with torch.no_grad():
         assert torch.equal(logits_of(again), native(tiny_pixels(3)))
