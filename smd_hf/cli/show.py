@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
         raise SMDError("The page needs gradio, which is not installed. Install it with pip install 'smd-hf[space]'.")
     # These take seconds to import: help and mistakes in arguments come before them.
     from ..hub.space.app import theme
-    from ..hub.space.stage_space import page_task
+    from ..hub.space.stage_space import page_models, page_task
     from .terminal import quiet_libraries
 
     page_task(found.folder)
@@ -53,6 +53,11 @@ def run(argv: Sequence[str]) -> int:
             f"The page cannot be served on port {arguments.port} ({error}). Choose another with --port."
         ) from error
     print(f"The page of {found.folder} ({found.state}) is at {page.local_url} until Ctrl-C.", flush=True)
+    if all(entry["title"] != "parent" for entry in page_models(found.folder, arguments.parent)):
+        print(
+            "The parent is not shown: the run's files do not say where it is. Give its id or folder by --parent.",
+            flush=True,
+        )
     page.block_thread()
     return 0
 

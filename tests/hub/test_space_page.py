@@ -280,3 +280,4 @@ def test_show_follows_a_run_that_is_under_way(space_run, chromium, tmp_path):
         page.close()
     finally:
         process.kill()
+    assert "by --parent" in process.stdout.read()

@@ -141,6 +141,7 @@ def test_the_cards_in_the_repository_say_what_their_reports_say(path):
     card, report = ModelCard.load(path), json.loads(path.with_name("gain_report.json").read_text())
     found, unknown = numbers_of(card, report)
     assert len(found) > 40 and not unknown
+    assert not re.search(r"[^\n]\n##+ ", card.text)
     for figure in re.findall(r"\]\((\w+\.png)\)", card.text):
         assert path.with_name(figure).is_file()
 
