@@ -99,7 +99,7 @@ def test_a_card_shows_its_example_also_where_nothing_is_printed_for_it(folder):
 def test_only_arguments_that_are_not_at_their_default_are_shown(folder):
     text = render_card("child", folder, make_report()).text
     assert "| `sigma` | `0.1` |" in text and "`seed`" not in text
-    assert "The values of all others are in [`gain_report.json`](gain_report.json)." in text
+    assert "The values of all arguments are in [`gain_report.json`](gain_report.json)." in text
 
 
 def test_a_model_that_the_run_quantised_is_a_quantised_version_of_its_parent(folder):
