@@ -48,13 +48,13 @@ def describe_steps(
         the `test` images and its `difference` to the model before.
     """
     parent, evolved = test.parent_score, test.evolved_score
-    entry: dict[str, Any] = {"images_forwarded": 0, "baselines": {}}
+    crossed = head is not None and bool(head.crossed)
+    entry: dict[str, Any] = {"images_forwarded": 0, "baselines": {}, "cross_validated": crossed}
     before = parent
     for key, found in (("statistics", statistics), ("warm_start", head)):
         if found is None:
             continue
         entry[key] = found.chosen
-        entry["cross_validated"] = bool(found.crossed)
         entry["images_forwarded"] += found.images
         baselines = {name: {"selection": fitness.raw(value)} for name, value in found.fitness.items()}
         for name, alone in found.test.items():

@@ -83,10 +83,6 @@ def test_what_stays_is_one_paragraph_that_says_what_to_do(what, name, reason, lo
     assert all(
         "thrown while requesting" in line or "before retry" in line or "Retrying in" in line for line in waiting
     )
-    assert (
-        told.startswith("smd-hf evaluate: error: ")
-        and reason in told
-        and "try again" in err
-        and "Traceback" not in err
-    )
+    assert told.startswith("smd-hf evaluate: error: ") and reason in told and "try again" in told
+    assert "Traceback" not in err
     assert f"tester/{'data-' if what == 'data' else ''}{name}" in err and TOKEN not in err

@@ -44,7 +44,7 @@ class OpenVINO:
         self.precision = precision
 
     def whole(self, outputs: tuple[str, ...]) -> Run:
-        return _Request(partial(self._compile, self._names(self.cut.whole), outputs), len(outputs))
+        return _Request(partial(self._compile, self._names(self.cut.whole), outputs, _plain), len(outputs))
 
     def suffixes(self, part: int) -> Iterator[Run]:
         segment = self.cut.suffix(part)
@@ -78,7 +78,7 @@ class OpenVINO:
             raise CannotExport(f"OpenVINO cannot convert it ({type(error).__name__}: {error})") from error
         return model
 
-    def _compile(self, entries: Sequence[str], outputs: Sequence[str], entry: "_Entry | None" = None) -> Any:
+    def _compile(self, entries: Sequence[str], outputs: Sequence[str], entry: "_Entry") -> Any:
         """The request of the graph from these inputs, activations and weights to these outputs."""
         import openvino
         from openvino import opset13
@@ -89,7 +89,7 @@ class OpenVINO:
         results = [opset13.result(sources[name]) for name in outputs]
         for name in entries:
             if name in sources:
-                parameters[name] = _replaced(sources[name], entry or _plain)
+                parameters[name] = _replaced(sources[name], entry)
         try:
             graph = openvino.Model(results, [parameters[name] for name in entries])  # pyright: ignore
             compiled = compiled_for_cpu(graph, self.precision)
