@@ -33,7 +33,7 @@ Precision = Literal["fp32", "bf16"]
 OnBadImages = Literal["raise", "skip"]
 HeadInit = Literal["linear_probe", "random", "keep"]
 EnsembleSelection = Literal["top_k", "all", "greedy", "front"]
-EnsembleCombination = Literal["mean_probabilities", "mean_logits", "majority_vote"]
+EnsembleCombination = Literal["mean_probabilities", "mean_logits", "majority_vote", "mean"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 OODMetric = Literal["ood_auroc", "ood_energy_auroc"]

@@ -193,7 +193,8 @@ class ArtifactArguments:
         },
     )
     ensemble_combination: EnsembleCombination = field(
-        default="mean_probabilities", metadata={"help": "How the ensemble combines the predictions of its members."}
+        default="mean_probabilities",
+        metadata={"help": "How the ensemble combines the predictions of its members. Of depths: mean, and no other."},
     )
     save_children: int = field(
         default=0,

@@ -15,7 +15,7 @@ from ..metrics.absent_classes import absent_entry, classes_at_hand
 from ..metrics.comparison import measured
 from ..metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
 from ..metrics.statistics import Scores, accuracy
-from ..remote_code.members_smd_ensemble import combine
+from ..remote_code.members_smd_ensemble import combine, logits_of
 from ..scoring.bars import TickingBar
 from ..scoring.changes import commit
 from ..search.evolution import Evolution
@@ -56,18 +56,19 @@ def collect_artifacts(
 ) -> Artifacts:
     """Builds the ensemble and the deltas of the last generation's children that the arguments ask for."""
     task = task or ImageClassification()
+    tag = task.kind.pipeline_tag
     assert evolution.last is not None  # a generation has run
     survivors = ranked(evolution.last.children)
     best = survivors[: args.save_children]
     result = Artifacts()
     if args.ensemble_size and args.ensemble_selection == "front":
         assert isinstance(evolution, ParetoEvolution) and front is not None
-        result.ensemble, result.members = front_ensemble(evolution, front, args.ensemble_combination)
+        result.ensemble, result.members = front_ensemble(evolution, front, args.ensemble_combination, tag)
     with evolution.last_parent():
         if args.ensemble_size and survivors and result.ensemble is None:
             chosen = _choose(evolution, args, survivors, task)
             result.members = [{"child": scored.child.index, "votes": votes} for scored, votes in chosen]
-            result.ensemble = ENSEMBLES[task.kind.pipeline_tag].from_children(
+            result.ensemble = ENSEMBLES[tag].from_children(
                 _model(evolution),
                 [dict(evolution.mutation.changes(scored.child)) for scored, _ in chosen],
                 [float(votes) for _, votes in chosen],
@@ -169,7 +170,7 @@ def describe_ensemble(
     ensemble = result.ensemble.eval()
     ensemble.to(args.device)  # pyright: ignore[reportArgumentType]
     outputs = [ensemble(**batch.inputs(args.device, ensemble.dtype), output_members=True) for batch in batches]
-    logits = torch.cat([output.logits for output in outputs]).float().cpu()
+    logits = torch.cat([logits_of(output) for output in outputs]).float().cpu()
     members = torch.cat([output.member_logits for output in outputs]).float().cpu()
     weights = torch.tensor(ensemble.config.member_weights)
     sizes = range(1, len(weights) + 1)
@@ -206,12 +207,10 @@ def write_artifacts(result: Artifacts, processor: Any, folder: Path) -> None:
 
 
 def front_ensemble(
-    evolution: ParetoEvolution, front: RunFront, combination: str
+    evolution: ParetoEvolution, front: RunFront, combination: str, tag: str
 ) -> tuple[SMDEnsembleForImageClassification, list[dict[str, Any]]]:
-    """The ensemble of a front, with one vote per member, and the generation and child of each member."""
+    """The ensemble of a front for a task of the Hub, with one vote per member, and the generation and child of each member."""
     with evolution.from_first_parent():
         model = _model(evolution)
-    ensemble = SMDEnsembleForImageClassification.from_children(
-        model, [changes for _, changes in front.ensemble], combination=combination
-    )
+    ensemble = ENSEMBLES[tag].from_children(model, [changes for _, changes in front.ensemble], combination=combination)
     return ensemble, [named(place) | {"votes": 1} for place, _ in front.ensemble]

@@ -10,7 +10,6 @@ from datasets import Dataset
 
 from ..arguments.evaluation_arguments import EvaluationArguments
 from ..arguments.script_arguments import DataArguments, ModelArguments
-from ..artifacts.ensemble import SMDEnsembleForImageClassification
 from ..artifacts.loading import load_with_processor
 from ..data.alignment import align_labels
 from ..data.image_checks import check_images
@@ -23,6 +22,7 @@ from ..metrics.absent_classes import classes_at_hand, compare_restricted, predic
 from ..metrics.statistics import Scores, compare
 from ..models.inputs import input_names
 from ..models.load import num_channels
+from ..models.members import models_of
 from ..models.tasks import check_kind
 from ..reports.gain_report import format_comparison
 from ..scoring.reading import ReadsClasses
@@ -121,7 +121,7 @@ def logits_in_data_order(
         raise SMDError(f"'{name}' cannot be scored on this data. {error}") from error
     if not alignment.is_sure:
         print(f"{name}: {alignment.message}")
-    member = model.models[0] if isinstance(model, SMDEnsembleForImageClassification) else model
+    member = models_of(model)[0]
     collator = ImageCollator(
         processor,
         image_column,

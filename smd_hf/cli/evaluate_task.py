@@ -8,6 +8,7 @@ from ..artifacts.loading import load_with_processor
 from ..data.image_checks import check_images
 from ..metrics.resampling import differences, values, verdict
 from ..models.load import load_image_processor, load_model_for_new_head
+from ..models.members import models_of
 from ..models.tasks import BACKBONE, check_kind
 from ..reports.gain_report import format_metrics
 from ..scoring.scores import Score
@@ -62,8 +63,9 @@ def _scored(task: MeasuredTask, name: str, images: Any, args: Any, loading: Mapp
     else:
         model, processor = load_with_processor(name, **loading)
     check_kind(model, task.kind)
-    task.configure(model, args)
-    data = task.prepare(model, args, GivenData(processor, eval_dataset=images, missing_head=missing))
+    member = models_of(model)[0]  # of an ensemble: its configuration says what predictions mean
+    task.configure(member, args)
+    data = task.prepare(member, args, GivenData(processor, eval_dataset=images, missing_head=missing))
     if data.image_column is not None:
         shown = not args.disable_tqdm
         check_images(images, data.image_column, what="validation", progress=shown, check_row=data.check_row)

@@ -1,5 +1,5 @@
 """
-Configuration of an ensemble of image classifiers, and the checks of it that need no weights.
+Configuration of an ensemble of image models, and the checks of it that need no weights.
 
 It travels with the checkpoint. A configuration counts as hostile: nothing in it may name a file outside its folder.
 """
@@ -11,16 +11,19 @@ from transformers import PreTrainedConfig
 
 FORMAT_VERSION = 1
 MAX_WEIGHT = 1e30
-COMBINATIONS = ("mean_probabilities", "mean_logits", "majority_vote")
 
 # "module.Class" in the checkpoint's own folder: neither a path nor another repository ("user/name--module.Class").
 _CODE_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 _ABSOLUTE_PATH = re.compile(r"[/\\~]|[A-Za-z]:[/\\]|file:")
-# The class of transformers that loads an ensemble and its models, by task.
+# The class of transformers that loads an ensemble and its models, by task, and how predictions are combined, by default first.
 AUTO_MODELS = {
     "image-classification": "AutoModelForImageClassification",
     "image-segmentation": "AutoModelForSemanticSegmentation",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
+    "depth-estimation": "AutoModelForDepthEstimation",
 }
+OF_CLASSES = ("mean_probabilities", "mean_logits", "majority_vote")
+COMBINATIONS = dict.fromkeys(AUTO_MODELS, OF_CLASSES) | {"depth-estimation": ("mean",)}
 # timm takes a model from a folder or a repository by such a prefix, and by these arguments a file or a download.
 _TIMM_SOURCES = ("local-dir:", "hf-hub:", "hf_hub:")
 _TIMM_FILE_ARGUMENTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
@@ -33,8 +36,8 @@ class SMDEnsembleConfig(PreTrainedConfig):
 
     Args:
         member_weights (`list[float]`, *optional*, defaults to `[]`): one for each member, at least 0 and not all 0.
-        combination (`str`, *optional*, defaults to `"mean_probabilities"`): or `"mean_logits"` or `"majority_vote"`.
-        task (`str`, *optional*, defaults to `"image-classification"`): or `"image-segmentation"`.
+        combination (`str`, *optional*): of `COMBINATIONS[task]`; the first by default, `"mean_probabilities"` of classes.
+        task (`str`, *optional*, defaults to `"image-classification"`): of `AUTO_MODELS`.
         parent_config (`dict`, *optional*): of the parent, with its `auto_map` where it has code of its own.
         changes (`dict[str, list[int | None]]`, *optional*, defaults to `{}`): for each of the parent's tensors that
             some member changes, by its name in a checkpoint of the parent, the number of coordinates that each member
@@ -49,7 +52,7 @@ class SMDEnsembleConfig(PreTrainedConfig):
     def __init__(
         self,
         member_weights: list[float] | None = None,
-        combination: str = "mean_probabilities",
+        combination: str | None = None,
         parent_config: dict[str, Any] | None = None,
         changes: dict[str, list[int | None]] | None = None,
         member_configs: list[dict[str, Any]] | None = None,
@@ -59,7 +62,7 @@ class SMDEnsembleConfig(PreTrainedConfig):
         **kwargs,
     ):
         self.member_weights = [] if member_weights is None else member_weights
-        self.combination = combination
+        self.combination = combination or COMBINATIONS.get(task, OF_CLASSES)[0]
         self.task = task
         self.parent_config = parent_config
         self.changes = {} if changes is None else changes
@@ -82,10 +85,11 @@ class SMDEnsembleConfig(PreTrainedConfig):
                 f"This ensemble has format version {self.format_version!r}, but this code reads version "
                 f"{FORMAT_VERSION}. Install a newer smd_hf, or save the ensemble again with this one."
             )
-        if self.combination not in COMBINATIONS:
-            raise ValueError(f"combination is {self.combination!r}; expected one of {', '.join(COMBINATIONS)}.")
         if self.task not in AUTO_MODELS:
             raise ValueError(f"task is {self.task!r}; expected one of {', '.join(AUTO_MODELS)}.")
+        known = COMBINATIONS[self.task]
+        if self.combination not in known:
+            raise ValueError(f"combination is {self.combination!r}; expected one of {', '.join(known)}.")
         check_weights(self.member_weights)
         check_code_references("config.json", getattr(self, "auto_map", None))
         if getattr(self, "transformers_weights", None) is not None:

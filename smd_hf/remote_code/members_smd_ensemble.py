@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 
 from .configuration_smd_ensemble import SMDEnsembleConfig
 
+# What models of each task call their predictions.
+PREDICTIONS = ("logits", "logits_per_image", "predicted_depth")
+
 Change = tuple[torch.Tensor | None, torch.Tensor]
 """Flat indices (`None` for the whole tensor) and the new values, as [`exchange`] takes them."""
 
@@ -31,27 +34,6 @@ def exchange(tensor: torch.Tensor, indices: torch.Tensor | None, values: torch.T
     before = tensor.take(indices)
     tensor.put_(indices, values)
     return before
-
-
-def check_change(name: str, indices: torch.Tensor | None, values: torch.Tensor, shape, dtype: torch.dtype) -> None:
-    """Refuse, by a `ValueError`, a change that does not fit the tensor `name` of this shape and dtype, before it is written."""
-    fault = None
-    if values.dtype != dtype:
-        fault = f"values of {values.dtype}, but the tensor is of {dtype}"
-    elif not torch.isfinite(values).all():
-        fault = "values that are NaN or infinite"
-    elif indices is None:
-        if values.shape != shape:
-            fault = f"values of shape {tuple(values.shape)}, but the tensor's is {tuple(shape)}"
-    elif indices.dtype not in (torch.int32, torch.int64):
-        fault = f"indices of {indices.dtype}; expected int32 or int64"
-    elif indices.ndim != 1 or values.shape != indices.shape:
-        fault = f"indices of {[*indices.shape]}, values of {[*values.shape]}; expected the same one-dimensional shape"
-    # Compared, not subtracted, and as Python's integers: int32 can overflow.
-    elif len(indices) and (indices[0] < 0 or int(indices[-1]) >= shape.numel() or (indices[1:] <= indices[:-1]).any()):
-        fault = f"indices outside the tensor's {shape.numel()} coordinates, repeated or not in increasing order"
-    if fault is not None:
-        raise ValueError(f"The change of {name} has {fault}.")
 
 
 class Segment(NamedTuple):
@@ -158,15 +140,6 @@ def checkpoint_names(model: Any) -> dict[str, str]:
     return names if len(set(names.values())) == len(names) else unchanged
 
 
-def check_members(members: Iterable[SparseMember], parent: nn.Module) -> None:
-    """Refuse, by a `ValueError`, changes that do not fit the parent."""
-    tensors = changeable_tensors(parent)
-    for i, member in enumerate(members):
-        for name, (indices, values) in member.changes():
-            what, tensor = f"{name} in member {i} of the ensemble", tensors[name]
-            check_change(what, indices, values.to(tensor.dtype), tensor.shape, tensor.dtype)
-
-
 def segments_from_counts(parent: nn.Module, config: SMDEnsembleConfig) -> list[list[Segment]]:
     """Each member's segments by an ensemble's configuration, or a `ValueError`; nothing is allocated."""
     tensors = changeable_tensors(parent)
@@ -193,40 +166,46 @@ def segments_from_counts(parent: nn.Module, config: SMDEnsembleConfig) -> list[l
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """The logits, `(batch, classes)`, in a classifier's output without a loss. PPLCNet names them `last_hidden_state`."""
+    """The logits, `(batch, classes)`, or depths, in an output without a loss. PPLCNet names logits `last_hidden_state`."""
     output = {"logits": output[0]} if isinstance(output, tuple) else output
-    for name in ("logits", "last_hidden_state"):
+    for name in (*PREDICTIONS, "last_hidden_state"):
         found = output.get(name) if hasattr(output, "get") else getattr(output, name, None)
-        if isinstance(found, torch.Tensor) and (name == "logits" or found.ndim == 2):
+        if isinstance(found, torch.Tensor) and (name in PREDICTIONS or found.ndim == 2):
             return found
     expected = "Expected an image classifier: its output has `logits` of shape (batch, classes)."
     raise ValueError(f"The model returns {type(output).__name__}, which holds no logits. {expected}")
 
 
-def combine(member_logits: torch.Tensor, member_weights: torch.Tensor, combination: str) -> torch.Tensor:
+def combine(logits: torch.Tensor, weights: torch.Tensor, combination: str, of_labels: bool = False) -> torch.Tensor:
     """
-    The log-probabilities of an ensemble, `(batch, classes)`, by log-sum-exp: nothing overflows or becomes log 0.
+    The log-probabilities of an ensemble, `(batch, classes, ...)`, by log-sum-exp: nothing overflows or becomes log 0. Or depths.
 
     Args:
-        member_logits (`torch.Tensor`): of shape `(batch, members, classes)`, float32 or float64.
-        member_weights (`torch.Tensor`): of shape `(members,)`, at least 0 and not all 0.
-        combination (`str`): `"mean_probabilities"`; `"mean_logits"`; or `"majority_vote"`, where each member votes with
-            its weight for its most probable class. A class's probability is then (1 - e) share + e p, with the share of
-            the votes, the mean of the members' probabilities p, and e = 1 / (members + 1), or smaller where p would
-            reverse the order of shares. So it is never 0, classes rank by votes, equal votes by p.
+        logits (`torch.Tensor`): the members', `(batch, members, classes, ...)`, float32 or float64; or depths, without classes.
+        weights (`torch.Tensor`): of shape `(members,)`, at least 0 and not all 0.
+        combination (`str`): `"mean"` of depths; of logits `"mean_probabilities"`, `"mean_logits"` or `"majority_vote"`, where
+            each member votes with its weight for its most probable class. A class's probability is then (1 - e) share + e p,
+            with the share of the votes, the mean of the members' probabilities p, and e = 1 / (members + 1), or smaller where
+            p would reverse the order of shares. So it is never 0, classes rank by votes, equal votes by p.
+        of_labels (`bool`): each label is there or not, by itself: logits `(batch, labels)`, whose sigmoids are combined.
     """
-    weights = (member_weights / member_weights.sum()).to(member_logits.dtype)
-    if combination == "mean_logits":
-        return torch.einsum("bmc,m->bc", member_logits, weights).log_softmax(dim=-1)
-    log_probabilities = member_logits.log_softmax(dim=-1)
-    mean = (log_probabilities + weights.log()[:, None]).logsumexp(dim=1)
+    if of_labels:
+        both = combine(torch.stack([torch.zeros_like(logits), logits], dim=2), weights, combination)
+        return both[:, 1] - both[:, 0]
+    shares = (weights / weights.sum()).to(logits.dtype)
+    if combination in ("mean", "mean_logits"):
+        mean = torch.einsum("bm...,m->b...", logits, shares)
+        return mean if combination == "mean" else mean.log_softmax(dim=1)
+    log_probabilities = logits.log_softmax(dim=2)
+    mean = (log_probabilities + shares.log().view(-1, *[1] * (logits.ndim - 2))).logsumexp(dim=1)
     if combination == "mean_probabilities":
         return mean
-    votes = torch.nn.functional.one_hot(log_probabilities.argmax(dim=-1), member_logits.shape[-1])
-    shares = torch.einsum("bmc,m->bc", votes.to(weights.dtype), weights).round(decimals=5)  # so that 0.1 + 0.2 = 0.3
-    ranked = shares.sort(dim=-1, descending=True).values
-    gaps = ranked[:, :-1] - ranked[:, 1:]
-    gap = gaps.masked_fill(gaps <= 0, 1).amin(dim=-1, keepdim=True)
-    smoothing = (gap / (1 + gap)).clamp(max=1 / (len(weights) + 1))
-    voted = shares.log() + (1 - smoothing).log()
-    return torch.logaddexp(voted, mean + smoothing.log()).log_softmax(dim=-1)
+    ballots = torch.nn.functional.one_hot(log_probabilities.argmax(dim=2), logits.shape[2]).movedim(-1, 2)
+    votes = torch.einsum("bm...,m->b...", ballots.to(shares.dtype), shares).round(
+        decimals=5
+    )  # so that 0.1 + 0.2 = 0.3
+    gaps = -votes.sort(dim=1, descending=True).values.diff(dim=1)
+    gap = gaps.masked_fill(gaps <= 0, 1).amin(dim=1, keepdim=True)
+    smoothing = (gap / (1 + gap)).clamp(max=1 / (len(shares) + 1))
+    voted = votes.log() + (1 - smoothing).log()
+    return torch.logaddexp(voted, mean + smoothing.log()).log_softmax(dim=1)

@@ -20,9 +20,11 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_smd_ensemble import AUTO_MODELS, SMDEnsembleConfig
-from .members_smd_ensemble import SparseMember, check_members, combine, logits_of, segments_from_counts
+from .members_smd_ensemble import SparseMember, combine, logits_of, segments_from_counts
 
 AUTO_CONFIG = "AutoConfig"
+OF_LABELS = "multi_label_classification"
+PREDICTION_NAMES = {"zero-shot-image-classification": "logits_per_image", "depth-estimation": "predicted_depth"}
 # What `from_pretrained` takes to find files on the Hub, and `push_to_hub` of what `save_pretrained` is given.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _PUSH_ARGUMENTS = ("commit_message", "create_pr", "private", "revision", "token")
@@ -32,8 +34,10 @@ ModelClasses = tuple[type[PreTrainedConfig], type[PreTrainedModel]]
 
 @dataclass
 class SMDEnsembleOutput(ImageClassifierOutput):
-    """`logits`: log-probabilities, `(batch, classes, ...)`; `member_logits`: each member's, `(batch, members, classes, ...)`."""
+    """Log-probabilities `(batch, classes, ...)`, logits of labels, or depths; and each member's own, `(batch, members, ...)`."""
 
+    logits_per_image: torch.FloatTensor | None = None
+    predicted_depth: torch.FloatTensor | None = None
     member_logits: torch.FloatTensor | None = None
 
 
@@ -71,6 +75,7 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
                     f"The ensemble has {config.num_labels} labels, but a model of it has {model.config.num_labels}."
                 )
         self.main_input_name = models[0].main_input_name
+        self.prediction_name = PREDICTION_NAMES.get(config.task, "logits")
         self.shares_parent = config.parent_config is not None
         # By names, not in a ModuleList: transformers looks for tied weights and the like in a model's own children.
         if self.shares_parent:
@@ -109,25 +114,27 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         kwargs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
         member_logits: Any = self._member_logits(kwargs)  # pyright: ignore
         weights = torch.tensor(self.config.member_weights, device=member_logits.device)
-        # Of pixels, each is combined as an image is.
-        flat = member_logits.movedim((1, 2), (-2, -1)).flatten(0, -3)
-        logits = combine(flat, weights, self.config.combination)
-        logits = logits.unflatten(0, (len(member_logits), *member_logits.shape[3:])).movedim(-1, 1)
-        loss = None if labels is None else self._loss(logits, labels.to(logits.device))
-        output = SMDEnsembleOutput(loss=loss, logits=logits, member_logits=member_logits if output_members else None)
+        found = combine(member_logits, weights, self.config.combination, self.config.problem_type == OF_LABELS)
+        loss = None if labels is None else self._loss(found, labels.to(found.device))
+        entries = {self.prediction_name: found, "member_logits": member_logits if output_members else None}
+        output = SMDEnsembleOutput(loss=loss, **entries)  # pyright: ignore
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if logits.ndim == 4:
-            logits = nn.functional.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+    def _loss(self, found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.prediction_name == "predicted_depth":
+            raise ValueError("An ensemble for depth estimation has no loss: leave labels out.")
+        if self.config.problem_type == OF_LABELS:
+            return nn.functional.binary_cross_entropy_with_logits(found, labels.to(found.dtype))
+        if found.ndim == 4:
+            found = nn.functional.interpolate(found, labels.shape[1:], mode="bilinear", align_corners=False)
         ignored = getattr(self.models[0].config, "semantic_loss_ignore_index", -100)
-        return nn.functional.nll_loss(logits, labels, ignore_index=ignored)
+        return nn.functional.nll_loss(found, labels, ignore_index=ignored)
 
     # A compiler cannot make in-place changes of weights faster; under torch.compile they run as they are.
     @torch.compiler.disable
     @torch.no_grad()
     def _member_logits(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Each member's logits, of shape `(batch, members, classes)`."""
+        """Each member's predictions, of shape `(batch, members, ...)`."""
         if not self.shares_parent:
             return torch.stack([model_logits(model, cast_inputs(inputs, model)) for model in self.members], dim=1)
         with self._lock:
@@ -207,12 +214,10 @@ class SMDEnsembleForImageClassification(PreTrainedModel):
         return {}
 
     def _check_weights(self) -> None:
-        """Refuse values that are NaN, and changes that do not fit the parent."""
+        """Refuse values that are NaN."""
         for name, tensor in self.state_dict().items():  # statistics of BatchNorm included
             if tensor.is_floating_point() and tensor.isnan().any():
                 raise ValueError(f"{name} of the ensemble has values that are NaN.")
-        if self.shares_parent:
-            check_members(self.members, self.parent)
 
     def __getstate__(self) -> dict[str, Any]:
         # A lock can neither be pickled nor copied.
@@ -227,6 +232,14 @@ class SMDEnsembleForSemanticSegmentation(SMDEnsembleForImageClassification):
     """The same of models for semantic segmentation: logits are of shape `(batch, classes, height, width)`."""
 
 
+class SMDEnsembleForZeroShotImageClassification(SMDEnsembleForImageClassification):
+    """The same of models that compare images with texts: `logits_per_image` are of shape `(batch, texts)`."""
+
+
+class SMDEnsembleForDepthEstimation(SMDEnsembleForImageClassification):
+    """The same of models for depth estimation: `predicted_depth` is of shape `(batch, height, width)`. There is no loss."""
+
+
 def cast_inputs(inputs: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """The inputs with floating-point tensors in the model's dtype."""
     floating = {key for key, value in inputs.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
@@ -234,7 +247,7 @@ def cast_inputs(inputs: Mapping[str, Any], model: PreTrainedModel) -> dict[str, 
 
 
 def model_logits(model: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """A model's logits, `(batch, classes)`, in float32 at least."""
+    """A model's predictions, such as logits of shape `(batch, classes)`, in float32 at least."""
     logits = logits_of(model(**inputs))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

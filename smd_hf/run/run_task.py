@@ -10,7 +10,7 @@ from ..arguments.evolution_arguments import EvolutionArguments
 from ..errors import SMDError
 from ..metrics.classification import ComputeMetrics
 from ..models.tasks import CLASSIFIER
-from ..remote_code.configuration_smd_ensemble import AUTO_MODELS
+from ..remote_code.configuration_smd_ensemble import COMBINATIONS
 from ..search.fitness import Fitness, MeasuredFitness
 from ..search.information import InformationFitness
 from ..search.pareto.objectives import Objectives
@@ -58,6 +58,13 @@ def scoring_of(
     Raises:
         `SMDError`: for arguments that the task does not know.
     """
+    combinations = COMBINATIONS.get(task.kind.pipeline_tag, ())
+    if combinations and args.ensemble_combination not in combinations:
+        if args.was_chosen("ensemble_combination"):
+            raise SMDError(
+                f"ensemble_combination is '{args.ensemble_combination}'; expected one of {', '.join(combinations)} for {title_of(task)}."
+            )
+        args.ensemble_combination = combinations[0]
     if is_classification(task):
         if args.unlabeled:
             refuse({"ood_dataset": has_ood}, "runs with labels", task)
@@ -65,7 +72,6 @@ def scoring_of(
         metrics, evaluation_metrics = metrics_of(args, compute_metrics, preprocess_logits_for_metrics)
         fitness = Fitness(args.fitness, metrics, args.fitness_greater_is_better)
         return fitness, objectives_of(args, metrics, has_ood), evaluation_metrics
-    combines = task.kind is not CLASSIFIER and task.kind.pipeline_tag in AUTO_MODELS
     given = {
         "compute_metrics": compute_metrics is not None,
         "preprocess_logits_for_metrics": preprocess_logits_for_metrics is not None,
@@ -78,17 +84,17 @@ def scoring_of(
         "cost_matrix": args.cost_matrix is not None,
         "loss": args.was_chosen("loss"),
         "fitness_sampling": args.was_chosen("fitness_sampling") and args.fitness_sampling == "importance",
-        "ensemble_size": args.asks_for("ensemble_size") and not combines,
+        "ensemble_size": args.asks_for("ensemble_size") and not combinations,
         "save_children": bool(args.save_children),
     }
     refuse(given, "image classification" + (" with one label an image" if task.kind is CLASSIFIER else ""), task)
     args.fitness_sampling = "balanced"
-    if not combines:
+    if not combinations:
         args.ensemble_size = 0  # the preset's
     if args.ensemble_size and args.ensemble_selection == "greedy":
         if args.was_chosen("ensemble_selection"):
             raise SMDError(
-                f"ensemble_selection='greedy' needs the predictions of all children, which are too large for {title_of(task)}. Choose "
+                f"ensemble_selection='greedy' needs the predictions of all children, which are not kept for {title_of(task)}. Choose "
                 "'top_k', the fittest children, or 'all'."
             )
         args.ensemble_selection = "top_k"

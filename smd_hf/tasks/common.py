@@ -58,6 +58,15 @@ def leave_gauss_newton_out(args: EvolutionArguments, task: Task) -> None:
         logger.warning(f"Recombination is 'top_k_sum': gauss_newton, the default, does not apply to {title_of(task)}.")
 
 
+def leave_ensemble_out(args: EvolutionArguments, model: Any, why: str) -> None:
+    """For a model whose predictions an ensemble cannot combine: refuses one that was asked for, and leaves the preset's out."""
+    if args.asks_for("ensemble_size"):
+        raise SMDError(
+            f"ensemble_size makes an ensemble, and there is none of {type(model).__name__}: {why}. Leave it out."
+        )
+    args.ensemble_size = 0
+
+
 def leave_head_alone(args: EvolutionArguments, task: Task) -> None:
     """For a task without a head to fit: says so where it was asked for and not left to the preset."""
     if args.asks_for("warm_start"):

@@ -21,7 +21,7 @@ from ..models.load import num_channels
 from ..models.tasks import KINDS
 from ..scoring.scores import Cell, Score
 from ..scoring.sums import device_of_sums
-from .common import check_rows
+from .common import check_rows, leave_ensemble_out
 from .pictures import DepthMap
 from .protocol import GivenData, Loss
 
@@ -57,6 +57,8 @@ class DepthEstimation:
 
     def configure(self, model: Any, args: EvolutionArguments) -> None:
         self.alignment = getattr(args, "depth_alignment", None) or alignment_of(model.config)
+        if isinstance(args, EvolutionArguments) and getattr(model.config, "use_fov_model", False):
+            leave_ensemble_out(args, model, "it predicts depth and the field of view together")
 
     @property
     def metrics(self):

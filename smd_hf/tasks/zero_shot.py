@@ -10,10 +10,11 @@ from ..data.labels import label_maps, label_names
 from ..data.preparation import PreparedData
 from ..data.rows import find_label_column
 from ..errors import SMDError
+from ..models.members import models_of
 from ..models.tasks import KINDS
 from ..models.two_towers import TEXT_PARAMETERS, compare_with_texts, tokenized
 from .classification import ImageClassification
-from .common import check_rows, leave_head_alone, refuse
+from .common import check_rows, leave_ensemble_out, leave_head_alone, refuse
 from .protocol import GivenData
 
 DEFAULT_TEMPLATE = "This is a photo of {}."
@@ -36,12 +37,14 @@ class ZeroShotImageClassification(ImageClassification):
         if not isinstance(args, EvolutionArguments):
             return
         given = {
-            "ensemble_size": args.asks_for("ensemble_size"),
             "save_children": bool(args.save_children),
             "head_init": args.head_init not in (None, "keep"),
         }
         refuse(given, "classifiers with a head", self)
-        args.ensemble_size = 0
+        if "siglip" in model.config.model_type:
+            leave_ensemble_out(
+                args, model, "transformers' pipeline pads texts by the type of the model, which an ensemble's is not"
+            )
         leave_head_alone(args, self)
         # The texts are encoded once, so a change of these weights would show in no score.
         if TEXT_PARAMETERS not in (args.frozen_parameters or []):
@@ -76,7 +79,8 @@ class ZeroShotImageClassification(ImageClassification):
         labels = list(args.candidate_labels or _named(model) or _of_data(dataset, args.label_column_name))
         self.template = args.hypothesis_template or DEFAULT_TEMPLATE
         texts = check_candidates(labels, self.template)
-        compare_with_texts(model, tokenized(model, tokenizer, texts))
+        for each in models_of(model):
+            compare_with_texts(each, tokenized(each, tokenizer, texts))
         model.config.id2label, model.config.label2id = label_maps(labels)
         return images
 

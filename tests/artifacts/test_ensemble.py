@@ -361,6 +361,6 @@ def test_whole_members_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="same labels"):
         make([model, tiny_model("vit", num_labels=5)])
     regression = tiny_model("vit")
-    regression.config.problem_type = "multi_label_classification"
+    regression.config.problem_type = "regression"
     with pytest.raises(ValueError, match="at least two classes"):
         make([regression])

@@ -1,16 +1,16 @@
-"""Combining members' logits: properties of the three combinations."""
+"""Combining members' predictions: properties of the combinations, of classes, of pixels, of labels and of depths."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smd_hf.remote_code.configuration_smd_ensemble import COMBINATIONS
+from smd_hf.remote_code.configuration_smd_ensemble import OF_CLASSES
 from smd_hf.remote_code.members_smd_ensemble import combine
 
 arrays = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(2, 7), st.integers(0, 10**6))
 
 
-@given(arrays, st.sampled_from(COMBINATIONS), st.sampled_from([1.0, 30.0, 1e4]))
+@given(arrays, st.sampled_from(OF_CLASSES), st.sampled_from([1.0, 30.0, 1e4]))
 @settings(max_examples=60, deadline=None)
 def test_combinations_are_finite_log_probabilities(shape, combination, scale):
     *sizes, seed = shape
@@ -53,3 +53,42 @@ def test_a_member_of_weight_zero_does_not_count():
     for combination in ("mean_probabilities", "mean_logits"):
         found = combine(logits, torch.tensor([0.5, 0.0, 0.5]), combination)
         torch.testing.assert_close(found, combine(logits[:, [0, 2]], torch.ones(2), combination))
+
+
+@given(arrays, st.sampled_from(OF_CLASSES))
+@settings(max_examples=30, deadline=None)
+def test_pixels_are_combined_one_by_one(shape, combination):
+    *sizes, seed = shape
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(*sizes, 2, 3, generator=generator)
+    weights = torch.rand(sizes[1], generator=generator) + 0.01
+    combined = combine(logits, weights, combination)
+    for row in range(2):
+        for column in range(3):
+            alone = combine(logits[..., row, column], weights, combination)
+            torch.testing.assert_close(combined[..., row, column], alone)
+
+
+@given(arrays, st.sampled_from(OF_CLASSES))
+@settings(max_examples=30, deadline=None)
+def test_each_label_is_combined_as_two_classes(shape, combination):
+    *sizes, seed = shape
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(*sizes, generator=generator) * 3
+    weights = torch.rand(sizes[1], generator=generator) + 0.01
+    combined = combine(logits, weights, combination, of_labels=True)
+    assert combined.shape == (sizes[0], sizes[2])
+    shares = (weights / weights.sum())[:, None]
+    if combination == "mean_logits":
+        torch.testing.assert_close(combined, (logits * shares).sum(1), atol=1e-5, rtol=1e-4)
+    elif combination == "mean_probabilities":
+        torch.testing.assert_close(combined.sigmoid(), (logits.sigmoid() * shares).sum(1), atol=1e-6, rtol=1e-4)
+    else:
+        votes = ((logits > 0) * shares).sum(1)
+        clear = (votes - 0.5).abs() > 1e-3
+        assert ((combined > 0) == (votes > 0.5))[clear].all()
+
+
+def test_depths_are_averaged_by_weight():
+    depths = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1).expand(2, 2, 4, 5)
+    torch.testing.assert_close(combine(depths, torch.tensor([1.0, 3.0]), "mean"), torch.full((2, 4, 5), 2.5))

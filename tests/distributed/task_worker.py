@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from tests.distributed.worker import RANK, kill_after
-from tests.tasks.each import TASKS
+from tests.tasks.each import ALL
 
 KILLED_AFTER = 2
 
@@ -33,7 +33,7 @@ def main() -> None:
         if what == "killed":
             be_killed()
         task, _, spread = run.partition("-")
-        trainer = TASKS[task].trainer(folder.parent / run, folder.parents[1] / task, spread=spread)
+        trainer = ALL[task].trainer(folder.parent / run, folder.parents[1] / task, spread=spread)
         trainer.train(resume_from_checkpoint=what == "resumed")
 
 

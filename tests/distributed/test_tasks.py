@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.tasks.each import TASKS
+from tests.tasks.each import ALL
 
 from .test_processes import assert_same_results, launch
 
@@ -21,8 +21,8 @@ def alone(tmp_path_factory):
         if not (folder / task).exists():
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
-            TASKS[task].save(folder / task)
-            trainer = TASKS[task].trainer(folder / f"{task}-run", folder / task)
+            ALL[task].save(folder / task)
+            trainer = ALL[task].trainer(folder / f"{task}-run", folder / task)
             trainer.train()
             torch.set_num_threads(threads)
             # Had no child taken the parent's place, there would be little to compare.
@@ -64,7 +64,7 @@ def test_a_detector_is_evolved_to_the_same_bytes_over_two_processes(alone, base)
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_any_number_of_processes_gives_the_same_bytes(processes, alone, base):
-    names = [f"{task}-{spread}" for task in TASKS for spread in SPREAD]
+    names = [f"{task}-{spread}" for task in ALL for spread in SPREAD]
     code, log = launched(alone, base, processes, names)
     assert code == 0, log
     for name in names:
@@ -73,7 +73,7 @@ def test_any_number_of_processes_gives_the_same_bytes(processes, alone, base):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [(1, 2), (2, 3), (3, 1)], ids=["1-2", "2-3", "3-1"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ALL)
 def test_a_killed_run_goes_on_to_the_same_bytes(task, processes, alone, base):
     before, after = processes
     code, log = launched(alone, base, before, [f"killed:{task}-data"])

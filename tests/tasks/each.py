@@ -7,7 +7,8 @@ from typing import Any
 
 from smd_hf import EvolutionTrainer
 from tests import figures  # noqa: F401
-from tests.tasks import detector, runs, segmenter, tagged, two_towers
+from tests.tasks import backbone, depth, detector, runs, segmenter, tagged, two_towers
+from tests.test_trainer import make_dataset
 
 
 @dataclass(frozen=True)
@@ -59,5 +60,27 @@ TASKS = {
         two_towers.save_two_towers,
         two_towers.make_rows,
         {"recombination": "best", "hypothesis_template": "a {} photo", "sigma": 0.1},
+    ),
+}
+"""Those whose pictures a page shows."""
+
+ALL = TASKS | {
+    "detection_head": Small(
+        "object-detection",
+        detector.save_detector,
+        detector.make_rows,
+        {"fitness": "map", "sigma": 0.1, "warm_start": True, "refit_head": True},
+    ),
+    "depth": Small(
+        "depth-estimation",
+        depth.save_depth_model,
+        depth.make_rows,
+        {"recombination": "gauss_newton", "sigma": 0.1, "ensemble_size": 2},
+    ),
+    "features": Small(
+        "image-feature-extraction",
+        backbone.save_backbone,
+        make_dataset,
+        {"task": "image-feature-extraction", "sigma": 0.3},
     ),
 }

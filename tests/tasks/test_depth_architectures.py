@@ -1,17 +1,14 @@
 """Every class that `AutoModelForDepthEstimation` maps, as a tiny random model, through a whole run."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES
 
 from smd_hf import EvolutionTrainer
 from tests.plain import plain_arguments
 from tests.tasks.depth import make_rows, tiny_backbone
+from tests.tasks.stranger import stranger  # noqa: F401
 
 DPT = {"size": {"height": 56, "width": 84}, "keep_aspect_ratio": False, "ensure_multiple_of": 14}
 SQUARE = {"size": {"height": 64, "width": 64}, "keep_aspect_ratio": False, "ensure_multiple_of": 16}
@@ -104,17 +101,6 @@ PROCESSORS = {
 APART: dict[str, str] = {}
 """Model types that no run is made of, and why."""
 
-PREDICT = """
-import sys
-sys.modules["smd_hf"] = None
-from PIL import Image
-from safetensors.torch import save_file
-from transformers import pipeline
-
-found = pipeline("depth-estimation", sys.argv[1])(Image.open(sys.argv[2]))["predicted_depth"]
-save_file({"depth": found.contiguous()}, sys.argv[3])
-"""
-
 
 def test_every_class_is_known():
     assert set(MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES) == CONFIGS.keys() | APART.keys()
@@ -122,7 +108,7 @@ def test_every_class_is_known():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", CONFIGS)
-def test_a_run_of_each(model_type, tmp_path):
+def test_a_run_of_each(model_type, tmp_path, stranger):  # noqa: F811
     torch.manual_seed(0)
     config = transformers.CONFIG_MAPPING[model_type](**CONFIGS[model_type]())
     model = getattr(transformers, MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES[model_type])(config).eval()
@@ -149,17 +135,7 @@ def test_a_run_of_each(model_type, tmp_path):
     trainer.train()
     assert trainer.report["task"] == "depth-estimation" and trainer.report["recombination"] == "gauss_newton"
     image = test[0]["image"]
-    image.save(tmp_path / "image.png")
-    command = [
-        sys.executable,
-        "-c",
-        PREDICT,
-        str(tmp_path / "out"),
-        str(tmp_path / "image.png"),
-        str(tmp_path / "depth"),
-    ]
-    subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    found = load_file(tmp_path / "depth")["depth"]
+    found = torch.tensor(stranger.predict("depth-estimation", tmp_path / "out", image)["predicted_depth"])
     batch = trainer.data_collator([test[0]])
     labels = batch.pop("labels")
     trainer.model.eval()

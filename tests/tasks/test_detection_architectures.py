@@ -1,8 +1,5 @@
 """Every class that `AutoModelForObjectDetection` maps, as a tiny random model, through a whole run."""
 
-import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +13,7 @@ from smd_hf.metrics.detection import DETECTIONS
 from smd_hf.tasks.detection import ObjectDetection
 from tests.tasks import runs
 from tests.tasks.detector import NAMES, make_rows
+from tests.tasks.stranger import stranger  # noqa: F401
 
 SIZE = 64
 QUERIES = 12
@@ -91,15 +89,6 @@ APART = {
     ),
 }
 
-PREDICT = """
-import json, sys
-sys.modules["smd_hf"] = None
-from PIL import Image
-from transformers import pipeline
-
-print(json.dumps(pipeline("object-detection", sys.argv[1])(Image.open(sys.argv[2]), threshold=0.0)))
-"""
-
 
 def test_every_class_is_known():
     assert set(MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES) == CONFIGS.keys() | APART.keys()
@@ -117,17 +106,15 @@ def save_model(model_type, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", CONFIGS)
-def test_a_run_of_each(model_type, tmp_path):
+def test_a_run_of_each(model_type, tmp_path, stranger):  # noqa: F811
     save_model(model_type, tmp_path / "parent")
     data = make_rows(8), make_rows(5, seed=1)
     trainer = runs.evolve(
         tmp_path / "parent", tmp_path / "out", data, fitness="map", sigma=0.05, per_device_eval_batch_size=4
     )
     assert trainer.report["task"] == "object-detection"
-    data[1][0]["image"].save(tmp_path / "image.png")
-    command = [sys.executable, "-c", PREDICT, str(tmp_path / "out"), str(tmp_path / "image.png")]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()[-1]
-    found = sorted(json.loads(printed), key=lambda each: -each["score"])
+    found = stranger.predict("object-detection", tmp_path / "out", data[1][0]["image"], threshold=0.0)
+    found = sorted(found, key=lambda each: -each["score"])
     measured = trainer.result.test.evolved_score.logits[0].reshape(DETECTIONS, 3)
     measured = measured[measured[:, 1] >= 0]
     assert len(found) >= QUERIES

@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 import transformers
 from datasets import Dataset, Features, Image, Value
 from sklearn.neighbors import NearestNeighbors
@@ -18,20 +17,11 @@ from smd_hf.metrics.retrieval import TEMPERATURE, RetrievalMeasure
 from smd_hf.models.declared import declared_kind
 from smd_hf.models.tasks import CLASSIFIER
 from tests.tasks import runs
+from tests.tasks.backbone import save_backbone
 from tests.test_trainer import make_dataset
 
 TASK = "image-feature-extraction"
 make_trainer = partial(runs.make_trainer, task=TASK, sigma=0.3, per_device_eval_batch_size=4)
-
-
-def save_backbone(folder):
-    torch.manual_seed(0)
-    config = transformers.Dinov2Config(
-        image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2
-    )
-    transformers.Dinov2Model(config).save_pretrained(folder)
-    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """Every class that `AutoModelForSemanticSegmentation` maps, as a tiny random model, through a whole run."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import transformers
@@ -12,6 +9,7 @@ from smd_hf import EvolutionTrainer
 from tests.architectures.configs import PYRAMID, SMALL
 from tests.plain import plain_arguments
 from tests.tasks.segmenter import CLASSES, make_rows
+from tests.tasks.stranger import stranger  # noqa: F401
 
 SIZE = 64
 STAGES = {
@@ -49,18 +47,6 @@ APART = {
     "tipsv2_dpt": "no checkpoint of it was known when its test was to be written",
 }
 
-PREDICT = """
-import sys
-sys.modules["smd_hf"] = None
-import numpy as np
-from PIL import Image
-from transformers import pipeline
-
-image = Image.open(sys.argv[2])
-masks = {each["label"]: np.array(each["mask"]) > 0 for each in pipeline("image-segmentation", sys.argv[1])(image)}
-print(sorted((label, int(mask.sum())) for label, mask in masks.items()))
-"""
-
 
 def test_every_class_is_known():
     assert set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) == CONFIGS.keys() | APART.keys()
@@ -68,7 +54,7 @@ def test_every_class_is_known():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", CONFIGS)
-def test_a_run_of_each(model_type, tmp_path):
+def test_a_run_of_each(model_type, tmp_path, stranger):  # noqa: F811
     torch.manual_seed(0)
     config = transformers.CONFIG_MAPPING[model_type](**CONFIGS[model_type], num_labels=CLASSES)
     model = getattr(transformers, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[model_type])(config)
@@ -84,13 +70,11 @@ def test_a_run_of_each(model_type, tmp_path):
     trainer.train()
     assert trainer.report["task"] == "image-segmentation"
     image = test[0]["image"]
-    image.save(tmp_path / "image.png")
-    command = [sys.executable, "-c", PREDICT, str(tmp_path / "out"), str(tmp_path / "image.png")]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()[-1]
+    predicted = stranger.predict("image-segmentation", tmp_path / "out", image)
     trainer.model.eval()
     with torch.no_grad():
         outputs = trainer.model(**processor(image, return_tensors="pt"))
     [classes] = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])
     names = trainer.model.config.id2label
     found = sorted((names[int(each)], int((classes == each).sum())) for each in classes.unique())
-    assert printed == str(found)
+    assert sorted((each["label"], each["mask"]) for each in predicted) == found

@@ -129,7 +129,7 @@ def test_candidates_that_cannot_be_told_apart_are_refused(labels, template, says
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"ensemble_size": 2}, "ensemble_size is for classifiers with a head, and the task is zero-shot"),
+        ({"save_children": 2}, "save_children is for classifiers with a head, and the task is zero-shot"),
         ({"label_columns": NAMES}, "label_columns is for multi-label classification"),
         ({"candidate_labels": ["red", "green"]}, "1 of the data set's 3 labels are not among the model's 2 classes"),
         ({"mutable_parameters": ["text_model.*"]}, "No mutable parameter is left"),

@@ -92,8 +92,8 @@ def make(architecture="CLIPModel"):
         return model
 
 
-def save_two_towers(folder):
-    make().save_pretrained(folder)
+def save_two_towers(folder, architecture="CLIPModel"):
+    make(architecture).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
     return folder

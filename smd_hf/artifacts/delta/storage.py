@@ -22,8 +22,8 @@ from transformers.utils import extract_commit_hash
 from ...errors import SMDError
 from ...files import followed
 from ...models.loading_errors import explain_loading_error
-from ...remote_code.members_smd_ensemble import check_change
 from ...scoring.changes import Change
+from ..change_checks import check_change
 from .config import DELTA_CONFIG_NAME, MAX_CONFIG_BYTES, DeltaConfig, is_repo_id, shown
 
 DELTA_WEIGHTS_NAME = "smd_delta.safetensors"

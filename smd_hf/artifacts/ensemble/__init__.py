@@ -1,20 +1,28 @@
 """Ensembles of image models. Once this is imported, transformers' auto classes load them without remote code."""
 
-from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+import transformers
 
-from ...remote_code.configuration_smd_ensemble import SMDEnsembleConfig
+from ...remote_code.configuration_smd_ensemble import AUTO_MODELS, SMDEnsembleConfig
 from ...remote_code.modeling_smd_ensemble import SMDEnsembleOutput
-from .model import ENSEMBLES, SMDEnsembleForImageClassification, SMDEnsembleForSemanticSegmentation
+from .model import (
+    ENSEMBLES,
+    SMDEnsembleForDepthEstimation,
+    SMDEnsembleForImageClassification,
+    SMDEnsembleForSemanticSegmentation,
+    SMDEnsembleForZeroShotImageClassification,
+)
 from .saving import save_ensemble
 
 __all__ = [
     "ENSEMBLES",
     "SMDEnsembleConfig",
+    "SMDEnsembleForDepthEstimation",
     "SMDEnsembleForImageClassification",
     "SMDEnsembleForSemanticSegmentation",
+    "SMDEnsembleForZeroShotImageClassification",
     "SMDEnsembleOutput",
     "save_ensemble",
 ]
 
-AutoModelForImageClassification.register(SMDEnsembleConfig, SMDEnsembleForImageClassification, exist_ok=True)
-AutoModelForSemanticSegmentation.register(SMDEnsembleConfig, SMDEnsembleForSemanticSegmentation, exist_ok=True)
+for _task, _ensemble in ENSEMBLES.items():
+    getattr(transformers, AUTO_MODELS[_task]).register(SMDEnsembleConfig, _ensemble, exist_ok=True)

@@ -6,23 +6,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ...remote_code.configuration_smd_ensemble import SMDEnsembleConfig, check_weights
+from ...remote_code.configuration_smd_ensemble import COMBINATIONS, OF_CLASSES, SMDEnsembleConfig, check_weights
 from ...remote_code.members_smd_ensemble import (
     Change,
     Segment,
     SparseMember,
     changeable_tensors,
-    check_change,
     checkpoint_names,
     index_dtype,
 )
+from ..change_checks import check_change
 
 
 def config_of_children(
     parent: PreTrainedModel,
     children: Sequence[Mapping[str, Change]],
     member_weights: Sequence[float] | None,
-    combination: str,
+    combination: str | None,
     task: str = "image-classification",
 ) -> SMDEnsembleConfig:
     """The configuration for [`~SMDEnsembleForImageClassification.from_children`]; same arguments, same errors."""
@@ -52,7 +52,7 @@ def names_in_memory(parent: PreTrainedModel, stored: Iterable[str]) -> dict[str,
 def config_of_models(
     models: Sequence[PreTrainedModel],
     member_weights: Sequence[float] | None,
-    combination: str,
+    combination: str | None,
     task: str = "image-classification",
 ) -> SMDEnsembleConfig:
     """The configuration for [`~SMDEnsembleForImageClassification.from_models`]; same arguments, same errors."""
@@ -104,7 +104,7 @@ def _common_config(
     models: Sequence[PreTrainedModel],
     count: int,
     member_weights: Sequence[float] | None,
-    combination: str,
+    combination: str | None,
     task: str,
 ) -> SMDEnsembleConfig:
     """A configuration with labels, weights and combination, and without its models."""
@@ -115,7 +115,9 @@ def _common_config(
         raise ValueError(f"The ensemble has {count} members, but {len(weights)} member_weights.")
     check_weights(weights)
     first = models[0].config
-    if first.problem_type in ("regression", "multi_label_classification") or (first.num_labels or 0) < 2:
+    is_classifier = COMBINATIONS[task] == OF_CLASSES
+    fewest = 1 if first.problem_type == "multi_label_classification" else 2
+    if is_classifier and (first.problem_type == "regression" or (first.num_labels or 0) < fewest):
         raise ValueError("An ensemble combines classifiers of images into one of at least two classes.")
     config = SMDEnsembleConfig(
         combination=combination,

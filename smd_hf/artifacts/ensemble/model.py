@@ -12,6 +12,7 @@ from ...models.shared_tensors import separated
 from ...remote_code import modeling_smd_ensemble
 from ...remote_code.configuration_smd_ensemble import AUTO_MODELS, SMDEnsembleConfig
 from ...remote_code.members_smd_ensemble import Change, SparseMember, segments_from_counts
+from ..change_checks import check_members
 from .building import config_of_children, config_of_models, names_in_memory, packed
 from .child_passes import ChildPasses
 from .code_files import AUTO_CONFIG, add_code, travelling_code
@@ -60,7 +61,7 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
         parent_model: PreTrainedModel,
         children: Sequence[Mapping[str, Change]],
         member_weights: Sequence[float] | None = None,
-        combination: str = "mean_probabilities",
+        combination: str | None = None,
     ) -> "SMDEnsembleForImageClassification":
         """
         An ensemble of children of one parent.
@@ -71,7 +72,7 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
                 indices (int32 or int64, strictly increasing) or `None` for the whole tensor, and the new values in the
                 parameter's dtype. They are copied. An empty mapping is the parent itself.
             member_weights (sequence of `float`, *optional*): defaults to equal weights.
-            combination (`str`, *optional*, defaults to `"mean_probabilities"`): see [`SMDEnsembleConfig`].
+            combination (`str`, *optional*): see [`SMDEnsembleConfig`].
 
         Raises:
             `ValueError`: for no child, or a change that does not fit the parent.
@@ -86,7 +87,7 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
         cls,
         models: Sequence[PreTrainedModel],
         member_weights: Sequence[float] | None = None,
-        combination: str = "mean_probabilities",
+        combination: str | None = None,
     ) -> "SMDEnsembleForImageClassification":
         """
         An ensemble of models of any architectures, stored whole.
@@ -95,7 +96,7 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
             models (sequence of [`PreTrainedModel`]): become parts of the ensemble, in eval mode; they are not copied.
                 They must agree on the labels and on how images are prepared.
             member_weights (sequence of `float`, *optional*): defaults to equal weights.
-            combination (`str`, *optional*, defaults to `"mean_probabilities"`): see [`SMDEnsembleConfig`].
+            combination (`str`, *optional*): see [`SMDEnsembleConfig`].
 
         Raises:
             `ValueError`: for no model, the same model twice, or labels that differ.
@@ -157,6 +158,12 @@ class SMDEnsembleForImageClassification(modeling_smd_ensemble.SMDEnsembleForImag
     def _further_arguments(cls, name: str, variant: str | None, hub: dict[str, Any]) -> dict[str, Any]:
         return {"headers": read_headers(name, variant, **hub)}
 
+    def _check_weights(self) -> None:
+        """Also refuse changes that do not fit the parent."""
+        super()._check_weights()
+        if self.shares_parent:
+            check_members(self.members, self.parent)
+
     def __getstate__(self) -> dict[str, Any]:
         # What was learned of the modules of this instance is of no use to a copy.
         return {key: value for key, value in super().__getstate__().items() if key != "_passes"}
@@ -175,5 +182,25 @@ class SMDEnsembleForSemanticSegmentation(SMDEnsembleForImageClassification):
     task = "image-segmentation"
 
 
-ENSEMBLES = {each.task: each for each in (SMDEnsembleForImageClassification, SMDEnsembleForSemanticSegmentation)}
+class SMDEnsembleForZeroShotImageClassification(SMDEnsembleForImageClassification):
+    """The same of models that compare images with texts: `logits_per_image` are of shape `(batch, texts)`."""
+
+    task = "zero-shot-image-classification"
+
+
+class SMDEnsembleForDepthEstimation(SMDEnsembleForImageClassification):
+    """The same of models for depth estimation: `predicted_depth` is of shape `(batch, height, width)`."""
+
+    task = "depth-estimation"
+
+
+ENSEMBLES = {
+    each.task: each
+    for each in (
+        SMDEnsembleForImageClassification,
+        SMDEnsembleForSemanticSegmentation,
+        SMDEnsembleForZeroShotImageClassification,
+        SMDEnsembleForDepthEstimation,
+    )
+}
 """By task."""

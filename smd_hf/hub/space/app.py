@@ -103,9 +103,11 @@ class Models:
             names, several = model.config.id2label, model.config.problem_type == "multi_label_classification"
             if model.config.model_type == "smd_ensemble":
                 output = model(**inputs, output_members=True)
-                found.append((title, _top(output.logits[0], names)))
+                found.append((title, _top(output.logits[0], names, several)))
                 members = enumerate(output.member_logits[0])
-                found += [(f"{title}, member {number + 1}", _top(logits, names)) for number, logits in members]
+                found += [
+                    (f"{title}, member {number + 1}", _top(logits, names, several)) for number, logits in members
+                ]
             else:
                 output = model(**inputs)
                 found.append(

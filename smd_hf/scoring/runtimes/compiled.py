@@ -13,6 +13,8 @@ from .segments import Cut, Segment
 class Parts:
     """A graph that always runs part by part, so that a pass from any place on has the bits of a whole one. ([`Compiled`])"""
 
+    rounds_coarsely = False  # and if it did, the same parts run in any pass
+
     def __init__(self, cut: Cut, compile: Callable[[fx.GraphModule], Run]):
         self.cut = cut
         self.parts: list[Segment] = [cut.part(number) for number in range(len(cut.places))]

@@ -7,6 +7,7 @@ The graph is converted once, with the activations at its cuts as outputs. What b
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,6 +43,7 @@ class OpenVINO:
     def __init__(self, cut: Cut, precision: str = "f32"):
         self.cut = cut
         self.precision = precision
+        self.rounds_coarsely = precision == "bf16"
 
     def whole(self, outputs: tuple[str, ...]) -> Run:
         return _Request(partial(self._compile, self._names(self.cut.whole), outputs, _plain), len(outputs))
@@ -86,7 +88,7 @@ class OpenVINO:
         model = self._converted.clone()
         parameters = dict(zip(self._names(self.cut.whole), model.get_parameters()))
         sources = {name: result.input_value(0) for name, result in zip(self.cut.whole.outputs, model.get_results())}
-        results = [opset13.result(sources[name]) for name in outputs]
+        results = [opset13.result(self._output(name, sources[name])) for name in outputs]
         for name in entries:
             if name in sources:
                 parameters[name] = _replaced(sources[name], entry)
@@ -96,6 +98,30 @@ class OpenVINO:
         except Exception as error:
             raise CannotExport(f"OpenVINO cannot compile it ({type(error).__name__}: {error})") from error
         return compiled.create_infer_request()
+
+    def _output(self, name: str, source: Any) -> Any:
+        """
+        What an output of the graph takes.
+
+        In bfloat16, OpenVINO computes in float32 what lies between an output and the last convolution or product of matrices before it,
+        also for the activations that are kept on the way: the rest of the graph then differs. An operation of this kind that changes no
+        number stands between.
+        """
+        from openvino import opset13
+
+        is_kept = name != self.cut.whole.outputs[-1]
+        shape = list(source.get_shape())
+        if (
+            self.precision == "f32"
+            or not is_kept
+            or len(shape) < 2
+            or source.get_element_type().get_type_name() != "f32"
+        ):
+            return source
+        if len(shape) == 4:
+            return _times_one(source)
+        flat = opset13.reshape(source, [*shape[:2], prod(shape[2:]), 1], special_zero=False)
+        return opset13.reshape(_times_one(flat.output(0)), shape, special_zero=False)
 
 
 def _fit(module: fx.GraphModule) -> None:
@@ -151,11 +177,15 @@ def _pooled(parameter: Any) -> Any:
 
 def _convolved(parameter: Any) -> Any:
     """A convolution of each channel with 1: channels last on AMD's processors, too."""
+    return _times_one(parameter.output(0))
+
+
+def _times_one(image: Any) -> Any:
+    """A convolution of each channel of an image with 1."""
     from openvino import opset13
 
-    channels = parameter.get_output_shape(0)[1]
-    ones = opset13.constant(np.ones((channels, 1, 1, 1, 1), np.float32))
-    return opset13.group_convolution(parameter, ones, [1, 1], [0, 0], [0, 0], [1, 1])
+    ones = opset13.constant(np.ones((image.get_shape()[1], 1, 1, 1, 1), np.float32))
+    return opset13.group_convolution(image, ones, [1, 1], [0, 0], [0, 0], [1, 1])
 
 
 def _replaced(source: Any, entry: _Entry) -> Any:

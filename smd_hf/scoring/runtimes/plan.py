@@ -1,6 +1,6 @@
 """An exported model as compiled, together with what it takes of the parent's weights."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -13,8 +13,19 @@ Run = Callable[..., Sequence[torch.Tensor]]
 """A compiled segment: from its inputs and weights to its outputs, which its next call may overwrite."""
 
 
+LOGITS, BATCHES = 1024, 8
+"""So many logits are compared, of so many batches at most, where a graph rounds coarsely."""
+
+
 class Compiled(Protocol):
-    """A compiled graph. Whatever takes long is done when a function is called for the first time."""
+    """
+    A compiled graph. Whatever takes long is done when a function is called for the first time.
+
+    Attributes:
+        rounds_coarsely (`bool`): whether a few logits may be equal by chance, although what is computed before them differs.
+    """
+
+    rounds_coarsely: bool
 
     def whole(self, outputs: tuple[str, ...]) -> Run:
         """The whole graph, from the inputs and weights of [`Cut.whole`] to some of its outputs."""
@@ -45,7 +56,7 @@ class Plan:
         self._compiled = compile(self.cut)
         self._runs: dict[int | tuple[str, ...], Run] = {}
         self._exact: dict[int, bool] = {}
-        self._harmless: dict[frozenset[str], bool] = {}
+        self._kept: dict[frozenset[int], frozenset[int]] = {}
         self._last_part = self._find_last_parts()
         self.values: dict[fx.Node, torch.Tensor] = {}
         self._constants = self._versions(of_mutable=False)
@@ -90,29 +101,49 @@ class Plan:
         Returns:
             `tuple[torch.Tensor, dict[str, torch.Tensor]]`: the logits, and copies of the activations to keep.
         """
-        whole = self.cut.whole
-        outputs = tuple(name for name in whole.outputs[:-1] if name in keep) + whole.outputs[-1:]
+        outputs = self._outputs(keep)
         if outputs not in self._runs:
             self._runs[outputs] = self._compiled.whole(outputs)
-        *kept, logits = self._runs[outputs](*self._arguments(whole, inputs, {}, values))
+        *kept, logits = self._runs[outputs](*self._arguments(self.cut.whole, inputs, {}, values))
         return logits, {name: activation.clone() for name, activation in zip(outputs, kept)}
 
     def run_keeping(
-        self, inputs: Mapping[str, torch.Tensor], keep: frozenset[str]
+        self, inputs: Mapping[str, torch.Tensor], parts: frozenset[int]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """[`run`] with the parent's weights, which keeps the activations where these parts begin, as far as this is [`harmless`]."""
+        if parts not in self._kept:
+            self._kept[parts] = self.harmless(inputs, parts) if parts else parts
+        return self.run(inputs, self.values, self._taken(self._kept[parts]))
+
+    def harmless(self, inputs: Mapping[str, torch.Tensor], parts: frozenset[int]) -> frozenset[int]:
         """
-        [`run`] with the parent's weights. It keeps nothing where a graph that gives these activations rounds the logits in
-        another way: operations that are fused around them. Seen once, on a batch of the parent.
+        Those of the parts whose activations can be kept. A graph that gives the others rounds the logits in another way, as operations
+        are fused around them. Seen on a batch of the parent.
         """
-        if keep and self._harmless.get(keep, True):
-            logits, kept = self.run(inputs, self.values, keep)
-            if keep not in self._harmless:
-                logits = logits.clone()  # the next pass may overwrite them
-                plain, _ = self.run(inputs, self.values)
-                self._harmless[keep] = torch.equal(plain.nan_to_num(), logits.nan_to_num())
-            if self._harmless[keep]:
-                return logits, kept
-        return self.run(inputs, self.values)
+        logits, _ = self.run(inputs, self.values)
+        before, batches = set(self._runs), [inputs, *self._further(inputs, logits)]
+        plain = [self.run(batch, self.values)[0].clone() for batch in batches]
+
+        def changes_nothing(kept: frozenset[int]) -> bool:
+            names = self._taken(kept)
+            return all(_same_bits(self.run(batch, self.values, names)[0], each) for batch, each in zip(batches, plain))
+
+        found = parts
+        if not changes_nothing(parts):
+            found = frozenset(part for part in parts if changes_nothing(frozenset([part])))
+            if found and not changes_nothing(found):
+                found = frozenset()
+        outputs = self._outputs(self._taken(found))
+        self._runs = {key: run for key, run in self._runs.items() if key in before or key == outputs}
+        return found
+
+    def _taken(self, parts: Iterable[int]) -> frozenset[str]:
+        """The activations where these parts begin."""
+        return frozenset(name for part in parts for name in self.cut.taken[part])
+
+    def _outputs(self, keep: Collection[str]) -> tuple[str, ...]:
+        whole = self.cut.whole
+        return tuple(name for name in whole.outputs[:-1] if name in keep) + whole.outputs[-1:]
 
     def run_from(
         self,
@@ -126,21 +157,45 @@ class Plan:
         return logits
 
     def exact(
-        self, part: int, inputs: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor], logits: torch.Tensor
-    ) -> bool:
+        self,
+        parts: Iterable[int],
+        inputs: Mapping[str, torch.Tensor],
+        kept: Mapping[str, torch.Tensor],
+        logits: torch.Tensor,
+    ) -> frozenset[int]:
         """
-        Whether the graph from one place on gives the bits of the whole graph, in one of the ways to compile it. Seen once, on
-        a batch of the parent.
+        Those of the parts from which on the graph gives the bits of the whole graph, in one of the ways to compile it. Seen once,
+        on a batch of the parent.
+
+        Args:
+            kept, logits: of a pass by [`run_keeping`]. A part whose activations were not kept is none of them.
         """
-        if part not in self._exact:
+        able = [part for part in sorted(parts) if kept.keys() >= set(self.cut.taken[part])]
+        new = [part for part in able if part not in self._exact]
+        for part in new:
             self._exact[part] = False
             for run in self._compiled.suffixes(part):
                 self._runs[part] = run
-                found = self.run_from(part, inputs, self.values, kept)
-                if torch.equal(found.nan_to_num(), logits.nan_to_num()):
+                if _same_bits(self.run_from(part, inputs, self.values, kept), logits):
                     self._exact[part] = True
                     break
-        return self._exact[part]
+        for batch in self._further(inputs, logits) if new else ():
+            expected, its_kept = self.run(batch, self.values, kept.keys())
+            for part in new:
+                found = self.run_from(part, batch, self.values, its_kept)
+                self._exact[part] = self._exact[part] and _same_bits(found, expected)
+        return frozenset(part for part in able if self._exact[part])
+
+    def _further(
+        self, inputs: Mapping[str, torch.Tensor], logits: torch.Tensor
+    ) -> Iterator[Mapping[str, torch.Tensor]]:
+        """Other batches to compare logits on, of shifted images: none unless the graph rounds coarsely and there are few logits."""
+        if self._compiled.rounds_coarsely:
+            for shift in range(1, min(BATCHES, -(-LOGITS // logits.numel()))):
+                yield {
+                    name: value.roll(5 * shift, dims=-1).contiguous() if value.is_floating_point() else value
+                    for name, value in inputs.items()
+                }
 
     def _arguments(
         self,
@@ -183,3 +238,7 @@ class Plan:
             for place, tensor in self.exported.tensors.items()
             if (names.get(place) in self.mutable) is of_mutable
         }
+
+
+def _same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.equal(found.nan_to_num(), expected.nan_to_num())

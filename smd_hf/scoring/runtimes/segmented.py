@@ -112,11 +112,9 @@ class SegmentedRuntime:
         starts = list(starts)
         self._let_change(frozenset().union(*starts))
         plan, filled = self._plan(inputs)
-        parts = {plan.start(changed) for changed in starts if changed} - {0}
-        keep = frozenset(name for part in parts for name in plan.cut.taken[part])
-        logits, kept = plan.run_keeping(filled, keep)
-        exact = {part for part in sorted(parts) if kept and plan.exact(part, filled, kept, logits)}
-        self._recording = Recording(plan, inputs, kept, frozenset(exact))
+        parts = frozenset(plan.start(changed) for changed in starts if changed) - {0}
+        logits, kept = plan.run_keeping(filled, parts)
+        self._recording = Recording(plan, inputs, kept, plan.exact(parts, filled, kept, logits))
         return logits[: _length(inputs)]
 
     def can_replay(self) -> bool:

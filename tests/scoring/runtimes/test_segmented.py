@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -158,6 +159,20 @@ def test_openvino_takes_a_graph_with_two_names_for_a_tensor_and_replays_its_bits
             assert torch.equal(forward(inputs), full(inputs)), name
 
 
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_openvino_replays_in_bf16(kind):
+    """What it computes just before an output stays in float32: activations that were kept had other bits than the rest of the graph saw."""
+    model, inputs = tiny_model(kind), {"pixel_values": tiny_pixels(4)}
+    names = [name for name, parameter in model.named_parameters() if parameter.ndim == 1]
+    runtime = SegmentedRuntime(model, "openvino", partial(OpenVINO, precision="bf16"), batch_size=4)
+    runtime.record(inputs, [{name} for name in names])
+    assert len({runtime._recording.start([name]) for name in names} - {0}) >= 2
+    for name in names:
+        changes = changed(model, [name])
+        with runtime.child(changes, {name}) as forward, runtime.child(changes) as full:
+            assert torch.equal(forward(inputs).clone(), full(inputs)), name
+
+
 class LargeWindow(nn.Module):
     """An average over more than the image, as in EfficientNet of transformers, and an empty part, as in ImageGPT."""
 
@@ -193,28 +208,34 @@ def test_a_place_from_which_bits_differ_is_not_started_at(monkeypatch):
         assert torch.equal(forward(inputs), full_pass(model, changes, inputs))
 
 
-def test_activations_that_a_pass_keeps_only_with_other_bits_are_not_kept(monkeypatch):
+@pytest.mark.parametrize("harmful", [lambda place: True, lambda place: place == 0], ids=["all", "one"])
+def test_activations_that_a_pass_keeps_only_with_other_bits_are_not_kept(harmful, monkeypatch):
     """OpenVINO fuses operations of an EfficientViM in another way where activations between them are outputs."""
     whole = Parts.whole
 
     def rounded(self, outputs):
-        run = whole(self, outputs)
+        run, places = whole(self, outputs), [self.cut.whole.outputs.index(name) for name in outputs[:-1]]
 
         def other(*arguments):
             *kept, logits = run(*arguments)
-            return [*kept, logits * 1.0001 if kept else logits]
+            return [*kept, logits * 1.0001 if any(map(harmful, places)) else logits]
 
         return other
 
     monkeypatch.setattr(Parts, "whole", rounded)
     model, inputs = tiny_model("resnet"), {"pixel_values": tiny_pixels(2)}
+    names = [name for name, parameter in model.named_parameters() if parameter.ndim == 1]
     runtime = SegmentedRuntime(model, "segments", as_they_are, segments=4)
-    changes = changed(model, ["classifier.1.weight"])
     for _ in range(2):
-        logits = runtime.record(inputs, [{"classifier.1.weight"}])
+        logits = runtime.record(inputs, [{name} for name in names])
         assert torch.equal(logits, model(**inputs).logits)
-        with runtime.child(changes, {"classifier.1.weight"}) as forward:
-            assert torch.equal(forward(inputs), full_pass(model, changes, inputs))
+        starts = {runtime._recording.start([name]) for name in names}
+        assert (starts == {0}) is harmful(1)
+        assert len(runtime._recording.kept) < len(runtime._recording.plan.cut.whole.outputs) - 1
+        for name in names:
+            changes = changed(model, [name])
+            with runtime.child(changes, {name}) as forward:
+                assert torch.equal(forward(inputs), full_pass(model, changes, inputs))
 
 
 def test_sparse_changes_leave_the_parent_alone():
