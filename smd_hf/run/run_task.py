@@ -58,7 +58,7 @@ def scoring_of(
     Raises:
         `SMDError`: for arguments that the task does not know.
     """
-    combinations = COMBINATIONS.get(task.kind.pipeline_tag, ())
+    combinations: tuple[Any, ...] = COMBINATIONS.get(task.kind.pipeline_tag, ())
     if combinations and args.ensemble_combination not in combinations:
         if args.was_chosen("ensemble_combination"):
             raise SMDError(

@@ -74,4 +74,9 @@ def test_a_run_of_each(model_type, tmp_path, stranger):  # noqa: F811
     batch = trainer.data_collator([data[1][0]])
     with torch.no_grad():
         output = trainer.model.eval()(**{name: value for name, value in batch.items() if name != "labels"})
-    np.testing.assert_allclose(found, output[0].numpy(), rtol=1e-4, atol=1e-5)
+    expected = output[0].numpy()
+    if model_type == "vit_mae":  # it shuffles the patches
+        found, expected = (
+            np.concatenate([each[:, :1], np.sort(each[:, 1:], axis=1)], axis=1) for each in (found, expected)
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessor, PreTrainedTokenizerFast, Siglip2ImageProcessor
 
 NAMES = ["red", "green", "blue"]
 WORDS = (
@@ -95,7 +95,10 @@ def make(architecture="CLIPModel"):
 def save_two_towers(folder, architecture="CLIPModel"):
     make(architecture).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    if architecture == "Siglip2Model":
+        images = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    images.save_pretrained(folder)
     return folder
 
 
