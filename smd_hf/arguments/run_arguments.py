@@ -122,7 +122,8 @@ class ScoringArguments:
         default="fp32",
         metadata={
             "help": "The precision in which children are scored. bf16 is faster on GPUs and on CPUs with AMX or AVX-512 BF16, and "
-            "less exact. Finalists, and the parent beside them, are always scored in fp32, and so are the test images."
+            "less exact. Finalists, and the parent beside them, are always scored in fp32, and so are the test images. auto: bf16 in "
+            "OpenVINO and on GPUs where they compute in it, and its logits of the first batch are near those of fp32; otherwise fp32."
         },
     )
     racing: Racing = field(

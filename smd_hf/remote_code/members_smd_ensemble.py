@@ -201,9 +201,8 @@ def combine(logits: torch.Tensor, weights: torch.Tensor, combination: str, of_la
     if combination == "mean_probabilities":
         return mean
     ballots = torch.nn.functional.one_hot(log_probabilities.argmax(dim=2), logits.shape[2]).movedim(-1, 2)
-    votes = torch.einsum("bm...,m->b...", ballots.to(shares.dtype), shares).round(
-        decimals=5
-    )  # so that 0.1 + 0.2 = 0.3
+    votes = torch.einsum("bm...,m->b...", ballots.to(shares.dtype), shares)
+    votes = votes.round(decimals=5)  # so that 0.1 + 0.2 = 0.3
     gaps = -votes.sort(dim=1, descending=True).values.diff(dim=1)
     gap = gaps.masked_fill(gaps <= 0, 1).amin(dim=1, keepdim=True)
     smoothing = (gap / (1 + gap)).clamp(max=1 / (len(shares) + 1))

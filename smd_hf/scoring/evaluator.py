@@ -127,7 +127,8 @@ class Evaluator:
                 logger.warning(reason)
         if name != "eager":
             self.runtime = choice.runtime(name)
-        self._coarse = choice.runtime(name, "bf16") if choice.precision == "bf16" else None
+        precisions = {each.precision for each in found if each.name == name}
+        self._coarse = choice.runtime(name, "bf16") if precisions == {"bf16"} else None
 
     @property
     def identity(self) -> str:

@@ -152,6 +152,22 @@ def test_runs_with_and_without_labels_are_measured_once(study, images, tmp_path,
     assert list(blind) == ["without labels"]
 
 
+# ---- precision.py ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+def test_precisions_are_compared_on_the_same_children(runtime, study, images, tmp_path, no_pass):
+    precision = study("precision")
+    model = save_tiny_checkpoint("resnet", tmp_path / "model")
+    argv = ["--quick", "--model", model, "--data", images, "--output_dir", str(tmp_path), "--device", "cpu"]
+    document = precision.main([*argv, "--runtime", runtime])
+    [row] = document["rows"]
+    assert 0 < row["parent"] < 0.2 and 0.5 < row["direction"] < 1 and -1 <= row["order"] <= 1 and row["spread"] > 0
+    assert f"| 0.05 | {row['order']:.3f} |" in (tmp_path / "precision_model.md").read_text()
+    no_pass()
+    assert precision.main([*argv, "--runtime", runtime]) == document
+
+
 # ---- window.py ------------------------------------------------------------------------------------------------------
 
 

@@ -34,10 +34,11 @@ WORTH_EXPORTING = 1e12
 
 
 class Settled(NamedTuple):
-    """The runtime to take, and why it is not a faster one."""
+    """The runtime to take, why it is not a faster one, and the precision of children."""
 
     name: str
     reason: str | None = None
+    precision: str = "fp32"
 
 
 @dataclass(eq=False)
@@ -47,7 +48,7 @@ class RuntimeChoice:
 
     Args:
         name (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"eager"`, `"compiled"` or `"openvino"`.
-        precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"` or `"bf16"`, of children.
+        precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"`, `"bf16"` or `"auto"`, of children.
         mutable (collection of `str`, *optional*): names of the parameters that children may change; all by default.
         prefix_replay (`bool`, *optional*, defaults to `True`): children may start in the middle.
         images (`int`, *optional*, defaults to 0): how many images the run will forward, for `"auto"`.
@@ -74,22 +75,29 @@ class RuntimeChoice:
         """
         name = self._candidate(inputs)
         if name == "eager":
-            return Settled(name, self._advice(inputs))
+            return Settled(name, self._advice(inputs), self._settled_precision(name, inputs))
         self._check_possible(name, inputs)
-        try:
-            reason = self._disagreement(name, inputs)
-        except CannotExport as error:
-            reason = one_line(str(error))
+        reason = self._disagreement(name, "fp32", inputs)
+        if reason is None and self.precision == "bf16":
+            reason = self._disagreement(name, "bf16", inputs)
         if reason is None:
-            return Settled(name)
+            return Settled(name, precision=self._settled_precision(name, inputs))
         if self.name == "auto":
-            return Settled(
-                "eager", f"Runtime: eager, because {name} does not take {type(self.model).__name__}: {reason}."
-            )
+            reason = f"Runtime: eager, because {name} does not take {type(self.model).__name__}: {reason}."
+            return Settled("eager", reason, self._settled_precision("eager", inputs))
         raise SMDError(
             f"runtime='{name}' does not take {type(self.model).__name__}: {reason}. Choose runtime='eager', or 'auto' for "
             "the fastest runtime that takes it."
         )
+
+    def _settled_precision(self, name: str, inputs: Inputs) -> str:
+        """The precision of children in this runtime."""
+        if self.precision != "auto":
+            return self.precision
+        on_gpu = next(iter(inputs.values())).device.type == "cuda"
+        fast = has_bf16() if name == "openvino" else on_gpu and torch.cuda.is_bf16_supported(False)
+        takes = fast and not self.mixed_precision and self._disagreement(name, "bf16", inputs) is None
+        return "bf16" if takes else "fp32"
 
     def runtime(self, name: str, precision: str = "fp32") -> Runtime:
         """The runtime of this name, with what it has compiled so far."""
@@ -148,25 +156,26 @@ class RuntimeChoice:
                 "Choose precision='fp32'."
             )
 
-    def _disagreement(self, name: str, inputs: Inputs) -> str | None:
-        """How the logits of a batch differ from those of eager PyTorch, if they differ too much."""
+    def _disagreement(self, name: str, precision: str, inputs: Inputs) -> str | None:
+        """Why a runtime cannot take the model, or how its logits of a batch differ from those of eager PyTorch, if by too much."""
+        device = next(iter(inputs.values())).device
         with torch.inference_mode():
             expected = Eager(self.model, prefix_replay=False, read=self.read).forward(inputs).double()
             if not torch.isfinite(expected).all():
                 return None  # the parent's own fault, which scoring reports
-            largest = expected.abs().max().clamp_min(1e-12)
-            device = next(iter(inputs.values())).device
-            for precision in dict.fromkeys(("fp32", self.precision)):
+            try:
                 with in_precision(name, precision, device):
                     found = self.runtime(name, precision).forward(inputs).double()
-                difference = float((found - expected).abs().max() / largest)
-                limit = TOLERANCE["tf32" if precision == "fp32" and convolves_in_tf32(device) else precision]
-                if not difference <= limit:
-                    return (
-                        f"its logits in {precision} differ from those of eager PyTorch by {difference:.2g} of the largest, and "
-                        f"{limit:g} is allowed"
-                    )
-        return None
+            except CannotExport as error:
+                return one_line(str(error))
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        limit = TOLERANCE["tf32" if precision == "fp32" and convolves_in_tf32(device) else precision]
+        if difference <= limit:
+            return None
+        return (
+            f"its logits in {precision} differ from those of eager PyTorch by {difference:.2g} of the largest, and "
+            f"{limit:g} is allowed"
+        )
 
 
 def in_precision(name: str, precision: str, device: torch.device) -> AbstractContextManager:

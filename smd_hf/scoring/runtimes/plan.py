@@ -113,7 +113,8 @@ class Plan:
         """[`run`] with the parent's weights, which keeps the activations where these parts begin, as far as this is [`harmless`]."""
         if parts not in self._kept:
             self._kept[parts] = self.harmless(inputs, parts) if parts else parts
-        return self.run(inputs, self.values, self._taken(self._kept[parts]))
+        logits, kept = self.run(inputs, self.values, self._taken(self._kept[parts]))
+        return logits.clone(), kept  # what compares other batches writes into the same memory
 
     def harmless(self, inputs: Mapping[str, torch.Tensor], parts: frozenset[int]) -> frozenset[int]:
         """

@@ -32,9 +32,9 @@ class Recording(NamedTuple):
     exact: frozenset[int]
 
     def start(self, changed: Iterable[str]) -> int:
-        """The part that a child begins with: the first one, where no later one gives the bits of a whole pass."""
+        """The part that a child begins with: the last one before its changes that gives the bits of a whole pass."""
         start = self.plan.start(changed)
-        return start if start in self.exact else 0
+        return max((part for part in self.exact if part <= start), default=0)
 
 
 class SegmentedRuntime:

@@ -106,10 +106,10 @@ def test_openvino_that_is_not_installed_is_an_error_with_the_remedy(model, monke
 def test_a_long_run_without_openvino_is_told_what_to_install(model, monkeypatch):
     monkeypatch.setattr(choose, "find_spec", lambda name: None)
     inputs = {"pixel_values": tiny_pixels(2)}
-    name, reason = RuntimeChoice(model, "auto", images=10**9).settle(inputs)
+    name, reason, _ = RuntimeChoice(model, "auto", images=10**9).settle(inputs)
     assert name == "eager" and "pip install 'smd-hf[openvino]'" in reason
     for short in (RuntimeChoice(model, "auto", images=1), RuntimeChoice(model, "eager", images=10**9)):
-        assert short.settle(inputs) == ("eager", None)
+        assert short.settle(inputs) == ("eager", None, "fp32")
 
 
 def test_bf16_on_a_cpu_without_it_is_an_error(model, monkeypatch):
@@ -139,3 +139,18 @@ def test_children_in_bf16_stand_beside_finalists_in_fp32(model):
             assert np.array_equal(mine.logits, other.logits) is not coarse
             assert np.corrcoef(mine.logits.ravel(), other.logits.ravel())[0, 1] > 0.9
     assert found.identity == "eager, children in bf16"
+
+
+@pytest.mark.parametrize("has_it, near", [(True, True), (True, False), (False, True)])
+def test_auto_takes_bf16_where_the_processor_has_it_and_logits_are_near(has_it, near, model, monkeypatch):
+    monkeypatch.setattr(choose, "has_bf16", lambda: has_it)
+    monkeypatch.setitem(choose.TOLERANCE, "bf16", 10.0 if near else 1e-9)
+    found = evaluator(model, name="openvino", precision="auto")
+    found.score([Variant("parent"), child(model)], batches(), coarse=True)
+    assert found.identity.endswith("children in bf16") is (has_it and near)
+
+
+def test_auto_keeps_fp32_in_eager_pytorch_on_a_cpu(model):
+    found = evaluator(model, name="eager", precision="auto")
+    found.logits(batches())
+    assert found.identity == "eager"
