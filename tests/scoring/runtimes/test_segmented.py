@@ -167,6 +167,7 @@ def test_openvino_replays_in_bf16(kind):
     runtime = SegmentedRuntime(model, "openvino", partial(OpenVINO, precision="bf16"), batch_size=4)
     # Other batches are compared as well, and leave the parent's logits of this one alone.
     assert torch.equal(runtime.record(inputs, [{name} for name in names]), runtime.forward(inputs))
+    runtime.record(inputs, [{name} for name in names])
     assert len({runtime._recording.start([name]) for name in names} - {0}) >= 2
     for name in names:
         changes = changed(model, [name])
