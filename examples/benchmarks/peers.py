@@ -4,7 +4,8 @@ The same population on the same images, scored by other libraries: EvoTorch, Evo
 Two populations: `random` children, of which each needs full passes, so that no method has a shortcut; and `blocks` children,
 whose prefixes the engine replays. Everyone makes its children within the measured time, from the same noise: ours in place, the
 peers as the matrix of children times parameters that they take. Peers that are not installed, or that do not take the model,
-are reported with their `error`. To have them all: `pip install evotorch evox`.
+are reported with their `error`. To have them all: `pip install evotorch evox`. Ours is scored in `--runtime`; with `--precision bf16`
+also in bfloat16, and peers both in float32 and under autocast.
 """
 
 import argparse
@@ -43,11 +44,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from smd_hf.scoring.changes import applied
+from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.search.mutation import Mutation
 
 QUICK = {"models": ["resnet18"], "repeats": 2, "children": 6, "images": 4, "batch_size": 4, "populations": ["blocks"]}
 DENSITY = 1 / 16
-TOLERANCE = 1e-3
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """Largest difference of mean NLL, in nats: peers add up in float32, and batched kernels in another order."""
 
 
@@ -69,13 +71,16 @@ class Population:
     Args:
         task (`Task`): the model and the images.
         kind (`str`), children (`int`): the decomposition, and how many.
+        runtime, precision (`str`): in which ours are scored.
     """
 
-    def __init__(self, task: Task, kind: str, children: int):
+    def __init__(self, task: Task, kind: str, children: int, runtime: str, precision: str):
         self.task, self.size = task, children
         self.mutation: Mutation = task.mutation(kind, children, DENSITY if kind == "random" else None)
         self.batches = task.batches()
-        self.evaluator = task.evaluator()
+        # As long a run as `auto` needs to look for a faster runtime.
+        choice = RuntimeChoice(task.model, runtime, precision, batch_size=task.batch_size, images=10**9)
+        self.evaluator = task.evaluator(choice=choice)
 
     def matrix(self) -> torch.Tensor:
         """All children, of shape `(children, parameters)`, in the order of the model's parameters."""
@@ -104,7 +109,7 @@ Scores = Callable[[], list[float]]
 def ours(population: Population, network: nn.Module) -> Scores:
     def scores() -> list[float]:
         children = variants(population.mutation, 0)
-        return [score.nll for score in population.evaluator.score(children, population.batches)]
+        return [score.nll for score in population.evaluator.score(children, population.batches, coarse=True)]
 
     return scores
 
@@ -176,13 +181,18 @@ WAYS: dict[str, Callable[[Population, nn.Module], Scores]] = {
     "evox": evox,
     "torch.func.vmap": func_vmap,
 }
+PEERS_IN_BF16 = {f"{way} in bf16": make for way, make in WAYS.items() if way != "ours"}
 LIBRARIES = {"evotorch": "evotorch.neuroevolution", "evox": "evox.problems.neuroevolution.supervised_learning"}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = make_parser(__doc__, ["resnet18", "vit_ti"], children=16, images=32, batch_size=32)
     parser.add_argument("--populations", nargs="+", default=["random", "blocks"], help="Decompositions.")
-    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--runtime", default="auto", choices=["auto", "eager", "openvino"], help="Of ours.")
+    parser.add_argument(
+        "--precision", default="fp32", choices=["fp32", "bf16"], help="Of ours; peers are tried in both."
+    )
+    parser.add_argument("--worker", choices=[*WAYS, *PEERS_IN_BF16], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     settle(args, QUICK, parser)
     if args.images % args.batch_size:
@@ -199,13 +209,33 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             task = Task.make(name, jpegs, args.device, args.batch_size)
             models[name] = {kind: compared(args, name, kind, task) for kind in args.populations}
     peers = {}
-    for peer in WAYS:
+    for peer in ways(args):
         if peer != "ours":
             by_kind = {
                 kind: over_models([model[kind][peer] for model in models.values()]) for kind in args.populations
             }
             peers[peer] = by_kind[args.populations[-1]] | {"populations": by_kind}
     return report("peers", args, started, {"peers": peers, "models": models, "peer_versions": peer_versions()})
+
+
+def ways(args: argparse.Namespace) -> dict[str, Callable[[Population, nn.Module], Scores]]:
+    """By name, all ways to score that are compared."""
+    return WAYS | {way: in_bf16(make) for way, make in PEERS_IN_BF16.items() if args.precision == "bf16"}
+
+
+def in_bf16(make: Callable[[Population, nn.Module], Scores]) -> Callable[[Population, nn.Module], Scores]:
+    """The same way under autocast."""
+
+    def made(population: Population, network: nn.Module) -> Scores:
+        scores, device = make(population, network), torch.device(population.task.device).type
+
+        def coarse() -> list[float]:
+            with torch.autocast(device, torch.bfloat16):
+                return scores()
+
+        return coarse
+
+    return made
 
 
 def over_models(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -231,11 +261,11 @@ def peer_versions() -> dict[str, str | None]:
 
 def compared(args: argparse.Namespace, name: str, kind: str, task: Task) -> dict[str, Any]:
     """Time and memory of each peer over ours for one model; nothing but the error of one that cannot do it."""
-    population, clock = Population(task, kind, args.children), Clock(args)
+    population, clock = Population(task, kind, args.children, args.runtime, args.precision), Clock(args)
     arms, errors = {}, {}
     with same_parent(task.model):
         ours_nll = None
-        for way, make in WAYS.items():
+        for way, make in ways(args).items():
             try:
                 scores = make(population, Logits(copy.deepcopy(task.model)))
                 nll = scores()
@@ -244,7 +274,7 @@ def compared(args: argparse.Namespace, name: str, kind: str, task: Task) -> dict
                 continue
             ours_nll = nll if way == "ours" else ours_nll
             difference = float(np.max(np.abs(np.subtract(nll, ours_nll))))
-            if difference <= TOLERANCE:
+            if difference <= TOLERANCE[args.precision]:
                 arms[way] = lambda number, scores=scores: scores()
             else:
                 errors[way] = f"its scores differ from ours by up to {difference:.3g} nats"
@@ -253,7 +283,7 @@ def compared(args: argparse.Namespace, name: str, kind: str, task: Task) -> dict
         seconds = clock.interleaved(arms, args.repeats)
     own_memory = measured_memory(args, name, kind, "ours")
     rows: dict[str, Any] = {"ours": {"seconds": summary(seconds["ours"]), "memory": own_memory}}
-    for way in WAYS:
+    for way in ways(args):
         if way == "ours":
             continue
         rows[way] = {"time_ratio": None, "memory_ratio": None, "error": errors.get(way)}
@@ -279,20 +309,22 @@ def measured_memory(args: argparse.Namespace, name: str, kind: str, way: str) ->
         "children": args.children,
         "images": args.images,
         "batch-size": args.batch_size,
+        "runtime": args.runtime,
+        "precision": args.precision,
     }
     return run_worker(__file__, options, args.threads)
 
 
 def memory_of(args: argparse.Namespace) -> dict[str, int]:
     """In the process of its own: the libraries are loaded before it counts."""
-    if args.worker in LIBRARIES:
-        import_module(LIBRARIES[args.worker])
+    if (peer := args.worker.removesuffix(" in bf16")) in LIBRARIES:
+        import_module(LIBRARIES[peer])
     with tempfile.TemporaryDirectory() as folder:
         jpegs = write_jpegs(Path(folder), args.images)
         with peak_memory(args.device) as used:
             task = Task.make(args.models[0], jpegs, args.device, args.batch_size)
-            population = Population(task, args.populations[0], args.children)
-            WAYS[args.worker](population, Logits(task.model))()
+            population = Population(task, args.populations[0], args.children, args.runtime, args.precision)
+            ways(args)[args.worker](population, Logits(task.model))()
     print(json.dumps(used))
     return used
 

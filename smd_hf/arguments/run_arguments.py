@@ -123,7 +123,8 @@ class ScoringArguments:
         metadata={
             "help": "The precision in which children are scored. bf16 is faster on GPUs and on CPUs with AMX or AVX-512 BF16, and "
             "less exact. Finalists, and the parent beside them, are always scored in fp32, and so are the test images. auto: bf16 in "
-            "OpenVINO and on GPUs where they compute in it, and its logits of the first batch are near those of fp32; otherwise fp32."
+            "OpenVINO and on GPUs where they compute in it, if its logits of the first batch are near those of fp32 and sigma is 0.05 or "
+            "more (children of smaller sigmas differ too little); otherwise fp32."
         },
     )
     racing: Racing = field(

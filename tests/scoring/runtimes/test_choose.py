@@ -1,6 +1,7 @@
 """The runtime is what was asked for, or an error; `auto` takes a faster one only where it pays and agrees."""
 
 import logging
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,14 @@ import torch
 
 from smd_hf.data.batches import ImageBatches
 from smd_hf.errors import SMDError
+from smd_hf.parallel.processes import Processes
 from smd_hf.scoring.evaluator import Evaluator, Variant
 from smd_hf.scoring.runtimes import choose
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.scoring.runtimes.graph import CannotExport
+from smd_hf.search.build import build_evaluator
 
+from ...plain import plain_arguments
 from ...tiny import tiny_model, tiny_pixels
 
 CPU = torch.device("cpu")
@@ -154,3 +158,15 @@ def test_auto_keeps_fp32_in_eager_pytorch_on_a_cpu(model):
     found = evaluator(model, name="eager", precision="auto")
     found.logits(batches())
     assert found.identity == "eager"
+
+
+@pytest.mark.parametrize("sigma, coarse", [(0.05, True), (0.02, False), (None, False)])
+def test_auto_keeps_fp32_for_children_that_differ_little(sigma, coarse, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(choose, "has_bf16", lambda: True)
+    monkeypatch.setitem(choose.TOLERANCE, "bf16", 10.0)
+    args = plain_arguments(
+        str(tmp_path), sigma=sigma, precision="auto", runtime="openvino", use_cpu=True, per_device_eval_batch_size=4
+    )
+    found = build_evaluator(model, args, CPU, nullcontext, Processes())
+    found.logits(batches())
+    assert found.identity.endswith("children in bf16") is coarse
