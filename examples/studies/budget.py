@@ -343,7 +343,7 @@ class Task:
 
     def run_evolution(self, method: str, settings: dict[str, Any], curve: Curve) -> dict[str, Any]:
         options = settings["options"]
-        ensemble = "ensemble_size" in options
+        ensemble = bool(options.get("ensemble_size"))
         with tempfile.TemporaryDirectory() as folder:
             args = evolution_arguments(folder, self.args, **self.common_options() | options, seed=self.args.seed)
             trainer = EvolutionTrainer(

@@ -44,7 +44,7 @@ def paths(tmp_path_factory):
 def test_the_smallest_form(study, paths, tmp_path, capsys, monkeypatch):
     budget = study("budget")
     arguments = [*paths, "--output_dir", str(tmp_path)]
-    few = ["sgd", "spsa", "temperature", "gauss_newton_cost", "best_child"]
+    few = ["sgd", "spsa", "temperature", "gauss_newton_cost", "adapt", "best_child"]
     document = budget.main([*arguments, "--methods", *few])
     assert list(document["methods"]) == few
     for method in few:
