@@ -56,6 +56,7 @@ CONFIGS = {
     "upernet": {"backbone_config": RESNET, "hidden_size": 16, "use_auxiliary_head": False},
 }
 
+
 def test_every_class_is_known():
     assert set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) == CONFIGS.keys()
 
