@@ -181,7 +181,24 @@ WAYS: dict[str, Callable[[Population, nn.Module], Scores]] = {
     "evox": evox,
     "torch.func.vmap": func_vmap,
 }
-PEERS_IN_BF16 = {f"{way} in bf16": make for way, make in WAYS.items() if way != "ours"}
+
+
+def in_bf16(make: Callable[[Population, nn.Module], Scores]) -> Callable[[Population, nn.Module], Scores]:
+    """The same way under autocast."""
+
+    def made(population: Population, network: nn.Module) -> Scores:
+        scores, device = make(population, network), torch.device(population.task.device).type
+
+        def coarse() -> list[float]:
+            with torch.autocast(device, torch.bfloat16):
+                return scores()
+
+        return coarse
+
+    return made
+
+
+PEERS_IN_BF16 = {f"{way} in bf16": in_bf16(make) for way, make in WAYS.items() if way != "ours"}
 LIBRARIES = {"evotorch": "evotorch.neuroevolution", "evox": "evox.problems.neuroevolution.supervised_learning"}
 
 
@@ -220,22 +237,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def ways(args: argparse.Namespace) -> dict[str, Callable[[Population, nn.Module], Scores]]:
     """By name, all ways to score that are compared."""
-    return WAYS | {way: in_bf16(make) for way, make in PEERS_IN_BF16.items() if args.precision == "bf16"}
-
-
-def in_bf16(make: Callable[[Population, nn.Module], Scores]) -> Callable[[Population, nn.Module], Scores]:
-    """The same way under autocast."""
-
-    def made(population: Population, network: nn.Module) -> Scores:
-        scores, device = make(population, network), torch.device(population.task.device).type
-
-        def coarse() -> list[float]:
-            with torch.autocast(device, torch.bfloat16):
-                return scores()
-
-        return coarse
-
-    return made
+    return WAYS | (PEERS_IN_BF16 if args.precision == "bf16" else {})
 
 
 def over_models(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class RuntimeChoice:
     mixed_precision: bool = False
     read: Read = logits_of
     _runtimes: dict[tuple[str, str], Runtime] = field(default_factory=dict, init=False)
+    _expected: torch.Tensor | None = field(default=None, init=False)
 
     def settle(self, inputs: Inputs) -> Settled:
         """
@@ -73,6 +74,7 @@ class RuntimeChoice:
         Raises:
             `SMDError`: if the runtime that was asked for cannot run the model.
         """
+        self._expected = None
         name = self._candidate(inputs)
         if name == "eager":
             return Settled(name, self._advice(inputs), self._settled_precision(name, inputs))
@@ -160,7 +162,9 @@ class RuntimeChoice:
         """Why a runtime cannot take the model, or how its logits of a batch differ from those of eager PyTorch, if by too much."""
         device = next(iter(inputs.values())).device
         with torch.inference_mode():
-            expected = Eager(self.model, prefix_replay=False, read=self.read).forward(inputs).double()
+            if self._expected is None:  # the same for both precisions
+                self._expected = Eager(self.model, prefix_replay=False, read=self.read).forward(inputs).double()
+            expected = self._expected
             if not torch.isfinite(expected).all():
                 return None  # the parent's own fault, which scoring reports
             try:

@@ -121,9 +121,11 @@ class Plan:
         Those of the parts whose activations can be kept. A graph that gives the others rounds the logits in another way, as operations
         are fused around them. Seen on a batch of the parent.
         """
-        logits, _ = self.run(inputs, self.values)
-        before, batches = set(self._runs), [inputs, *self._further(inputs, logits)]
-        plain = [self.run(batch, self.values)[0].clone() for batch in batches]
+        plain, batches = [self.run(inputs, self.values)[0].clone()], [inputs]
+        before = set(self._runs)
+        for batch in self._further(inputs, plain[0]):
+            plain.append(self.run(batch, self.values)[0].clone())
+            batches.append(batch)
 
         def changes_nothing(kept: frozenset[int]) -> bool:
             names = self._taken(kept)
