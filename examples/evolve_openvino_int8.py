@@ -1,8 +1,9 @@
 """
 Quantise a classifier for OpenVINO, evolve it in the engine that serves it, and save what OpenVINO loads.
 
-NNCF quantises the model to int8 on training images. Then scales, biases and the classifier evolve; the integers stay. Each child
-is compiled and scored as it would be served. (`pip install 'smd-hf[int8]'`)
+NNCF quantises the model to int8 on training images. Then scales and biases evolve; the integers stay. Each child is compiled and
+scored as it would be served. The classifier is fitted exactly: class prior or temperature first, all of it last.
+(`pip install 'smd-hf[int8]'`)
 
     python examples/evolve_openvino_int8.py --model timm/tf_efficientnet_lite0.in1k --train_file train.parquet \
         --validation_file test.parquet --output_dir evolved_int8
@@ -18,11 +19,13 @@ from smd_hf.artifacts.exporting import export_model
 from smd_hf.data.alignment import align_labels
 from smd_hf.data.batches import ImageBatches
 from smd_hf.metrics.statistics import accuracy, compare
-from smd_hf.models.openvino_ir import OpenVINOClassifier, quantised
+from smd_hf.models.openvino_ir import OpenVINOClassifier, OpenVINOHead, quantised
 from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.search.evolution import Evolution
 from smd_hf.search.fitness import Fitness
 from smd_hf.search.gauss_newton import GaussNewton
+from smd_hf.search.head.alone import head_baselines
+from smd_hf.search.head.baselines import HEAD, best_of
 from smd_hf.search.losses import cross_entropy
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
@@ -51,12 +54,21 @@ def main(script_args: argparse.Namespace) -> dict[str, float]:
     evaluator = Evaluator(int8, cpu, prefix_replay=False)
     logits["int8"] = evaluator.logits(test_images)
 
-    decomposition = make_decomposition("blocks", parameter_space(int8), script_args.population_size)
+    def fit_head(whole: bool) -> None:
+        found = head_baselines(evaluator, head, *parts)
+        best = best_of([each for each in found if whole or not each.name.startswith(HEAD)]).head
+        head.write(best.weight, best.bias)
+
+    head = OpenVINOHead(int8)
+    fit_head(whole=False)
+    space = parameter_space(int8, frozen_parameters=head.parameter_names)
+    decomposition = make_decomposition("blocks", space, script_args.population_size)
     mutation = Mutation(int8, decomposition, script_args.seed)
     recombination = GaussNewton(top_k=1, loss=cross_entropy())
     evolution = Evolution(int8, mutation, evaluator, Fitness("nll"), recombination, *parts)
     for generation in range(script_args.num_generations):
         evolution.step(generation, sigma=script_args.sigma)
+    fit_head(whole=True)
     int8.save(folder / "int8.xml")
     served = OpenVINOClassifier(folder / "int8.xml")  # what was saved, as OpenVINO loads it
     logits["int8, evolved"] = Evaluator(served, cpu, prefix_replay=False).logits(test_images)

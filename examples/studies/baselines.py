@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from smd_hf.data.batches import ImageBatches
 from smd_hf.search.mutation import tensor_scale
@@ -22,6 +22,9 @@ from smd_hf.search.parameter_space import parameter_space
 
 Loss = Callable[[torch.Tensor], float]
 """Of a vector of coordinates, on one minibatch."""
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+"""From pixels to logits, by the weights that the model has now."""
 
 PASSES_OF_A_GRADIENT = 3
 """Forward and backward through an image, in forward passes: the usual count, two for the backward pass."""
@@ -76,8 +79,10 @@ class Coordinates:
 
     @torch.no_grad()
     def set(self, z: torch.Tensor) -> None:
-        """Puts the weights at z into the model."""
-        vector_to_parameters(self.start + self.scale * z, self.parameters)
+        """Puts the weights at z into the model, where they are: what has compiled it knows where that is."""
+        values = (self.start + self.scale * z).split([each.numel() for each in self.parameters])
+        for parameter, new in zip(self.parameters, values):
+            parameter.copy_(new.view_as(parameter))
 
     def noise(self, generator: torch.Generator) -> torch.Tensor:
         return torch.randn(len(self), generator=generator).to(self.start.device)
@@ -121,16 +126,18 @@ def _forward_steps(
     passes: int,
     rate: float,
     total: float | None,
+    forward: Forward | None,
 ) -> Iterator[int]:
     """Steps by an update of z from losses on one minibatch, each of which it is passed through so often."""
+    forward = forward or (lambda pixels: model(pixel_values=pixels).logits)
     z = torch.zeros_like(coordinates.start)
     spent = 0
     for pixels, labels in minibatches:
 
-        @torch.inference_mode()
+        @torch.no_grad()
         def loss(z: torch.Tensor, pixels: torch.Tensor = pixels, labels: torch.Tensor = labels) -> float:
             coordinates.set(z)
-            return float(F.cross_entropy(model(pixel_values=pixels).logits.double(), labels))
+            return float(F.cross_entropy(forward(pixels).double(), labels))
 
         z = update(loss, z, decayed(rate, spent, total))
         coordinates.set(z)
@@ -178,8 +185,9 @@ def evolution_strategies(
     batch_size: int = 128,
     seed: int = 0,
     total: float | None = None,
+    forward: Forward | None = None,
 ) -> Iterator[int]:
-    """Dense evolution strategies; all children of a step see the same minibatch."""
+    """Dense evolution strategies; all children of a step see the same minibatch. `forward` makes the model's logits, if not the model."""
     generator = torch.Generator().manual_seed(seed)
     coordinates = Coordinates(model.eval(), parameters)
 
@@ -188,7 +196,7 @@ def evolution_strategies(
         return strategies_update(loss, z, noise, sigma, rate)
 
     minibatches = images.minibatches(batch_size, generator)
-    return _forward_steps(model, coordinates, minibatches, update, 2 * pairs, rate, total)
+    return _forward_steps(model, coordinates, minibatches, update, 2 * pairs, rate, total, forward)
 
 
 def spsa(
@@ -201,15 +209,17 @@ def spsa(
     batch_size: int = 128,
     seed: int = 0,
     total: float | None = None,
+    forward: Forward | None = None,
 ) -> Iterator[int]:
-    """MeZO: simultaneous perturbation, two passes over a minibatch a step."""
+    """MeZO: simultaneous perturbation, two passes over a minibatch a step. `forward` makes the model's logits, if not the model."""
     generator = torch.Generator().manual_seed(seed)
     coordinates = Coordinates(model.eval(), parameters)
 
     def update(loss: Loss, z: torch.Tensor, rate: float) -> torch.Tensor:
         return spsa_update(loss, z, coordinates.noise(generator), sigma, rate)
 
-    return _forward_steps(model, coordinates, images.minibatches(batch_size, generator), update, 2, rate, total)
+    minibatches = images.minibatches(batch_size, generator)
+    return _forward_steps(model, coordinates, minibatches, update, 2, rate, total, forward)
 
 
 def sgd(

@@ -106,8 +106,11 @@ def measure(args: argparse.Namespace, measurements: Measurements) -> dict[str, A
             if method in METHODS:
                 settings, measured = about, partial(run, args, train, test, chosen | METHODS[method], seed)
             else:
-                settings = about | {"runtime": "eager", "arguments": {"passes": args.rival_passes}}
-                measured = partial(rival_run, rivals, seed, method, args.rival_passes)
+                runtime = args.runtime if RIVALS[method].get("forward_only") else "eager"
+                settings = about | {"runtime": runtime, "arguments": {"passes": args.rival_passes}}
+                # The step size is chosen once.
+                rate = next((each["rate"] for each in runs if each["method"] == method), None)
+                measured = partial(rival_run, rivals, seed, method, args.rival_passes, rate)
             result = measurements.get(settings | {"method": method, "seed": seed}, measured)
             runs.append({"method": method, "seed": seed} | result)
     return {
@@ -155,9 +158,11 @@ def run(args: argparse.Namespace, train: Any, test: Any, options: dict[str, Any]
     return found
 
 
-def rival_run(rivals: Callable[[int], Rivals], seed: int, method: str, passes: float) -> dict[str, Any]:
+def rival_run(
+    rivals: Callable[[int], Rivals], seed: int, method: str, passes: float, rate: float | None
+) -> dict[str, Any]:
     """One run of another method. The parent is loaded for what is to be measured alone."""
-    found = rivals(seed).run(method, passes)
+    found = rivals(seed).run(method, passes, rate)
     return found | {"parent": scores(found["parent"]), "evolved": scores(found["evolved"])}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import Images, evolution_strategies, restated, sgd, spsa
+from baselines import Forward, Images, evolution_strategies, restated, sgd, spsa
 from common import image_batches
 from exact_jacobian import generation
 from torch import nn
@@ -25,12 +25,9 @@ from smd_hf.metrics.statistics import nll
 from smd_hf.models.linear_head import HeadInputs
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator
-from smd_hf.scoring.reading import ReadsClasses
-from smd_hf.search.head.baselines import HEAD, baselines, best_of, measured_on
-from smd_hf.search.head.features import features_of
-from smd_hf.search.head.fit import HeadFits
-from smd_hf.search.head.linear import LinearHead
-from smd_hf.search.losses import cross_entropy
+from smd_hf.scoring.runtimes.choose import RuntimeChoice
+from smd_hf.search.head.alone import head_baselines
+from smd_hf.search.head.baselines import HEAD, best_of
 
 SELECTION_FRACTION = 0.1
 SAMPLES = read_recipe("adapt")["fitness_samples_per_generation"]
@@ -49,11 +46,14 @@ RIVALS: dict[str, dict[str, Any]] = {
     },
     "evolution_strategies": {
         "step": evolution_strategies, "parameters": NORMS_AND_HEAD, "rates": (0.003, 0.01, 0.03), "fitted": True,
+        "forward_only": True,
     },
-    "spsa": {"step": spsa, "parameters": NORMS_AND_HEAD, "rates": (0.0003, 0.001, 0.003), "fitted": True},
+    "spsa": {
+        "step": spsa, "parameters": NORMS_AND_HEAD, "rates": (0.0003, 0.001, 0.003), "fitted": True, "forward_only": True,
+    },
     "exact_jacobian": {"generations": 3, "products": 8},
 }  # fmt: skip
-"""Parameters, the step sizes that are tried, and whether the method begins with the fitted head."""
+"""Parameters, the step sizes that are tried, whether the method begins with the fitted head, and whether it takes no gradient."""
 
 SHOWN = {
     "statistics": "BatchNorm statistics re-estimated",
@@ -110,11 +110,7 @@ class Rivals:
         """Puts the best head into the model, as a run of many images has it: with `whole`, not only prior and temperature."""
         evaluator, batches = Evaluator(model, self.device, prefix_replay=False), self.batches(self.train, self.learn)
         head = HeadInputs(model, evaluator.inputs(batches.first_batch()))
-        learn, choose = (features_of(evaluator, head, each) for each in (batches, self.choose))
-        found = baselines(
-            HeadFits(LinearHead(*head.numbers()), *learn, cross_entropy()),
-            measured_on(choose, ReadsClasses(), lambda score, _: -score.nll),
-        )
+        found = head_baselines(evaluator, head, batches, self.choose)
         best = best_of([each for each in found if whole or not each.name.startswith(HEAD)]).head
         head.write(best.weight, best.bias)
 
@@ -124,16 +120,17 @@ class Rivals:
     def logits(self, model: nn.Module, batches: ImageBatches) -> np.ndarray:
         return Evaluator(model, self.device, prefix_replay=False).logits(batches)
 
-    def run(self, method: str, passes: float) -> dict[str, Any]:
+    def run(self, method: str, passes: float, rate: float | None = None) -> dict[str, Any]:
         """
-        One method, in the best of its step sizes by the selection images.
+        One method, in the best of its step sizes by the selection images, or in the given one.
 
         Returns:
             `dict`: as `imagenet.py` reports a run; `passes` without those of the other step sizes, which are in `tuning_passes`.
         """
         began = time.monotonic()
         rival = RIVALS[method]
-        found = {rate: self.trained(rival, rate, passes) for rate in rival.get("rates", (None,))}
+        rates = rival.get("rates", (None,)) if rate is None else (rate,)
+        found = {rate: self.trained(rival, rate, passes) for rate in rates}
         seconds = (time.monotonic() - began) / len(found)
         losses = {rate: self.selection_loss(model) for rate, (model, _) in found.items()}
         best = min(losses, key=lambda rate: np.nan_to_num(losses[rate], nan=np.inf))
@@ -156,14 +153,21 @@ class Rivals:
         fitted = bool(rival.get("fitted"))
         model = copy.deepcopy(self.with_fitted_head if fitted else self.parent)
         total, spent = passes * len(self.learn), 0
+        options = {"forward": self.forward(model, int(total))} if rival.get("forward_only") else {}
         steps: Iterator[int] = rival["step"](
-            model, self.images, parameters=rival["parameters"], rate=rate, total=total, seed=self.seed
+            model, self.images, parameters=rival["parameters"], rate=rate, total=total, seed=self.seed, **options
         )
         for images in steps:
             spent += images
             if spent >= total:
                 break
         return model.eval(), passes + fitted
+
+    def forward(self, model: nn.Module, total: int) -> Forward:
+        """Logits of the model in the runtime that children have."""
+        choice = RuntimeChoice(model.eval(), self.args.runtime, images=total)
+        runtime = choice.runtime(choice.settle({"pixel_values": self.images.pixels[: self.args.batch_size]}).name)
+        return lambda pixels: runtime.forward({"pixel_values": pixels})
 
     def with_exact_jacobian(self, generations: int, products: int) -> tuple[nn.Module, float]:
         """Class prior or temperature first, exact Gauss-Newton steps over the norms on fresh samples, the head last: as `adapt`."""

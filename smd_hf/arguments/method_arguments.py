@@ -89,8 +89,8 @@ class MutationArguments:
     )
     mutable_parameters: list[str] = from_preset(
         "mutable_parameters",
-        "Parameters that may change: the groups all, norms, biases, head, or shell-style patterns over parameter "
-        "names. A model without norms changes all where the preset says norms.",
+        "Parameters that may change: the groups all, norms, biases, head, scales (of quantised weights; not in all), or "
+        "shell-style patterns over parameter names. A model without norms changes all where the preset says norms.",
     )
     frozen_parameters: list[str] | None = field(
         default=None, metadata={"help": "Of these, parameters that must not change: groups or patterns."}

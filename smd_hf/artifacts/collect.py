@@ -15,6 +15,7 @@ from ..metrics.absent_classes import absent_entry, classes_at_hand
 from ..metrics.comparison import measured
 from ..metrics.diversity import disagreement, mean_pairwise_kl, output_correlation
 from ..metrics.statistics import Scores, accuracy
+from ..models.quantized import named_tensors
 from ..remote_code.members_smd_ensemble import combine, logits_of
 from ..scoring.bars import TickingBar
 from ..scoring.changes import commit
@@ -109,7 +110,7 @@ def _delta(
     """The child's difference from the first parent, over all generations."""
     assert first_parent is not None  # kept for save_children
     child, model = scored.child, _model(evolution)
-    commit(dict(model.named_parameters()), evolution.mutation.changes(child))
+    commit(named_tensors(model), evolution.mutation.changes(child))
     return SparseDelta.between(
         first_parent,
         model.to(first_parent.device),

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .quantized import scales_of
+
 # A tensor, and how often it was modified.
 Version = tuple[torch.Tensor, int]
 
@@ -259,7 +261,11 @@ def first_uses(model: nn.Module, units: list[nn.Module], probe: Probe) -> dict[s
         # Two tensors with one memory change together.
         memory = tensor.data_ptr() or id(tensor)
         first[memory] = min(first.get(memory, sys.maxsize), position or 0)
-    return {name: first[tensor.data_ptr() or id(tensor)] for name, tensor in named}
+    found = {}
+    for name, tensor in named:
+        found[name] = first[tensor.data_ptr() or id(tensor)]
+        found.update((scale, found[name]) for scale, _ in scales_of(name, tensor))
+    return found
 
 
 def _one_tensor(former: list[Version], before: list[Version] | None, after: list[Version]) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import SMDError
 from .block_calls import LISTS, holds_blocks
+from .quantized import scales_of
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Block:
 
     Args:
         name (`str`): the module's path in the model; `""` where no module but the model itself has parameters.
-        parameter_names (`tuple[str, ...]`): names in memory of the block's parameters, as `model.named_parameters()` gives them,
-            never empty.
+        parameter_names (`tuple[str, ...]`): names in memory of the block's parameters, as [`named_tensors`] gives them: scales
+            of quantised ones, too. Never empty.
     """
 
     name: str
@@ -45,10 +46,16 @@ def find_blocks(model: nn.Module) -> list[Block]:
         embeddings, final norm, head.
     """
     names = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
+
+    def taken(parameter: nn.Parameter) -> list[str]:
+        """Its name and those of its scales, the first time."""
+        name = names.pop(id(parameter), None)
+        return [] if name is None else [name, *(scale for scale, _ in scales_of(name, parameter))]
+
     blocks, owned = [], []
     for name, module, whole in _units(model, "", False):
         found = module.parameters() if whole else module.parameters(recurse=False)
-        parameters = [names.pop(id(parameter)) for parameter in found if id(parameter) in names]
+        parameters = [each for parameter in found for each in taken(parameter)]
         if not whole:
             owned += parameters
         elif parameters:

@@ -22,7 +22,7 @@ from ..errors import SMDError
 from ..messages import one_line
 from ..remote_code.members_smd_ensemble import forget_derived, keepers
 from .load import is_timm_model
-from .quantized import drop_one_way_conversions, is_plain, stored_parts
+from .quantized import drop_one_way_conversions, is_plain, scales_of, stored_parts
 from .shared_tensors import separated
 
 _TIMM_PREFIX = "timm_model."
@@ -31,16 +31,18 @@ _REMOTE_SEPARATOR = "--"
 
 def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
     """
-    The name in the saved safetensors file of every parameter and buffer.
+    The name in the saved safetensors file of every parameter and buffer; scales go by the name of what they scale.
 
     Returns:
         `dict[str, str]`: from the name in memory to the name in the file. A tensor that has no counterpart of its own in the
         file (not saved, or saved merged with others) is under its own name.
     """
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = parameters | dict(model.named_buffers(remove_duplicate=False))
+    scales = {scale: name for name, tensor in parameters.items() for scale, _ in scales_of(name, tensor)}
     if is_timm_model(model):
         # timm reads its own names. Whether transformers would write a prefix depends on how the model was made.
-        return {name: name.removeprefix(_TIMM_PREFIX) for name in tensors}
+        return {name: name.removeprefix(_TIMM_PREFIX) for name in [*tensors, *scales]}
     drop_one_way_conversions(model)
     saved = model.state_dict(keep_vars=True).keys() & tensors.keys()
     # On the meta device the conversion costs nothing, and a renaming returns the same tensor.
@@ -52,7 +54,7 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
     for target, stand_in in revert_weight_conversion(model, stand_ins).items():
         if id(stand_in) in origin:
             names[origin[id(stand_in)]] = target
-    return names
+    return names | {scale: names[name] + scale.removeprefix(name) for scale, name in scales.items()}
 
 
 def weights_hash(model: PreTrainedModel) -> str:
@@ -108,6 +110,10 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike) -> None:
         for name, tensor in model.state_dict().items():
             if is_plain(tensor):
                 tensor.copy_(values[name])
+            else:
+                saved_scales = dict(scales_of(name, values[name]))
+                for scale, mine in scales_of(name, tensor):
+                    mine.copy_(saved_scales[scale])
     forget_derived(keepers(model))
 
 

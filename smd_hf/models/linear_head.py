@@ -34,6 +34,9 @@ class HeadInputs:
         `SMDError`: if the logits are not the output of one linear layer on one vector for each image.
     """
 
+    is_called = True
+    """Whether PyTorch calls the layer, so that its inputs can be recorded."""
+
     def __init__(self, model: PreTrainedModel, inputs: Inputs):
         self.model = model
         heads = find_heads(model, inputs)
@@ -66,7 +69,7 @@ class HeadInputs:
         """Weight `(num_labels, num_features)` and bias `(num_labels,)` (or `None`), float64."""
         weight = self.layer.weight.detach().cpu().double().flatten(1).contiguous().numpy()
         bias = self.layer.bias
-        return weight, None if bias is None else bias.detach().cpu().double().numpy()
+        return weight, None if bias is None else bias.detach().cpu().double().flatten().numpy()
 
     @torch.no_grad()
     def write(self, weight: np.ndarray, bias: np.ndarray | None) -> None:

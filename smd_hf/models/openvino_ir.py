@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import SMDError
+from .linear_head import HeadInputs, not_linear
 from .openvino_compiler import compiled_for_cpu
 
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
@@ -91,6 +92,27 @@ class OpenVINOClassifier(nn.Module):
         return compiled_for_cpu(model).create_infer_request()
 
 
+class OpenVINOHead(HeadInputs):
+    """
+    The classifier of an [`OpenVINOClassifier`], which can be fitted exactly on its features.
+
+    OpenVINO returns logits alone. [`~smd_hf.search.head.features.features_of`] gets the features as logits of unit vectors.
+
+    Raises:
+        `SMDError`: if the last layer is not a classifier in float32, one row of weights a class.
+    """
+
+    is_called = False
+
+    def __init__(self, model: OpenVINOClassifier):
+        self.model: Any = model
+        layer: Any = model.layers[-1]
+        self.name, self.layer = f"layers.{len(model.layers) - 1}", layer
+        weight = getattr(layer, "weight", None)
+        if weight is None or weight.ndim != 2 or not layer.rows or len(weight) != model.config.num_labels:
+            raise not_linear(model, "its last layer is quantised, or has no row of weights for each class")
+
+
 def quantised(path: str | Path, images: Iterable[np.ndarray], batch: int = 32) -> OpenVINOClassifier:
     """
     Quantises an exported model to int8, all but its classifier, by NNCF's post-training quantisation.
@@ -115,10 +137,18 @@ def quantised(path: str | Path, images: Iterable[np.ndarray], batch: int = 32) -
     return OpenVINOClassifier(found, batch)
 
 
+class _Layer(nn.Module):
+    """A convolution or matrix product."""
+
+    rows = False
+    """Whether a matrix has a row of weights for each output."""
+
+
 def _layer(node: Any) -> nn.Module | None:
     """The parameters of a convolution or matrix product, if it has any."""
-    layer = nn.Module()
+    layer = _Layer()
     quantised = node.input_value(1).get_node().get_type_name() != "Constant"
+    layer.rows = bool(node.get_attributes().get("transpose_b"))
     for constant in _floats(node.input_value(1)):
         layer.register_parameter("scale" if quantised else "weight", _shared(constant))
     if not list(layer.parameters()):

@@ -1,9 +1,9 @@
 """
 Quantised models: which weights can be mutated, and the plain tensors that others consist of.
 
-torchao keeps a quantised weight as a parameter that looks like float32 and holds integers and scales inside;
-`torch.ao.quantization` keeps weight and bias packed, as no parameter at all. Neither can be changed coordinate by coordinate,
-so both stay unchanged: the model runs with them, and the plain weights evolve.
+torchao keeps a quantised weight as a parameter that looks like float32 and holds integers and scales inside. The integers stay
+unchanged; the scales can evolve, as the plain weights do. `torch.ao.quantization` keeps weight and bias packed, as no parameter
+at all: the model runs with them, and nothing of them evolves.
 """
 
 from collections.abc import Iterator
@@ -23,6 +23,32 @@ def is_mutable(parameter: torch.Tensor) -> bool:
     # torchao's quantised tensors, and tensors sharded over devices, are subclasses without values of their own.
     plain = type(parameter.data) is torch.Tensor and parameter.layout == torch.strided
     return plain and parameter.is_floating_point() and not parameter.is_quantized
+
+
+def scales_of(name: str, parameter: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """
+    The scales inside a quantised parameter: what of it holds floating-point numbers of at least 16 bits.
+
+    Yields:
+        `tuple[str, torch.Tensor]`: the name, such as `"fc.weight.scale"`, and the tensor itself: what is written into it is
+        what the model runs with next.
+    """
+    if is_traceable_wrapper_subclass(parameter):
+        for part in parameter.__tensor_flatten__()[0]:
+            inner = getattr(parameter, part)
+            if is_traceable_wrapper_subclass(inner):
+                yield from scales_of(f"{name}.{part}", inner)
+            elif is_mutable(inner) and inner.element_size() > 1:
+                yield f"{name}.{part}", inner
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters of a model by name, and after each quantised one its scales."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        tensors[name] = parameter
+        tensors.update(scales_of(name, parameter))
+    return tensors
 
 
 def stored_parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from ..data.batches import Batch, ImageBatches
 from ..models.blocks import find_blocks
+from ..models.quantized import named_tensors
 from ..parallel.processes import Processes, segment
 from .changes import Change, MakeChanges
 from .freed_memory import give_back_freed_memory, keep_freed_memory
@@ -91,7 +92,7 @@ class Evaluator:
         self.device = device
         self.autocast = autocast
         self.processes = processes or Processes()
-        self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
+        self.parameters: Mapping[str, torch.Tensor] = named_tensors(model)
         self.change_cache_bytes = change_cache_bytes
         self.memory_format = memory_format
         self.prefix_replay = prefix_replay and forward is None

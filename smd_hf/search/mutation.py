@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..errors import SMDError
 from ..keyed_random import keyed_generator, keyed_normal
+from ..models.quantized import named_tensors
 from ..scoring.changes import Change
 from .kept_arrays import KeptArrays
 from .subspaces import Decomposition, ParameterSpace
@@ -77,8 +78,8 @@ class Mutation:
     prune: bool = False
 
     def __post_init__(self, model: nn.Module) -> None:
-        parameters = dict(model.named_parameters())
-        self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in self.space.names}
+        parameters = named_tensors(model)
+        self.parameters: dict[str, torch.Tensor] = {name: parameters[name] for name in self.space.names}
         self.scales: list[float] = []
         self._shared_noise = KeptArrays()
         self.parent_changed()

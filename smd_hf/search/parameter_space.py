@@ -9,10 +9,10 @@ from ..errors import SMDError
 from ..models.blocks import find_blocks
 from ..models.checkpoints import checkpoint_names
 from ..models.heads import head_parameter_names
-from ..models.quantized import is_mutable
+from ..models.quantized import is_mutable, named_tensors
 from .subspaces import ParameterSpace
 
-GROUPS = ("all", "norms", "biases", "head")
+GROUPS = ("all", "norms", "biases", "head", "scales")
 
 
 def norm_parameter_names(model: nn.Module) -> set[str]:
@@ -31,26 +31,29 @@ def matching_parameters(model: Any, patterns: list[str], argument: str) -> set[s
 
     Args:
         patterns (`list[str]`): each is a named group (`all`; `norms`: normalisation layers; `biases`: parameters named bias;
-            `head`: the classifier) or a shell-style pattern over names in memory or in the checkpoint, for example
-            `"*.layer.11.*"`.
+            `head`: the classifier; `scales`: those of quantised weights, which are not in `all`) or a shell-style pattern over
+            names in memory or in the checkpoint, for example `"*.layer.11.*"`.
         argument (`str`): name of the argument that holds the patterns, for the error message.
 
     Raises:
         `SMDError`: if a pattern matches nothing. The message shows some of the model's names.
     """
-    names = [name for name, _ in model.named_parameters()]
-    saved = checkpoint_names(model)
+    parameters = [name for name, _ in model.named_parameters()]
+    names, saved = list(named_tensors(model)), checkpoint_names(model)
     matches: set[str] = set()
     for pattern in patterns:
-        if pattern == "norms":
+        if pattern == "all":
+            found = set(parameters)
+        elif pattern == "scales":
+            found = set(names) - set(parameters)
+        elif pattern == "norms":
             found = norm_parameter_names(model) & set(names)
         elif pattern == "biases":
             found = {name for name in names if name.rsplit(".", 1)[-1].endswith("bias")}
         elif pattern == "head":
             found = head_parameter_names(model)
         else:
-            glob = "*" if pattern == "all" else pattern
-            found = {name for name in names if fnmatchcase(name, glob) or fnmatchcase(saved[name], glob)}
+            found = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(saved[name], pattern)}
         if not found:
             some = ", ".join([*names[:3], "...", *names[-3:]]) if len(names) > 6 else ", ".join(names)
             raise SMDError(
@@ -67,8 +70,8 @@ def parameter_space(
     """
     The parameters that mutation may change: all that match `mutable_parameters`, except those that match `frozen_parameters`.
 
-    Buffers are never mutable, nor are quantised parameters: only plain floating-point parameters are. BatchNorm's running
-    statistics are buffers.
+    Buffers are never mutable, nor are the integers of quantised parameters: plain floating-point parameters are, and the scales of
+    quantised ones. BatchNorm's running statistics are buffers.
 
     Args:
         mutable_parameters (`list[str]`, *optional*, defaults to all): patterns as in [`matching_parameters`].
@@ -82,7 +85,7 @@ def parameter_space(
     """
     mutable = matching_parameters(model, mutable_parameters or ["all"], "mutable_parameters")
     frozen = matching_parameters(model, frozen_parameters, "frozen_parameters") if frozen_parameters else set()
-    parameters = dict(model.named_parameters())
+    parameters = named_tensors(model)
     saved = checkpoint_names(model)
     chosen = [
         (name, position)

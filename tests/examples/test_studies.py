@@ -168,6 +168,39 @@ def test_precisions_are_compared_on_the_same_children(runtime, study, images, tm
     assert precision.main([*argv, "--runtime", runtime]) == document
 
 
+# ---- quantized.py ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, formats",
+    [("vit", ["float32", "int8", "int4"]), pytest.param("resnet", ["openvino:4"], marks=pytest.mark.slow)],
+)
+def test_formats_are_measured_fitted_and_evolved(kind, formats, study, images, tmp_path, no_pass, monkeypatch, capsys):
+    quantized = study("quantized")
+    spaces, evolve = [], quantized.evolve
+    monkeypatch.setattr(quantized, "evolve", lambda *given: (spaces.append(given[2].names), evolve(*given)))
+    if kind == "resnet":
+        pytest.importorskip("nncf")
+    model = save_tiny_checkpoint(kind, tmp_path / "model")
+    argv = ["--quick", "--model", model, "--data", images, "--output_dir", str(tmp_path), "--formats", *formats]
+    document = quantized.main(argv)
+    found = {(row["format"], row["method"]): row for row in document["rows"]}
+    assert len(found) == 4 * len(formats) - (formats[0] == "float32")
+    for each in formats:
+        assert found[each, "head"]["nll"] != found[each, "plain"]["nll"]
+    *_, without, with_scales = spaces
+    assert set(without) < set(with_scales) and all(name.endswith("scale") for name in set(with_scales) - set(without))
+    assert len(spaces) == len(found) - 2 * len(formats)
+    text = (tmp_path / "quantized_model.md").read_text()
+    assert (
+        f"| {formats[-1]}, norms, biases and scales evolved, head fitted |" in text and text in capsys.readouterr().out
+    )
+    no_pass()
+    assert quantized.main(argv) == document
+    with pytest.raises(SMDError, match="int3' is none"):
+        quantized.main([*argv, "--formats", "int3"])
+
+
 # ---- window.py ------------------------------------------------------------------------------------------------------
 
 

@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import default_data_collator
 
+from smd_hf.data.batches import ImageBatches
 from smd_hf.errors import SMDError
-from smd_hf.models.openvino_ir import OpenVINOClassifier, quantised
+from smd_hf.metrics.statistics import nll
+from smd_hf.models.openvino_ir import OpenVINOClassifier, OpenVINOHead, quantised
 from smd_hf.scoring.changes import applied
+from smd_hf.scoring.evaluator import Evaluator
+from smd_hf.search.head.alone import head_baselines
+from smd_hf.search.head.features import features_of
 
 openvino = pytest.importorskip("openvino")
 
@@ -82,6 +88,33 @@ def test_a_model_that_has_nothing_to_evolve_is_refused():
         OpenVINOClassifier(openvino.Model([opset13.relu(images)], [images]))
     with pytest.raises(SMDError, match="1 inputs and 2 outputs"):
         OpenVINOClassifier(openvino.Model([opset13.relu(images), opset13.abs(images)], [images]))
+
+
+def test_the_classifier_is_fitted_on_its_features(model):
+    head, evaluator = OpenVINOHead(model), Evaluator(model, torch.device("cpu"), prefix_replay=False)
+    assert head.parameter_names == ["layers.1.weight", "layers.1.bias"]
+    images = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = [{"pixel_values": pixels, "labels": number % 5} for number, pixels in enumerate(images)]
+    learn, choose = (ImageBatches(rows[part], default_data_collator, 10) for part in (slice(40), slice(40, 60)))
+    before = evaluator.logits(learn)
+    features, labels = features_of(evaluator, head, learn)
+    weight, bias = head.numbers()
+    assert features.shape == (40, 16) and bias.shape == (5,)
+    np.testing.assert_allclose(features @ weight.T + bias, before, atol=1e-4)
+    assert np.array_equal(evaluator.logits(learn), before)
+    found = {each.name: each for each in head_baselines(evaluator, head, learn, choose)}
+    head.write(found["class prior"].head.weight, found["class prior"].head.bias)
+    np.testing.assert_allclose(evaluator.logits(learn), found["class prior"].head.logits(features), atol=1e-4)
+    assert nll(evaluator.logits(learn), labels).mean() < nll(before, labels).mean()
+
+
+def test_a_head_without_rows_of_classes_is_refused():
+    from openvino import opset13
+
+    images = opset13.parameter([-1, 3], np.float32, name="pixel_values")
+    columns = opset13.matmul(images, constant(np.ones((3, 3))), False, False)
+    with pytest.raises(SMDError, match="no row of weights for each class"):
+        OpenVINOHead(OpenVINOClassifier(openvino.Model([columns], [images]), images=2))
 
 
 @pytest.mark.slow

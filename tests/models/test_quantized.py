@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, IntxWeightOnlyConfig, quantize_
 from transformers import AutoModelForImageClassification, TorchAoConfig, default_data_collator
 
 import smd_hf
@@ -14,9 +14,10 @@ from smd_hf.artifacts.delta.sparse_delta import SparseDelta
 from smd_hf.data.batches import ImageBatches
 from smd_hf.models.checkpoints import checkpoint_names, weights_hash
 from smd_hf.models.load import load_image_processor
-from smd_hf.models.quantized import is_mutable, is_plain, stored_parts
-from smd_hf.scoring.changes import applied
+from smd_hf.models.quantized import is_mutable, is_plain, named_tensors, stored_parts
+from smd_hf.scoring.changes import applied, commit
 from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
@@ -56,7 +57,7 @@ def test_a_tensor_subclass_is_left_alone_and_hashed_by_its_contents(subclassed):
     linear = {f"vit.{name}.weight" for name, module in plain.vit.named_modules() if isinstance(module, nn.Linear)}
     assert set(parameter_space(subclassed).names) == set(parameter_space(plain).names) - linear
     assert not is_mutable(subclassed.get_parameter(min(linear))) and is_mutable(plain.get_parameter(min(linear)))
-    assert checkpoint_names(subclassed) == checkpoint_names(plain)
+    assert checkpoint_names(subclassed).items() >= checkpoint_names(plain).items()
     before = weights_hash(subclassed)
     assert before == weights_hash(copy.deepcopy(subclassed)) != weights_hash(plain)
     with torch.no_grad():
@@ -136,14 +137,19 @@ def make_trainer(model, folder, data, processor, **kwargs):
     )
 
 
-@pytest.mark.parametrize("by_name", [True, False], ids=["name", "object"])
-def test_a_quantised_checkpoint_evolves_and_is_saved_as_one(by_name, quantised, tmp_path):
+@pytest.mark.parametrize("by_name, mutable", [(True, "all"), (False, "all"), (True, "scales")])
+def test_a_quantised_checkpoint_evolves_and_is_saved_as_one(by_name, mutable, quantised, tmp_path):
     data = make_dataset(40, 1), make_dataset(8, 2)
     given = quantised if by_name else AutoModelForImageClassification.from_pretrained(quantised)
-    trainer = make_trainer(given, tmp_path, data, quantised, save_children=1)
-    before = weights_hash(trainer.model)
+    trainer = make_trainer(given, tmp_path, data, quantised, save_children=1, mutable_parameters=[mutable])
+    before, tensors = weights_hash(trainer.model), copy.deepcopy(trainer.model.state_dict())
     trainer.train()
     assert trainer.report and weights_hash(trainer.model) != before
+    state = trainer.model.state_dict()
+    changed = {name for name, tensor in tensors.items() if is_plain(tensor) and not torch.equal(tensor, state[name])}
+    assert bool(changed) == (mutable == "all")
+    weight = "vit.layers.0.attention.q_proj.weight"
+    assert torch.equal(tensors[weight].qdata, state[weight].qdata)
     assert not is_plain(trainer.model.state_dict()["vit.layers.0.attention.q_proj.weight"])
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert loaded.config.quantization_config is not None
@@ -154,9 +160,10 @@ def test_a_quantised_checkpoint_evolves_and_is_saved_as_one(by_name, quantised, 
     assert weights_hash(child) == SparseDelta.from_pretrained(tmp_path / "children" / "0000").config.child_hash
 
 
-def test_a_quantised_run_goes_on_from_a_checkpoint(quantised, tmp_path):
+@pytest.mark.parametrize("mutable", ["all", "scales"])
+def test_a_quantised_run_goes_on_from_a_checkpoint(mutable, quantised, tmp_path):
     data = make_dataset(40, 1), None
-    kwargs = dict(save_strategy="steps", save_steps=1)
+    kwargs = dict(save_strategy="steps", save_steps=1, mutable_parameters=[mutable])
     whole = make_trainer(quantised, tmp_path / "whole", data, quantised, num_generations=2, **kwargs)
     whole.train()
     make_trainer(quantised, tmp_path / "first", data, quantised, num_generations=1, **kwargs).train()
@@ -164,6 +171,54 @@ def test_a_quantised_run_goes_on_from_a_checkpoint(quantised, tmp_path):
     rest = make_trainer(quantised, tmp_path / "first", data, quantised, num_generations=2, **kwargs)
     rest.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-1"))
     assert weights_hash(rest.model) == weights_hash(whole.model)
+
+
+INT4 = IntxWeightOnlyConfig(weight_dtype=torch.int4)
+
+
+@pytest.fixture(scope="module")
+def int4():
+    model = tiny_model("vit")
+    quantize_(model.vit, INT4)
+    return model
+
+
+def test_scales_are_a_group_of_their_own(int4):
+    scales, plain = parameter_space(int4, ["scales"]), parameter_space(int4, ["all"])
+    linear = [name for name, module in int4.vit.named_modules() if isinstance(module, nn.Linear)]
+    assert sorted(scales.names) == sorted(f"vit.{name}.weight.scale" for name in linear)
+    assert not set(scales.names) & set(plain.names)
+    assert "vit.encoder.layer.0.attention.attention.query.weight.scale" in scales.keys
+    some = parameter_space(int4, ["*.layers.1.*"], ["*.q_proj.weight.scale"]).names
+    assert "vit.layers.1.attention.k_proj.weight.scale" in some and not any("q_proj.weight" in name for name in some)
+    with pytest.raises(SMDError, match="'scales' matches no parameter"):
+        parameter_space(tiny_model("vit"), ["scales"])
+
+
+@pytest.mark.parametrize("runtime", ["eager", "openvino", "compiled"])
+def test_children_change_scales_in_each_runtime(runtime, int4):
+    name = "vit.layers.1.attention.v_proj.weight.scale"
+    scale, inputs = named_tensors(int4)[name], {"pixel_values": tiny_pixels(6)}
+    changes = [(name, (torch.tensor([0, 2]), 2 * scale.flatten()[[0, 2]]))]
+    with torch.inference_mode():
+        before = int4(**inputs).logits
+        with applied(named_tensors(int4), changes):
+            expected = int4(**inputs).logits
+        found = RuntimeChoice(int4, runtime).runtime(runtime)
+        found.begin()
+        parent = found.record(inputs, [[name]]).clone()
+        with found.child(changes, [name]) as forward:
+            assert found.suffix_share([name]) < 1
+            child = forward(inputs).clone()
+        with found.child(changes) as forward:
+            assert torch.equal(forward(dict(inputs)), child)
+        assert torch.equal(found.forward(inputs), parent)
+        # A lasting change is seen as well.
+        undo = commit(named_tensors(int4), changes)
+        assert torch.equal(found.forward(inputs), child)
+        commit(named_tensors(int4), undo)
+    assert torch.equal(int4(**inputs).logits, before) and (expected - before).abs().max() > 0.1
+    assert torch.allclose(child, expected, atol=1e-3) and torch.allclose(parent, before, atol=1e-3)
 
 
 def test_what_could_not_be_saved_is_refused_before_anything_is_scored(packed, quantised, tmp_path):

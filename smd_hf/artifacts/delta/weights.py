@@ -4,6 +4,7 @@ Applies deltas to a model's weights, restores the weights, and finds the smalles
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ...errors import SMDError
 from ...models.checkpoints import checkpoint_names
-from ...models.quantized import stored_parts
+from ...models.quantized import scales_of, stored_parts
 from ...remote_code.members_smd_ensemble import exchange, forget_derived
 from ...scoring.changes import Change
 from .config import shown
@@ -61,18 +62,33 @@ class AppliedDelta:
 
 
 def checkpoint_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by checkpoint name. A tensor with several names is listed under the first."""
+    """
+    Parameters and persistent buffers by checkpoint name, and scales of quantised ones. A tensor with several names is listed
+    under the first.
+    """
     names = checkpoint_names(model)
     distinct = {id(tensor): (name, tensor) for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
-    return {names.get(name, name): tensor.detach() for name, tensor in reversed(distinct.values())}
+    tensors = {}
+    for name, tensor in reversed(distinct.values()):
+        tensors[names.get(name, name)] = tensor.detach()
+        tensors.update((names[scale], inner) for scale, inner in scales_of(name, tensor))
+    return tensors
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors of one shape and dtype (possibly quantised) hold the same bytes: 0.0 is not -0.0."""
-    parts, others = (dict(stored_parts("", tensor)) for tensor in (first, second))
+    """
+    Whether two tensors of one shape and dtype hold the same bytes: 0.0 is not -0.0. Of a quantised one, the scales are compared for
+    themselves.
+    """
+    parts, others = (_without_scales(tensor) for tensor in (first, second))
     if parts.keys() != others.keys():
         return False
     return all(_same_part(part, others[name]) for name, part in parts.items())
+
+
+def _without_scales(tensor: torch.Tensor) -> dict[str, Any]:
+    scales = dict(scales_of("", tensor))
+    return {name: part for name, part in stored_parts("", tensor) if name not in scales}
 
 
 def _same_part(part: torch.Tensor | str, other: torch.Tensor | str) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import SMDError
+from ...models.quantized import named_tensors
 from ...remote_code.members_smd_ensemble import forget_derived, keepers, logits_of
 from ..changes import Change, applied
 from ..prefix_replay import PrefixReplay
@@ -33,7 +34,7 @@ class Eager:
         call: Callable | None = None,
         read: Callable[[Any], torch.Tensor] = logits_of,
     ):
-        self.parameters = dict(model.named_parameters())
+        self.parameters = named_tensors(model)
         self._call = model if call is None else call
         self._read = read
         self._replay = PrefixReplay(model) if prefix_replay and call is None else None

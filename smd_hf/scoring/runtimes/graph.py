@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
+from ...models.quantized import named_tensors
 from ...remote_code.members_smd_ensemble import forget_derived, keepers, logits_of
 
 Read = Callable[[Any], torch.Tensor]
@@ -67,7 +68,10 @@ class Exported:
                 raise CannotExport(f"a pass draws random numbers ({node.target})")
         [output] = (node for node in self.graph.nodes if node.op == "output")
         [[self.logits]] = output.args
-        own = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
+        mine = named_tensors(model)
+        own = {id(tensor): name for name, tensor in [*model.named_buffers(), *mine.items()]}
+        # To export it, PyTorch takes a quantised weight apart, and makes other parameters of the same memory.
+        scales = {tensor.data_ptr(): tensor for tensor in mine.values() if not isinstance(tensor, nn.Parameter)}
         self.tensors: dict[str, torch.Tensor] = {}
         self.names: dict[str, str] = {}
         self.inputs: dict[str, str] = {}
@@ -79,6 +83,8 @@ class Exported:
                 tensor = {**program.constants, **program.state_dict}[str(spec.target)]
                 if not isinstance(tensor, torch.Tensor):
                     raise CannotExport(f"it holds a {type(tensor).__name__}")
+                if id(tensor) not in own and _is_whole(tensor):
+                    tensor = scales.get(tensor.data_ptr(), tensor)
                 self.tensors[name] = tensor
                 if id(tensor) in own:
                     self.names[name] = own[id(tensor)]
@@ -143,6 +149,11 @@ class _Read(nn.Module):
 
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         return self.read(self.model(**inputs))
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether its memory is its own, so that where it begins says which tensor it is."""
+    return type(tensor.data) is torch.Tensor and tensor.is_floating_point() and bool(tensor.storage_offset() == 0)
 
 
 def _exported(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import fx, nn
 
+from ...models.quantized import named_tensors
 from .graph import Exported
 from .segments import Cut, Segment
 
@@ -69,7 +70,7 @@ class Plan:
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model still has the tensors that were exported, and no constant has been changed."""
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        tensors = named_tensors(model) | dict(model.named_buffers())
         same = all(tensors.get(name) is self.exported.tensors[place] for place, name in self.exported.names.items())
         return same and self._constants == self._versions(of_mutable=False)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
+from ...models.quantized import named_tensors
 from ...remote_code.members_smd_ensemble import logits_of
 from ..changes import Change
 from .graph import Exported, Read
@@ -69,14 +70,14 @@ class SegmentedRuntime:
         self.segments = segments
         self._compile = compile
         self._read = read
-        self._parameters = dict(model.named_parameters())
+        self._parameters = named_tensors(model)
         self._mutable = frozenset(self._parameters if mutable is None else mutable)
         self._plans: dict[tuple, Plan] = {}
         self._recording: Recording | None = None
 
     def begin(self) -> None:
         self.clear()
-        self._parameters = dict(self.model.named_parameters())
+        self._parameters = named_tensors(self.model)
         self._plans = {key: plan for key, plan in self._plans.items() if plan.fits(self.model)}
         for plan in self._plans.values():
             plan.refresh()

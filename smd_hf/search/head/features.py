@@ -46,11 +46,8 @@ def features_of(
     """
     num_labels, num_features = head.layer.weight.flatten(1).shape
     # Labels of other tasks come with the batches.
-    if (
-        evaluator.reading.keeps_labels
-        and evaluator.runtime.name != "eager"
-        and num_features <= MAX_SLICES * num_labels
-    ):
+    compiled = evaluator.runtime.name != "eager" and num_features <= MAX_SLICES * num_labels
+    if evaluator.reading.keeps_labels and (compiled or not head.is_called):
         return _as_logits(evaluator, head, batches, shown)
     most = max(1, MAX_NUMBERS // (batches.num_images * num_features))
 
