@@ -315,6 +315,58 @@ def worker_environment(threads: int) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
+def worker_command(script: str, options: dict[str, Any]) -> list[str]:
+    parts = (part for name, value in options.items() for part in (f"--{name}", str(value)))
+    return [sys.executable, script, *parts]
+
+
+class Worker:
+    """
+    A process of its own that does the same work whenever it is asked to, for an arm that must not share memory settings with
+    others. The script calls [`serve`].
+
+    Attributes:
+        first (`Any`): what the first piece of work gave, from JSON.
+    """
+
+    def __init__(self, script: str, options: dict[str, Any], threads: int):
+        self._process = subprocess.Popen(
+            worker_command(script, options),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=worker_environment(threads),
+        )
+        self.first = json.loads(self._answer())
+
+    def __call__(self, number: int) -> None:
+        assert self._process.stdin is not None
+        print(number, file=self._process.stdin, flush=True)
+        self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        while not (line := self._process.stdout.readline()).startswith(ANSWER):
+            if not line:
+                raise RuntimeError(f"A worker ended with status {self._process.wait()}.")
+        return line.removeprefix(ANSWER)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+ANSWER = "answer: "
+"""Begins a worker's lines that are not those of some library."""
+
+
+def serve(work: Callable[[], Any]) -> None:
+    """In a [`Worker`]'s process: works once and says what it gave, then again for every line that comes, until none comes."""
+    print(f"{ANSWER}{json.dumps(work())}", flush=True)
+    for _ in sys.stdin:
+        work()
+        print(ANSWER, flush=True)
+
+
 def run_worker(script: str, options: dict[str, Any], threads: int) -> Any:
     """
     What a process of its own that runs the script with these options prints last, from JSON.
@@ -322,11 +374,7 @@ def run_worker(script: str, options: dict[str, Any], threads: int) -> Any:
     Without the threshold, glibc keeps freed blocks of up to 32 MB, and the peak of the same work differs by 20 % from run
     to run.
     """
-    command = [
-        sys.executable,
-        script,
-        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
-    ]
+    command = worker_command(script, options)
     environment = worker_environment(threads) | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, text=True).stdout
     return json.loads(output.splitlines()[-1])

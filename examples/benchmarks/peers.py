@@ -5,7 +5,8 @@ Two populations: `random` children, of which each needs full passes, so that no 
 whose prefixes the engine replays. Everyone makes its children within the measured time, from the same noise: ours in place, the
 peers as the matrix of children times parameters that they take. Peers that are not installed, or that do not take the model,
 are reported with their `error`. To have them all: `pip install evotorch evox`. Ours is scored in `--runtime`; with `--precision bf16`
-also in bfloat16, and peers both in float32 and under autocast.
+also in bfloat16, and peers both in float32 and under autocast. Each has a process of its own: smd_hf has glibc keep freed memory, which peers
+do not.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import torch
 from common import (
     Clock,
     Task,
+    Worker,
     hardware,
     logger_line,
     make_parser,
@@ -33,6 +35,7 @@ from common import (
     report,
     run_worker,
     same_parent,
+    serve,
     settle,
     summary,
     variants,
@@ -71,16 +74,14 @@ class Population:
     Args:
         task (`Task`): the model and the images.
         kind (`str`), children (`int`): the decomposition, and how many.
-        runtime, precision (`str`): in which ours are scored.
+        runtime, precision (`str`): in which ours are scored. Nothing of smd_hf's engine exists before.
     """
 
     def __init__(self, task: Task, kind: str, children: int, runtime: str, precision: str):
         self.task, self.size = task, children
         self.mutation: Mutation = task.mutation(kind, children, DENSITY if kind == "random" else None)
         self.batches = task.batches()
-        # As long a run as `auto` needs to look for a faster runtime.
-        choice = RuntimeChoice(task.model, runtime, precision, batch_size=task.batch_size, images=10**9)
-        self.evaluator = task.evaluator(choice=choice)
+        self.runtime, self.precision = runtime, precision
 
     def matrix(self) -> torch.Tensor:
         """All children, of shape `(children, parameters)`, in the order of the model's parameters."""
@@ -94,8 +95,9 @@ class Population:
     @cached_property
     def images(self) -> TensorDataset:
         """Pixel values and labels, on the device."""
-        pixel_values = torch.cat([self.evaluator.inputs(batch)["pixel_values"] for batch in self.batches])
-        return TensorDataset(pixel_values, torch.from_numpy(self.batches.labels).to(self.task.device))
+        device = torch.device(self.task.device)
+        pixel_values = torch.cat([batch.inputs(device, torch.float32)["pixel_values"] for batch in self.batches])
+        return TensorDataset(pixel_values, torch.from_numpy(self.batches.labels).to(device))
 
     @cached_property
     def loader(self) -> DataLoader:
@@ -107,9 +109,15 @@ Scores = Callable[[], list[float]]
 
 
 def ours(population: Population, network: nn.Module) -> Scores:
+    task = population.task
+    # As long a run as `auto` needs to look for a faster runtime.
+    options = {"batch_size": task.batch_size, "images": 10**9}
+    choice = RuntimeChoice(task.model, population.runtime, population.precision, **options)
+    evaluator = task.evaluator(choice=choice)
+
     def scores() -> list[float]:
         children = variants(population.mutation, 0)
-        return [score.nll for score in population.evaluator.score(children, population.batches, coarse=True)]
+        return [score.nll for score in evaluator.score(children, population.batches, coarse=True)]
 
     return scores
 
@@ -210,21 +218,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "--precision", default="fp32", choices=["fp32", "bf16"], help="Of ours; peers are tried in both."
     )
     parser.add_argument("--worker", choices=[*WAYS, *PEERS_IN_BF16], help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     settle(args, QUICK, parser)
     if args.images % args.batch_size:
         parser.error("--images must be a multiple of --batch-size: EvoTorch takes the mean of its minibatches' means.")
     warnings.simplefilter("ignore")
     if args.worker is not None:
-        return memory_of(args)
+        return memory_of(args) if args.memory else answer(args)
     started = hardware(args)
     models = {}
-    with tempfile.TemporaryDirectory() as folder:
-        jpegs = write_jpegs(Path(folder), args.images)
-        for name in args.models:
-            logger_line(f"peers: {name}")
-            task = Task.make(name, jpegs, args.device, args.batch_size)
-            models[name] = {kind: compared(args, name, kind, task) for kind in args.populations}
+    for name in args.models:
+        models[name] = {}
+        for kind in args.populations:
+            logger_line(f"peers: {name}, {kind}")
+            models[name][kind] = compared(args, name, kind)
     peers = {}
     for peer in ways(args):
         if peer != "ours":
@@ -261,35 +269,33 @@ def peer_versions() -> dict[str, str | None]:
     return found
 
 
-def compared(args: argparse.Namespace, name: str, kind: str, task: Task) -> dict[str, Any]:
+def compared(args: argparse.Namespace, name: str, kind: str) -> dict[str, Any]:
     """Time and memory of each peer over ours for one model; nothing but the error of one that cannot do it."""
-    population, clock = Population(task, kind, args.children, args.runtime, args.precision), Clock(args)
-    arms, errors = {}, {}
-    with same_parent(task.model):
-        ours_nll = None
-        for way, make in ways(args).items():
-            try:
-                scores = make(population, Logits(copy.deepcopy(task.model)))
-                nll = scores()
-            except Exception as error:  # whatever a library raises for a model that it does not take
-                errors[way] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-                continue
-            ours_nll = nll if way == "ours" else ours_nll
-            difference = float(np.max(np.abs(np.subtract(nll, ours_nll))))
-            if difference <= TOLERANCE[args.precision]:
-                arms[way] = lambda number, scores=scores: scores()
-            else:
+    workers: dict[str, Worker] = {}
+    errors = {}
+    try:
+        for way in ways(args):
+            workers[way] = worker = Worker(__file__, options(args, name, kind, way), args.threads)
+            difference = float(np.max(np.abs(np.subtract(worker.first["nll"], workers["ours"].first["nll"]))))
+            if worker.first["error"]:
+                errors[way] = worker.first["error"]
+            elif difference > TOLERANCE[args.precision]:
                 errors[way] = f"its scores differ from ours by up to {difference:.3g} nats"
         if "ours" in errors:
             raise RuntimeError(errors["ours"])
-        seconds = clock.interleaved(arms, args.repeats)
+        seconds = Clock(args).interleaved(
+            {way: each for way, each in workers.items() if way not in errors}, args.repeats
+        )
+    finally:
+        for worker in workers.values():
+            worker.close()
     own_memory = measured_memory(args, name, kind, "ours")
     rows: dict[str, Any] = {"ours": {"seconds": summary(seconds["ours"]), "memory": own_memory}}
     for way in ways(args):
         if way == "ours":
             continue
         rows[way] = {"time_ratio": None, "memory_ratio": None, "error": errors.get(way)}
-        if way in arms:
+        if way not in errors:
             used = measured_memory(args, name, kind, way)
             rows[way] |= {
                 "time_ratio": ratios(seconds[way], seconds["ours"]),
@@ -301,8 +307,13 @@ def compared(args: argparse.Namespace, name: str, kind: str, task: Task) -> dict
 
 
 def measured_memory(args: argparse.Namespace, name: str, kind: str, way: str) -> dict[str, int]:
-    """Of one way, in a process of its own."""
-    options = {
+    """Of one way, in another process."""
+    return run_worker(__file__, options(args, name, kind, way) | {"memory": 1}, args.threads)
+
+
+def options(args: argparse.Namespace, name: str, kind: str, way: str) -> dict[str, Any]:
+    """Arguments of a process for one way."""
+    return {
         "worker": way,
         "models": name,
         "populations": kind,
@@ -314,11 +325,36 @@ def measured_memory(args: argparse.Namespace, name: str, kind: str, way: str) ->
         "runtime": args.runtime,
         "precision": args.precision,
     }
-    return run_worker(__file__, options, args.threads)
+
+
+def answer(args: argparse.Namespace) -> dict[str, Any]:
+    """In the process of one way: scores whenever it is asked to. Its first answer has the NLL, or the error."""
+    with tempfile.TemporaryDirectory() as folder:
+        jpegs = write_jpegs(Path(folder), args.images)
+        task = Task.make(args.models[0], jpegs, args.device, args.batch_size)
+        population = Population(task, args.populations[0], args.children, args.runtime, args.precision)
+        wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+        scores: list[Scores] = []
+
+        def work() -> dict[str, Any]:
+            try:
+                if not scores:
+                    network = task.model if args.worker == "ours" else copy.deepcopy(task.model)
+                    scores.append(ways(args)[args.worker](population, Logits(network)))
+                nll = scores[0]()
+                wait()
+            except Exception as error:  # whatever a library raises for a model that it does not take
+                lines = str(error).strip().splitlines() or [""]
+                return {"nll": [0.0] * args.children, "error": f"{type(error).__name__}: {lines[0]}"}
+            return {"nll": nll, "error": None}
+
+        with same_parent(task.model):
+            serve(work)
+    return {}
 
 
 def memory_of(args: argparse.Namespace) -> dict[str, int]:
-    """In the process of its own: the libraries are loaded before it counts."""
+    """In a process of its own: the libraries are loaded before it counts."""
     if (peer := args.worker.removesuffix(" in bf16")) in LIBRARIES:
         import_module(LIBRARIES[peer])
     with tempfile.TemporaryDirectory() as folder:

@@ -2,12 +2,14 @@
 What each runtime makes of the machine: children against the limit, which is the parent with constant weights in the same runtime.
 
 `child_over_limit` is the children's speed over the limit's, `child_over_eager` over that of eager PyTorch's parent. Children change
-all weights (`partition`) or norms and head alone; they are made, put in and scored within the measured time.
+all weights (`partition`) or norms and head alone; they are made, put in and scored within the measured time. `child_over_pytorch`
+is over PyTorch as it comes, in a process of its own: smd_hf has glibc keep freed memory, which makes eager PyTorch faster, too.
 `blocks_cost` is what a generation of `blocks` children that start in the middle costs, over as many full passes of the same runtime.
 """
 
 import argparse
 import tempfile
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from common import (
     PARENT,
     Clock,
     Task,
+    Worker,
     hardware,
     logger_line,
     make_parser,
     ratios,
     report,
     same_parent,
+    serve,
     settle,
     summary,
     variants,
@@ -48,11 +52,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = make_parser(__doc__, models, children=32, images=128, batch_size=32)
     parser.add_argument("--runtimes", nargs="+", default=["openvino"], choices=["compiled", "openvino"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--no-blocks", action="store_true", help="Leave out the children that start in the middle.")
     args = parser.parse_args(argv)
     settle(args, QUICK, parser)
+    if args.worker:
+        return plain_pytorch(args)
     started = hardware(args)
-    results: dict[str, Any] = {"child_over_limit": {}, "child_over_eager": {}, "blocks_cost": {}, "models": {}}
+    over = ("child_over_limit", "child_over_eager", "child_over_pytorch")
+    results: dict[str, Any] = {**{each: {} for each in over}, "blocks_cost": {}, "models": {}}
     with tempfile.TemporaryDirectory() as folder:
         jpegs = write_jpegs(Path(folder), args.images)
         for name in args.models:
@@ -64,15 +72,31 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                         logger_line(f"runtimes: {key} left out: this CPU does not compute in bf16")
                         continue
                     logger_line(f"runtimes: {key}")
-                    found = measured(args, task, runtime, precision)
+                    found = measured(args, name, task, runtime, precision)
                     results["models"][key] = found
-                    for part in ("child_over_limit", "child_over_eager"):
+                    for part in over:
                         results[part][key] = {which: each["median"] for which, each in found[part].items()}
                     results["blocks_cost"][key] = {
                         which: each["median"] for which, each in found.get("blocks_cost", {}).items()
                     }
     results["versions"] = [identity(runtime) for runtime in args.runtimes]
     return report("runtimes", args, started, results)
+
+
+def plain_pytorch(args: argparse.Namespace) -> dict[str, Any]:
+    """In a process of its own: passes of the parent in eager PyTorch, and nothing of smd_hf's engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task.make(args.models[0], write_jpegs(Path(folder), args.images), args.device, args.batch_size)
+        device = torch.device(args.device)
+        loaded = [batch.inputs(device, torch.float32) for batch in task.batches()]
+
+        @torch.inference_mode()
+        def work() -> None:
+            for inputs in loaded:
+                task.model(**inputs).logits.cpu()
+
+        serve(work)
+    return {}
 
 
 def make_runtime(task: Task, runtime: str, precision: str, mutable: list[str] | None, segments: int) -> Runtime:
@@ -98,7 +122,7 @@ def norms_and_head(model: nn.Module) -> list[str]:
     return [name for name, tensor in model.named_parameters() if tensor.ndim == 1 or name == f"{last}.weight"]
 
 
-def measured(args: argparse.Namespace, task: Task, runtime: str, precision: str) -> dict[str, Any]:
+def measured(args: argparse.Namespace, name: str, task: Task, runtime: str, precision: str) -> dict[str, Any]:
     clock, batches = Clock(args), task.batches()
     head = norms_and_head(task.model)
     eager = task.evaluator(prefix_replay=False)
@@ -121,13 +145,22 @@ def measured(args: argparse.Namespace, task: Task, runtime: str, precision: str)
 
         return score
 
-    arms = {
+    arms: dict[str, Any] = {
         "eager": lambda number: eager.score([PARENT], batches),
         "limit": lambda number: limit.score([PARENT], batches),
         "all weights": child(whole, partition),
         "norms and head": child(few, of_head),
     }
-    with same_parent(task.model):
+    options = {
+        "worker": 1,
+        "models": name,
+        "device": args.device,
+        "threads": args.threads,
+        "images": args.images,
+        "batch-size": args.batch_size,
+    }
+    arms["pytorch"] = Worker(__file__, options, args.threads)
+    with same_parent(task.model), closing(arms["pytorch"]):
         for arm in arms.values():
             arm(0)
         seconds = clock.interleaved(arms, args.repeats)
@@ -138,8 +171,12 @@ def measured(args: argparse.Namespace, task: Task, runtime: str, precision: str)
             "child_over_limit": {
                 which: ratios(seconds["limit"], seconds[which]) for which in ("all weights", "norms and head")
             },
-            "child_over_eager": {
-                which: ratios(seconds["eager"], seconds[which]) for which in ("limit", "all weights", "norms and head")
+            **{
+                f"child_over_{parent}": {
+                    which: ratios(seconds[parent], seconds[which])
+                    for which in ("limit", "all weights", "norms and head")
+                }
+                for parent in ("eager", "pytorch")
             },
         }
         if not args.no_blocks:

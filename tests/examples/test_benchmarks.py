@@ -63,7 +63,7 @@ def test_runtimes(benchmark, tmp_path):
     small = ["--children", "4", "--images", "4", "--batch-size", "2", "--precisions", "fp32"]
     document = run(benchmark("runtimes"), tmp_path, *small)
     model = document["models"]["test_vit openvino fp32"]
-    for key in ("child_over_limit", "child_over_eager", "blocks_cost"):
+    for key in ("child_over_limit", "child_over_eager", "child_over_pytorch", "blocks_cost"):
         assert all(value > 0 for value in document[key]["test_vit openvino fp32"].values())
     assert_in_table(benchmark, tmp_path, model["child_over_limit"]["all weights"], model["blocks_cost"]["by cost"])
 
