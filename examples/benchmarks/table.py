@@ -58,7 +58,9 @@ def number(value: dict[str, Any] | float | None) -> str:
 
 def runtimes(document: dict[str, Any]) -> list[list[str]]:
     over = ("over the limit, all weights", "norms and head", "over eager, limit", "all weights", "norms and head")
-    rows = [["model, runtime, precision", *over, "over PyTorch as it comes, all weights", "blocks, uniform", "by cost"]]
+    rows = [
+        ["model, runtime, precision", *over, "over PyTorch as it comes, all weights", "blocks, uniform", "by cost"]
+    ]
     for name, model in document["models"].items():
         limit, eager, blocks = model["child_over_limit"], model["child_over_eager"], model.get("blocks_cost", {})
         cells = [limit["all weights"], limit["norms and head"], *(eager[which] for which in ("limit", "all weights"))]

@@ -45,11 +45,11 @@ RIVALS: dict[str, dict[str, Any]] = {
         "step": sgd, "parameters": NORMS_AND_HEAD, "rates": (0.001, 0.003, 0.01), "fitted": True,
     },
     "evolution_strategies": {
-        "step": evolution_strategies, "parameters": NORMS_AND_HEAD, "rates": (0.003, 0.01, 0.03), "fitted": True,
+        "step": evolution_strategies, "parameters": NORMS_AND_HEAD, "rates": (0.003, 0.01), "fitted": True,
         "forward_only": True,
     },
     "spsa": {
-        "step": spsa, "parameters": NORMS_AND_HEAD, "rates": (0.0003, 0.001, 0.003), "fitted": True, "forward_only": True,
+        "step": spsa, "parameters": NORMS_AND_HEAD, "rates": (0.0001, 0.0003), "fitted": True, "forward_only": True,
     },
     "exact_jacobian": {"generations": 3, "products": 8},
 }  # fmt: skip
