@@ -27,19 +27,25 @@ def is_mutable(parameter: torch.Tensor) -> bool:
 
 def scales_of(name: str, parameter: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """
-    The scales inside a quantised parameter: what of it holds floating-point numbers of at least 16 bits.
+    The scales inside a quantised parameter: beside integers or numbers of 8 bits, what holds floating-point numbers of at least 16.
 
     Yields:
         `tuple[str, torch.Tensor]`: the name, such as `"fc.weight.scale"`, and the tensor itself: what is written into it is
         what the model runs with next.
     """
-    if is_traceable_wrapper_subclass(parameter):
-        for part in parameter.__tensor_flatten__()[0]:
-            inner = getattr(parameter, part)
-            if is_traceable_wrapper_subclass(inner):
-                yield from scales_of(f"{name}.{part}", inner)
-            elif is_mutable(inner) and inner.element_size() > 1:
-                yield f"{name}.{part}", inner
+    parts = list(_plain_parts(name, parameter)) if is_traceable_wrapper_subclass(parameter) else []
+    scales = [(part, tensor) for part, tensor in parts if is_mutable(tensor) and tensor.element_size() > 1]
+    if len(scales) < len(parts):  # else it is wrapped for another reason
+        yield from scales
+
+
+def _plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that a subclass is made of: themselves, not copies."""
+    if is_traceable_wrapper_subclass(tensor):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from _plain_parts(f"{name}.{part}", getattr(tensor, part))
+    else:
+        yield name, tensor
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -57,7 +57,7 @@ def test_a_tensor_subclass_is_left_alone_and_hashed_by_its_contents(subclassed):
     linear = {f"vit.{name}.weight" for name, module in plain.vit.named_modules() if isinstance(module, nn.Linear)}
     assert set(parameter_space(subclassed).names) == set(parameter_space(plain).names) - linear
     assert not is_mutable(subclassed.get_parameter(min(linear))) and is_mutable(plain.get_parameter(min(linear)))
-    assert checkpoint_names(subclassed).items() >= checkpoint_names(plain).items()
+    assert checkpoint_names(subclassed) == checkpoint_names(plain)  # wrapped, but nothing in it is quantised
     before = weights_hash(subclassed)
     assert before == weights_hash(copy.deepcopy(subclassed)) != weights_hash(plain)
     with torch.no_grad():
