@@ -24,8 +24,7 @@ from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.search.evolution import Evolution
 from smd_hf.search.fitness import Fitness
 from smd_hf.search.gauss_newton import GaussNewton
-from smd_hf.search.head.alone import head_baselines
-from smd_hf.search.head.baselines import HEAD, best_of
+from smd_hf.search.head.alone import fit_head
 from smd_hf.search.losses import cross_entropy
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
@@ -54,13 +53,8 @@ def main(script_args: argparse.Namespace) -> dict[str, float]:
     evaluator = Evaluator(int8, cpu, prefix_replay=False)
     logits["int8"] = evaluator.logits(test_images)
 
-    def fit_head(whole: bool) -> None:
-        found = head_baselines(evaluator, head, *parts)
-        best = best_of([each for each in found if whole or not each.name.startswith(HEAD)]).head
-        head.write(best.weight, best.bias)
-
     head = OpenVINOHead(int8)
-    fit_head(whole=False)
+    fit_head(evaluator, head, *parts, whole=False)  # the classes at hand; what children then learn is worth more
     space = parameter_space(int8, frozen_parameters=head.parameter_names)
     decomposition = make_decomposition("blocks", space, script_args.population_size)
     mutation = Mutation(int8, decomposition, script_args.seed)
@@ -68,7 +62,7 @@ def main(script_args: argparse.Namespace) -> dict[str, float]:
     evolution = Evolution(int8, mutation, evaluator, Fitness("nll"), recombination, *parts)
     for generation in range(script_args.num_generations):
         evolution.step(generation, sigma=script_args.sigma)
-    fit_head(whole=True)
+    fit_head(evaluator, head, *parts)
     int8.save(folder / "int8.xml")
     served = OpenVINOClassifier(folder / "int8.xml")  # what was saved, as OpenVINO loads it
     logits["int8, evolved"] = Evaluator(served, cpu, prefix_replay=False).logits(test_images)

@@ -26,8 +26,7 @@ from smd_hf.models.linear_head import HeadInputs
 from smd_hf.models.load import load_image_processor, load_model
 from smd_hf.scoring.evaluator import Evaluator
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
-from smd_hf.search.head.alone import head_baselines
-from smd_hf.search.head.baselines import HEAD, best_of
+from smd_hf.search.head.alone import fit_head
 
 SELECTION_FRACTION = 0.1
 SAMPLES = read_recipe("adapt")["fitness_samples_per_generation"]
@@ -110,9 +109,7 @@ class Rivals:
         """Puts the best head into the model, as a run of many images has it: with `whole`, not only prior and temperature."""
         evaluator, batches = Evaluator(model, self.device, prefix_replay=False), self.batches(self.train, self.learn)
         head = HeadInputs(model, evaluator.inputs(batches.first_batch()))
-        found = head_baselines(evaluator, head, batches, self.choose)
-        best = best_of([each for each in found if whole or not each.name.startswith(HEAD)]).head
-        head.write(best.weight, best.bias)
+        fit_head(evaluator, head, batches, self.choose, whole)
 
     def selection_loss(self, model: nn.Module) -> float:
         return float(nll(self.logits(model, self.choose), self.choose.labels).mean())

@@ -52,8 +52,7 @@ from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.search.evolution import Evolution
 from smd_hf.search.fitness import Fitness
 from smd_hf.search.gauss_newton import GaussNewton
-from smd_hf.search.head.alone import head_baselines
-from smd_hf.search.head.baselines import HEAD, best_of
+from smd_hf.search.head.alone import fit_head
 from smd_hf.search.losses import cross_entropy
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
@@ -146,16 +145,11 @@ def measured(
     )
     evaluator = Evaluator(model, torch.device("cpu"), prefix_replay=choice is not None, choice=choice)
 
-    def fit_head(whole: bool = True) -> None:
-        found = head_baselines(evaluator, head, learn, choose)
-        best = best_of([each for each in found if whole or not each.name.startswith(HEAD)]).head
-        head.write(best.weight, best.bias)
-
     if method in ("evolved", "scales"):
-        fit_head(whole=False)
+        fit_head(evaluator, head, learn, choose, whole=False)
         evolve(args, evaluator, mutable(model, head, method == "scales"), learn, choose)
     if method != "plain":
-        fit_head()
+        fit_head(evaluator, head, learn, choose)
     tested = batches(test)
     logits = evaluator.logits(tested)
     return {

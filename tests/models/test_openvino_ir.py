@@ -12,7 +12,7 @@ from smd_hf.metrics.statistics import nll
 from smd_hf.models.openvino_ir import OpenVINOClassifier, OpenVINOHead, quantised
 from smd_hf.scoring.changes import applied
 from smd_hf.scoring.evaluator import Evaluator
-from smd_hf.search.head.alone import head_baselines
+from smd_hf.search.head.alone import fit_head
 from smd_hf.search.head.features import features_of
 
 openvino = pytest.importorskip("openvino")
@@ -102,10 +102,15 @@ def test_the_classifier_is_fitted_on_its_features(model):
     assert features.shape == (40, 16) and bias.shape == (5,)
     np.testing.assert_allclose(features @ weight.T + bias, before, atol=1e-4)
     assert np.array_equal(evaluator.logits(learn), before)
-    found = {each.name: each for each in head_baselines(evaluator, head, learn, choose)}
-    head.write(found["class prior"].head.weight, found["class prior"].head.bias)
-    np.testing.assert_allclose(evaluator.logits(learn), found["class prior"].head.logits(features), atol=1e-4)
-    assert nll(evaluator.logits(learn), labels).mean() < nll(before, labels).mean()
+    unseen = nll(evaluator.logits(choose), choose.labels).mean()
+    for whole in (False, True):
+        best = fit_head(evaluator, head, learn, choose, whole)
+        assert whole or not best.name.startswith("head")
+        np.testing.assert_allclose(evaluator.logits(learn), best.head.logits(features), atol=1e-4)
+        now = nll(evaluator.logits(choose), choose.labels).mean()
+        assert now <= unseen and np.isclose(now, -best.fitness, atol=1e-4)
+        unseen = now
+    assert not np.array_equal(evaluator.logits(learn), before) and len(labels) == 40
 
 
 def test_a_head_without_rows_of_classes_is_refused():

@@ -3,23 +3,30 @@
 from ...data.batches import ImageBatches
 from ...models.linear_head import HeadInputs
 from ...scoring.evaluator import Evaluator
-from ..losses import Loss, cross_entropy
-from .baselines import Baseline, baselines, measured_on
+from ..losses import cross_entropy
+from .baselines import HEAD, Baseline, baselines, best_of, measured_on
 from .features import features_of
 from .fit import HeadFits
 from .linear import LinearHead
 
 
-def head_baselines(
-    evaluator: Evaluator, head: HeadInputs, learn: ImageBatches, choose: ImageBatches, loss: Loss | None = None
-) -> list[Baseline]:
+def fit_head(
+    evaluator: Evaluator, head: HeadInputs, learn: ImageBatches, choose: ImageBatches, whole: bool = True
+) -> Baseline:
     """
-    What one pass over the features gives: see [`baselines`]. `head.write(best.head.weight, best.head.bias)` puts one into the model.
+    Fits the head on features of one pass, by cross-entropy, and puts the best into the model: see [`baselines`].
 
     Args:
-        learn, choose ([`ImageBatches`]): images that heads are fitted on, and others that measure them by their NLL.
-        loss ([`Loss`], *optional*, defaults to cross-entropy): what the fits lower.
+        learn, choose ([`ImageBatches`]): images that heads are fitted on, and others that choose among them by the NLL.
+        whole (`bool`, *optional*, defaults to `True`): also fits the whole head. Else class prior and temperature alone, as before
+            generations that score on the same images.
+
+    Returns:
+        [`Baseline`]: the best one, which may be the head as it was.
     """
     known, unseen = (features_of(evaluator, head, batches) for batches in (learn, choose))
-    fits = HeadFits(LinearHead(*head.numbers()), *known, loss or cross_entropy())
-    return baselines(fits, measured_on(unseen, evaluator.reading, lambda score, _: -score.nll))
+    fits = HeadFits(LinearHead(*head.numbers()), *known, cross_entropy())
+    found = baselines(fits, measured_on(unseen, evaluator.reading, lambda score, _: -score.nll))
+    best = best_of([each for each in found if whole or not each.name.startswith(HEAD)])
+    head.write(best.head.weight, best.head.bias)
+    return best
