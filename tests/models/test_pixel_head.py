@@ -34,8 +34,8 @@ def evaluator_and_batches(model, rows=5):
     return Evaluator(model, torch.device("cpu"), reading=task), batches
 
 
-# The others are like one of these: a convolution alone, resized, and resized with aligned corners.
-FAST = ("segformer", "upernet", "dpt")
+# The others are like one of these: a convolution alone, resized, and resized with aligned corners; a linear layer over the last dimension.
+FAST = ("segformer", "upernet", "dpt", "tipsv2_dpt")
 
 
 @pytest.mark.parametrize(
