@@ -1,9 +1,9 @@
 """
 Quantise a classifier for OpenVINO, evolve it in the engine that serves it, and save what OpenVINO loads.
 
-NNCF quantises the model to int8 on training images. Then scales and biases evolve; the integers stay. Each child is compiled and
-scored as it would be served. The classifier is fitted exactly: class prior or temperature first, all of it last.
-(`pip install 'smd-hf[int8]'`)
+NNCF quantises the model to int8 on training images. Then biases evolve, into which OpenVINO has folded the norms; the integers stay. Each
+child is compiled and scored as it would be served. The classifier is fitted exactly: class prior or temperature first, all of it
+last. `--mutable_parameters all` evolves the scales of the weights, too. (`pip install 'smd-hf[int8]'`)
 
     python examples/evolve_openvino_int8.py --model timm/tf_efficientnet_lite0.in1k --train_file train.parquet \
         --validation_file test.parquet --output_dir evolved_int8
@@ -55,7 +55,7 @@ def main(script_args: argparse.Namespace) -> dict[str, float]:
 
     head = OpenVINOHead(int8)
     fit_head(evaluator, head, *parts, whole=False)  # the classes at hand; what children then learn is worth more
-    space = parameter_space(int8, frozen_parameters=head.parameter_names)
+    space = parameter_space(int8, script_args.mutable_parameters, head.parameter_names)
     decomposition = make_decomposition("blocks", space, script_args.population_size)
     mutation = Mutation(int8, decomposition, script_args.seed)
     recombination = GaussNewton(top_k=1, loss=cross_entropy())
@@ -76,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     for name in ("model", "train_file", "validation_file", "output_dir"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--mutable_parameters", nargs="+", default=["biases"])
     images = {"calibration_images": 128, "train_images": 800, "test_images": 2000}
     for name, default in {**images, "population_size": 48, "num_generations": 2, "sigma": 0.05, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
