@@ -315,6 +315,17 @@ def worker_environment(threads: int) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
+def worker_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Arguments of a process that works on one model."""
+    return {
+        "models": name,
+        "device": args.device,
+        "threads": args.threads,
+        "images": args.images,
+        "batch-size": args.batch_size,
+    }
+
+
 def worker_command(script: str, options: dict[str, Any]) -> list[str]:
     parts = (part for name, value in options.items() for part in (f"--{name}", str(value)))
     return [sys.executable, script, *parts]

@@ -14,7 +14,7 @@ import copy
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +39,7 @@ from common import (
     settle,
     summary,
     variants,
+    worker_options,
     write_jpegs,
 )
 from torch import nn
@@ -313,42 +314,40 @@ def measured_memory(args: argparse.Namespace, name: str, kind: str, way: str) ->
 
 def options(args: argparse.Namespace, name: str, kind: str, way: str) -> dict[str, Any]:
     """Arguments of a process for one way."""
-    return {
+    return worker_options(args, name) | {
         "worker": way,
-        "models": name,
         "populations": kind,
-        "device": args.device,
-        "threads": args.threads,
         "children": args.children,
-        "images": args.images,
-        "batch-size": args.batch_size,
         "runtime": args.runtime,
         "precision": args.precision,
     }
 
 
+def population_of(args: argparse.Namespace, jpegs: Sequence[str]) -> Population:
+    """In the process of one way: what it scores."""
+    task = Task.make(args.models[0], jpegs, args.device, args.batch_size)
+    return Population(task, args.populations[0], args.children, args.runtime, args.precision)
+
+
 def answer(args: argparse.Namespace) -> dict[str, Any]:
     """In the process of one way: scores whenever it is asked to. Its first answer has the NLL, or the error."""
     with tempfile.TemporaryDirectory() as folder:
-        jpegs = write_jpegs(Path(folder), args.images)
-        task = Task.make(args.models[0], jpegs, args.device, args.batch_size)
-        population = Population(task, args.populations[0], args.children, args.runtime, args.precision)
-        wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+        population = population_of(args, write_jpegs(Path(folder), args.images))
+        model = population.task.model
         scores: list[Scores] = []
 
         def work() -> dict[str, Any]:
             try:
                 if not scores:
-                    network = task.model if args.worker == "ours" else copy.deepcopy(task.model)
+                    network = model if args.worker == "ours" else copy.deepcopy(model)
                     scores.append(ways(args)[args.worker](population, Logits(network)))
-                nll = scores[0]()
-                wait()
+                nll = scores[0]()  # numbers of Python: a GPU is done with them
             except Exception as error:  # whatever a library raises for a model that it does not take
                 lines = str(error).strip().splitlines() or [""]
                 return {"nll": [0.0] * args.children, "error": f"{type(error).__name__}: {lines[0]}"}
             return {"nll": nll, "error": None}
 
-        with same_parent(task.model):
+        with same_parent(model):
             serve(work)
     return {}
 
@@ -360,9 +359,8 @@ def memory_of(args: argparse.Namespace) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         jpegs = write_jpegs(Path(folder), args.images)
         with peak_memory(args.device) as used:
-            task = Task.make(args.models[0], jpegs, args.device, args.batch_size)
-            population = Population(task, args.populations[0], args.children, args.runtime, args.precision)
-            ways(args)[args.worker](population, Logits(task.model))()
+            population = population_of(args, jpegs)
+            ways(args)[args.worker](population, Logits(population.task.model))()
     print(json.dumps(used))
     return used
 

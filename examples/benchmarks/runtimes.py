@@ -30,6 +30,7 @@ from common import (
     settle,
     summary,
     variants,
+    worker_options,
     write_jpegs,
 )
 from torch import nn
@@ -151,15 +152,7 @@ def measured(args: argparse.Namespace, name: str, task: Task, runtime: str, prec
         "all weights": child(whole, partition),
         "norms and head": child(few, of_head),
     }
-    options = {
-        "worker": 1,
-        "models": name,
-        "device": args.device,
-        "threads": args.threads,
-        "images": args.images,
-        "batch-size": args.batch_size,
-    }
-    arms["pytorch"] = Worker(__file__, options, args.threads)
+    arms["pytorch"] = Worker(__file__, worker_options(args, name) | {"worker": 1}, args.threads)
     with same_parent(task.model), closing(arms["pytorch"]):
         for arm in arms.values():
             arm(0)

@@ -31,6 +31,7 @@ from common import (
     settle,
     summary,
     variants,
+    worker_options,
     write_jpegs,
 )
 
@@ -158,17 +159,8 @@ def memory(args: argparse.Namespace, name: str) -> dict[str, Any]:
 
 def measured_memory(args: argparse.Namespace, name: str, mode: str, children: int = 0) -> dict[str, int]:
     """In a process of its own, on one batch of images."""
-    options = {
-        "worker": mode,
-        "models": name,
-        "device": args.device,
-        "threads": args.threads,
-        "children": children,
-        "images": args.batch_size,
-        "batch-size": args.batch_size,
-        "density": args.density,
-    }
-    return run_worker(__file__, options, args.threads)
+    options = {"worker": mode, "children": children, "images": args.batch_size, "density": args.density}
+    return run_worker(__file__, worker_options(args, name) | options, args.threads)
 
 
 def memory_of(args: argparse.Namespace) -> dict[str, int]:

@@ -99,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train, test = load_data(args.data, max_train=args.images + args.selection, max_test=args.max_test, seed=args.seed)
     train = train.shuffle(args.seed)
     parent = load_model(args.model, dtype="float32")
+    processor = load_image_processor(args.model, model=parent)
+    batches = partial(image_batches, parent, processor, batch_size=args.batch_size)
+    learn, choose = (batches(train, rows) for rows in (range(args.images), range(args.images, len(train))))
+    images = learn, choose, batches(test)
     numbers = ("images", "selection", "population", "generations", "sigma", "batch_size", "seed")
     about = {name: getattr(args, name) for name in numbers} | {
         "model": public_name(args.model), "weights": weights_hash(parent)[:16], "train": data_key(train), "test": data_key(test),
@@ -110,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with progress(len(cases), "model") as bar:
         for each, method in cases:
             bar.set_postfix_str(f"{each} {METHODS[method]}")
-            measure = partial(measured, args, parent, train, test, each, method)
+            measure = partial(measured, args, parent, processor, images, each, method)
             rows.append(
                 {"format": each, "method": method} | store.get(about | {"format": each, "method": method}, measure)
             )
@@ -127,16 +131,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def measured(
-    args: argparse.Namespace, parent: nn.Module, train: Any, test: Any, format: str, method: str
+    args: argparse.Namespace, parent: Any, processor: Any, images: Sequence[ImageBatches], format: str, method: str
 ) -> dict[str, Any]:
-    """One model of one format, on the test images."""
-    processor = load_image_processor(args.model, model=parent)
-
-    def batches(dataset: Any, indices: Sequence[int] | None = None) -> ImageBatches:
-        return image_batches(parent, processor, dataset, indices, args.batch_size)
-
-    learn = batches(train, range(args.images))
-    choose = batches(train, range(args.images, len(train)))
+    """One model of one format, on the last of the images: others are for the fits and children, and to choose."""
+    learn, choose, tested = images
     model, head = in_format(parent, processor, format, learn, args.batch_size)
     # OpenVINO's own format runs in OpenVINO anyway.
     forwards = args.population * args.generations * args.images
@@ -150,7 +148,6 @@ def measured(
         evolve(args, evaluator, mutable(model, head, method == "scales"), learn, choose)
     if method != "plain":
         fit_head(evaluator, head, learn, choose)
-    tested = batches(test)
     logits = evaluator.logits(tested)
     return {
         "accuracy": accuracy(logits, tested.labels),

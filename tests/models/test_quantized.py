@@ -17,6 +17,7 @@ from smd_hf.models.load import load_image_processor
 from smd_hf.models.quantized import is_mutable, is_plain, named_tensors, stored_parts
 from smd_hf.scoring.changes import applied, commit
 from smd_hf.scoring.evaluator import Evaluator, Variant
+from smd_hf.scoring.runtimes import graph
 from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
@@ -219,6 +220,12 @@ def test_children_change_scales_in_each_runtime(runtime, int4):
         commit(named_tensors(int4), undo)
     assert torch.equal(int4(**inputs).logits, before) and (expected - before).abs().max() > 0.1
     assert torch.allclose(child, expected, atol=1e-3) and torch.allclose(parent, before, atol=1e-3)
+
+
+def test_a_graph_that_has_lost_a_scale_is_refused(int4, monkeypatch):
+    monkeypatch.setattr(graph, "is_mutable", lambda tensor: False)  # as if memory did not tell which tensor it is
+    with pytest.raises(graph.CannotExport, match="does not take vit.layers.0.attention.k_proj.weight.scale"):
+        graph.Exported(int4, {"pixel_values": tiny_pixels(2)})
 
 
 def test_what_could_not_be_saved_is_refused_before_anything_is_scored(packed, quantised, tmp_path):

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
-from ...models.quantized import named_tensors
+from ...models.quantized import is_mutable, named_tensors
 from ...remote_code.members_smd_ensemble import forget_derived, keepers, logits_of
 
 Read = Callable[[Any], torch.Tensor]
@@ -83,13 +83,16 @@ class Exported:
                 tensor = {**program.constants, **program.state_dict}[str(spec.target)]
                 if not isinstance(tensor, torch.Tensor):
                     raise CannotExport(f"it holds a {type(tensor).__name__}")
-                if id(tensor) not in own and _is_whole(tensor):
+                if id(tensor) not in own and is_mutable(tensor):
                     tensor = scales.get(tensor.data_ptr(), tensor)
                 self.tensors[name] = tensor
                 if id(tensor) in own:
                     self.names[name] = own[id(tensor)]
             else:
                 raise CannotExport(f"it takes an input of kind {spec.kind.name}")
+        if lost := {own[id(tensor)] for tensor in scales.values()} - set(self.names.values()):
+            # A child that changes it would be the parent.
+            raise CannotExport(f"the graph does not take {min(lost)}")
 
     @cached_property
     def sources(self) -> dict[fx.Node, frozenset[str]]:
@@ -149,11 +152,6 @@ class _Read(nn.Module):
 
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         return self.read(self.model(**inputs))
-
-
-def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether its memory is its own, so that where it begins says which tensor it is."""
-    return type(tensor.data) is torch.Tensor and tensor.is_floating_point() and bool(tensor.storage_offset() == 0)
 
 
 def _exported(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:

@@ -4,7 +4,7 @@ from ...data.batches import ImageBatches
 from ...models.linear_head import HeadInputs
 from ...scoring.evaluator import Evaluator
 from ..losses import cross_entropy
-from .baselines import HEAD, Baseline, baselines, best_of, measured_on
+from .baselines import Baseline, baselines, best_of, measured_on
 from .features import features_of
 from .fit import HeadFits
 from .linear import LinearHead
@@ -26,7 +26,7 @@ def fit_head(
     """
     known, unseen = (features_of(evaluator, head, batches) for batches in (learn, choose))
     fits = HeadFits(LinearHead(*head.numbers()), *known, cross_entropy())
-    found = baselines(fits, measured_on(unseen, evaluator.reading, lambda score, _: -score.nll))
-    best = best_of([each for each in found if whole or not each.name.startswith(HEAD)])
+    fitness = measured_on(unseen, evaluator.reading, lambda score, _: -score.nll)
+    best = best_of(baselines(fits, fitness, whole=whole))
     head.write(best.head.weight, best.head.bias)
     return best

@@ -132,6 +132,7 @@ def baselines(
     fitness: Callable[[LinearHead], float] | None,
     named: np.ndarray | None = None,
     folds: Folds | None = None,
+    whole: bool = True,
 ) -> list[Baseline]:
     """
     Fits all heads on the fitness images and measures each on images that it has not seen.
@@ -141,6 +142,7 @@ def baselines(
         fitness (`Callable`, *optional*): maps a head to its fitness on the selection images. With folds, it can be left out.
         named (`numpy.ndarray`, *optional*, defaults to those that have a fitness image): the classes that the data set names, int64.
         folds ([`Folds`], *optional*): of the same images. Their fitness then chooses pulls and temperatures.
+        whole (`bool`, *optional*, defaults to `True`): also fits the whole head, which takes most of the time.
     """
     start, everywhere = fits.start, [fits, *(folds.fits if folds else ())]
 
@@ -174,6 +176,8 @@ def baselines(
         found += [prior, measured("class prior and temperature", scaled)]
         if found[-1].chooses > prior.chooses:
             everywhere = [each.scaled(factor) for each, factor in zip(everywhere, factors)]
+    if not whole:
+        return found
     last = [each.start for each in everywhere]
 
     def head_of(pull: float) -> Baseline:
