@@ -224,7 +224,7 @@ def test_children_change_scales_in_each_runtime(runtime, int4):
 
 def test_a_graph_that_has_lost_a_scale_is_refused(int4, monkeypatch):
     monkeypatch.setattr(graph, "is_mutable", lambda tensor: False)  # as if memory did not tell which tensor it is
-    with pytest.raises(graph.CannotExport, match="does not take vit.layers.0.attention.k_proj.weight.scale"):
+    with pytest.raises(graph.CannotExport, match=r"does not take vit\.layers\.0\.attention\.k_proj\.weight\.scale"):
         graph.Exported(int4, {"pixel_values": tiny_pixels(2)})
 
 
