@@ -25,6 +25,7 @@ from tests.tiny import tiny_images
 FALL_BACK = {
     # Its random weights give logits of 5,000,000, which PyTorch itself rounds to others in float64.
     ("openvino", "timm byoanet"): "differ from those of eager PyTorch",
+    # OpenVINO 2026.4 mixes up tokens and heads where an image has as many of the one as of the other: here, in 64 pixels, four.
     ("openvino", "timm mobilevit"): "differ from those of eager PyTorch by 0.0025",
     ("openvino", "timm naflexvit"): "OpenVINO cannot convert it",
     # PyTorch marks an LSTM as random whether or not it drops anything.

@@ -509,6 +509,26 @@ def test_a_parent_that_met_a_collapse_is_left_out(settings, images, tmp_path, mo
     assert "mixer, photos" in (tmp_path / "settings_adapt.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_checkpoint_stands_beside_the_parents_however_few_images_it_reads(settings, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "LEAST", 1.1)
+    checkpoint = save_tiny_checkpoint("resnet", tmp_path / "checkpoint")
+    arguments = ["--quick", "--data", images, "--output_dir", str(tmp_path), "--parents_dir", str(tmp_path)]
+    document = settings.main([*arguments, "--checkpoint", checkpoint, "--checkpoint_data", images, "--device", "cpu"])
+    assert document["left_out"] == ["resnet, photos"]
+    [row] = document["tasks"].values()
+    assert not row["trained"] and row["images"] == {"train": 68, "test": 34} and len(row["evolved"]) == 3
+    text = (tmp_path / "settings_adapt.md").read_text()
+    assert "checkpoint, photos, evolved on 68 images for 3 generations and tested on 34" in text
+    assert str(tmp_path) not in text
+
+
+def test_a_checkpoint_comes_with_its_images(settings, images, capsys):
+    with pytest.raises(SystemExit):
+        settings.main(["--data", images, "--checkpoint", "resnet"])
+    assert "go together" in capsys.readouterr().err
+
+
 def test_the_preset_is_what_the_study_chose(settings):
     chosen = json.loads((RESULTS / "settings_adapt.json").read_text())["chosen"]
     assert str(settings.Setting(*(read_recipe("adapt")[name] for name in settings.CHOSEN_HERE))) == chosen

@@ -51,7 +51,6 @@ class HeadFits:
     Attributes:
         bias_pull (`float`): strength of the pull to the bias of `start`.
         centred (`torch.Tensor`): the features in these coordinates, float32, of shape `(n, num_axes)`.
-        given (`torch.Tensor`): logits of `start`, with what is added, float32, of shape `(n, num_labels)`.
         classes (`numpy.ndarray`): the classes that have an image, int64.
     """
 
@@ -70,7 +69,9 @@ class HeadFits:
         self.coordinates = Coordinates(features)
         self.centred = self.coordinates.of(features)
         self.added = torch.zeros(len(features), 1) if added is None else torch.from_numpy(added)
-        self.given = torch.from_numpy(start.logits(features)) + self.added
+        self._first = torch.from_numpy(start.logits(features)).add_(self.added)
+        # How the logits of `start` follow from the first ones: copies of all would take hundreds of megabytes each.
+        self._moves: tuple[Callable[[torch.Tensor, slice], torch.Tensor], ...] = ()
         self.classes = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(0))
         # What a weight along each axis adds to the bias, which is fitted for centred features.
         self.offsets = self.coordinates.mean @ self.coordinates.axes
@@ -79,12 +80,22 @@ class HeadFits:
     def num_labels(self) -> int:
         return len(self.start.weight)
 
+    def given(self, rows: slice) -> torch.Tensor:
+        """Logits of `start` for some images, with what is added: float32, of shape `(images, num_labels)`. Not to be changed."""
+        logits = self._first[rows]
+        for move in self._moves:
+            logits = move(logits, rows)
+        return logits
+
+    def _chunks(self) -> list[slice]:
+        return chunks(len(self.labels), self.num_labels)
+
     def beside(self, bias: np.ndarray, pull: float) -> "HeadFits":
         """The same fits, begun from and pulled towards another bias. The head must have one."""
         assert self.start.bias is not None
-        other = copy.copy(self)
+        other, away = copy.copy(self), torch.from_numpy(bias - self.start.bias).float()
         other.start = LinearHead(self.start.weight, bias)
-        other.given = self.given + torch.from_numpy(bias - self.start.bias).float()
+        other._moves = (*self._moves, lambda logits, rows: logits + away)
         other.bias_pull = pull
         return other
 
@@ -98,7 +109,10 @@ class HeadFits:
         """The same fits, begun from and pulled towards the head times a factor."""
         other = copy.copy(self)
         other.start = self.start.scaled(factor)
-        other.given = factor * (self.given - self.added) + self.added
+        other._moves = (
+            *self._moves,
+            lambda logits, rows: factor * (logits - self.added[rows]) + self.added[rows],
+        )
         return other
 
     def temperature(self) -> float:
@@ -106,8 +120,8 @@ class HeadFits:
 
         def objective(log_factor: np.ndarray) -> tuple[float, np.ndarray]:
             factor, value, gradient = float(np.exp(log_factor[0])), 0.0, 0.0
-            for rows in chunks(*self.given.shape):
-                part = self.given[rows] - self.added[rows]
+            for rows in self._chunks():
+                part = self.given(rows) - self.added[rows]
                 total, slope = self._loss_and_slope(factor * part + self.added[rows], rows)
                 value += total
                 gradient += float((slope * part).sum(dtype=torch.float64))
@@ -126,8 +140,8 @@ class HeadFits:
         def objective(numbers: np.ndarray) -> tuple[float, np.ndarray]:
             away = unit * numbers
             value, gradient = 0.0, np.zeros_like(away)
-            for rows in chunks(*self.given.shape):
-                total, slope = self._loss_and_slope(self.given[rows] + torch.from_numpy(away).float(), rows)
+            for rows in self._chunks():
+                total, slope = self._loss_and_slope(self.given(rows) + torch.from_numpy(away).float(), rows)
                 value += total
                 gradient += slope.sum(0, dtype=torch.float64).numpy()
             value = value / count + self.bias_pull / 2 * float(away @ away)
@@ -142,8 +156,8 @@ class HeadFits:
     def _shares(self) -> tuple[np.ndarray, np.ndarray]:
         """The shares of the classes in the predictions of the first head, and in the labels."""
         shares = torch.zeros(self.num_labels, dtype=torch.float64)
-        for rows in chunks(*self.given.shape):
-            shares += self._chances(self.given[rows]).sum(0, dtype=torch.float64)
+        for rows in self._chunks():
+            shares += self._chances(self.given(rows)).sum(0, dtype=torch.float64)
         count = len(self.labels)
         if self.labels.ndim == 2:
             return shares.numpy() / count, self.labels.double().mean(0).numpy()
@@ -180,7 +194,7 @@ class HeadFits:
     def _threads(self) -> Iterator[None]:
         """Within the context, a small fit has one thread."""
         before = torch.get_num_threads()
-        if self.given.numel() <= SMALL:
+        if self._first.numel() <= SMALL:
             torch.set_num_threads(1)
         try:
             yield
@@ -264,7 +278,7 @@ class HeadFits:
 
     def logits(self, weight: np.ndarray, shift: np.ndarray, rows: slice) -> torch.Tensor:
         """Logits of some images, float32, for a head that [`HeadFits.split`] gives."""
-        logits = self.given[rows] + torch.from_numpy(shift).float()
+        logits = self.given(rows) + torch.from_numpy(shift).float()
         change = self.centred[rows] @ torch.from_numpy(weight).float().T
         if len(self.classes) == self.num_labels:
             return logits.add_(change)

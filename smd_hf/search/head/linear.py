@@ -31,11 +31,10 @@ class LinearHead:
         """Logits of features `(n, num_features)`: float32, of shape `(n, num_labels)`."""
         weight = torch.from_numpy(self.weight)
         bias = 0.0 if self.bias is None else torch.from_numpy(self.bias)
-        parts = [
-            (torch.from_numpy(features[rows]).double() @ weight.T + bias).float()
-            for rows in chunks(len(features), max(self.weight.shape))
-        ]
-        return torch.cat(parts).numpy()
+        found = torch.empty((len(features), len(self.weight)), dtype=torch.float32)
+        for rows in chunks(len(features), max(self.weight.shape)):
+            found[rows] = torch.from_numpy(features[rows]).double() @ weight.T + bias
+        return found.numpy()
 
     def scaled(self, factor: float) -> "LinearHead":
         """The head whose logits are `factor` times these."""
