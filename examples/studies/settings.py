@@ -184,7 +184,9 @@ class Setting:
 class Task:
     """A parent and its shifted images, and what its runs have beside the settings."""
 
-    def __init__(self, data: str, parent: str, images: Images, args: argparse.Namespace, fixed: dict[str, Any] = FIXED):
+    def __init__(
+        self, data: str, parent: str, images: Images, args: argparse.Namespace, fixed: dict[str, Any] = FIXED
+    ):
         self.args, self.images, self.fixed = args, images, fixed
         self.parent = Parent(parent, images, args)
         self.is_trained = images.parent is not None
@@ -321,8 +323,7 @@ def render(document: dict[str, Any]) -> str:
                 f"{FEWER['num_generations']} generations and tested on {row['images']['test']:,}."
                 for name, row in others.items()
             )
-            + f" Left out, as they read fewer than {LEAST:.0%}: {'; '.join(left_out)}."
-            * bool(left_out),
+            + f" Left out, as they read fewer than {LEAST:.0%}: {'; '.join(left_out)}." * bool(left_out),
             markdown_table(
                 [
                     "children, share that scales, images, sigma",
