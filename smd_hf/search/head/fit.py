@@ -109,10 +109,8 @@ class HeadFits:
         """The same fits, begun from and pulled towards the head times a factor."""
         other = copy.copy(self)
         other.start = self.start.scaled(factor)
-        other._moves = (
-            *self._moves,
-            lambda logits, rows: factor * (logits - self.added[rows]) + self.added[rows],
-        )
+        added = self.added
+        other._moves = (*self._moves, lambda logits, rows: factor * (logits - added[rows]) + added[rows])
         return other
 
     def temperature(self) -> float:
