@@ -19,6 +19,7 @@ from threadpoolctl import ThreadpoolController
 from torch.utils.data import DataLoader
 
 from ..errors import SMDError
+from ..parallel.threads import num_threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,7 +70,7 @@ def seconds_in_the_way(reading: float, first: float, working: float, threads: in
 
 
 def _cores_of_model(device: torch.device) -> int:
-    return torch.get_num_threads() if device.type == "cpu" else 1
+    return num_threads() if device.type == "cpu" else 1
 
 
 class ReadAhead(Generic[Item, Result]):

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import torch
-
 from ..parallel.signal_stack import signal_stack_kept
+from ..parallel.threads import num_threads
 
 
 def compiled_for_cpu(model: Any, precision: str = "f32") -> Any:
@@ -19,7 +18,7 @@ def compiled_for_cpu(model: Any, precision: str = "f32") -> Any:
 
     options = {
         "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": num_threads(),
         "NUM_STREAMS": 1,
         # Each process would hold its passes on the first core.
         "ENABLE_CPU_PINNING": False,

@@ -15,8 +15,9 @@ from ..data.batches import Batch, ImageBatches
 from ..models.blocks import find_blocks
 from ..models.quantized import named_tensors
 from ..parallel.processes import Processes, segment
+from ..parallel.threads import one_thread
 from .changes import Change, MakeChanges
-from .freed_memory import give_back_freed_memory, keep_freed_memory
+from .freed_memory import FreedMemory
 from .job import Job
 from .reading import Reading, ReadsClasses
 from .record import Call, Recorder
@@ -86,8 +87,7 @@ class Evaluator:
         choice: RuntimeChoice | None = None,
         reading: Reading | None = None,
     ):
-        if device.type == "cpu":
-            keep_freed_memory()
+        self.freed = FreedMemory(device)
         self.model: Any = model
         self.device = device
         self.autocast = autocast
@@ -152,8 +152,7 @@ class Evaluator:
         Args:
             batches ([`ImageBatches`]): the images; each is decoded once for all variants.
             keep_logits (`bool`, *optional*, defaults to `False`): also keeps every variant's logits.
-            on_scored (`Callable`, *optional*): called with a variant's number and its score on this process's batches when
-                these are done, for the progress bar.
+            on_scored (`Callable`, *optional*): called with a variant's number and score when this process's batches are done.
             numbers (`range`, *optional*): which batches; all by default.
             sums ([`BatchSums`], *optional*): what is summed over batches from all variants' logits; its `total` is set.
             coarse (`bool`, *optional*, defaults to `False`): in bfloat16, if that was chosen for children.
@@ -185,7 +184,8 @@ class Evaluator:
                 shown = CallWork(self.work, *self.weights(variants), batches, numbers, wanted, done)
             job = Job(variants, batches, wanted, keep_logits, call, tap, on_scored, shown, self.reading)
             try:
-                self._run(job)
+                with one_thread(self._used.wants_one_thread):
+                    self._run(job)
             finally:
                 self._used.clear()
                 self._use(coarse=False)
@@ -237,12 +237,7 @@ class Evaluator:
             yield
         finally:
             self.runtime = before
-            self.give_back_memory()
-
-    def give_back_memory(self) -> None:
-        """Gives the system what passes have freed on the CPU. Call it where passes of another kind follow."""
-        if self.device.type == "cpu":
-            give_back_freed_memory()
+            self.freed.give_back()
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What the model takes for a batch, by name, on its device and in its dtype and memory format."""
@@ -292,7 +287,7 @@ class Evaluator:
                 for batch in part if job.tap is not None else ():
                     job.close(batch)
                 if replays:
-                    self.give_back_memory()  # passes from each start leave holes of other sizes
+                    self.freed.after(len(part[0]))  # passes from each start leave holes of other sizes
 
     def _parts(self, group: list[Batch], job: Job, replays: bool) -> Iterable[list[Batch]]:
         """The batches that a variant is put in for at a time: prefix replay holds the outputs of one, and sums the logits of a few."""
@@ -305,11 +300,10 @@ class Evaluator:
 
     def replays(self, variants: Sequence[Variant]) -> bool:
         """Whether passes of these variants begin at the first block that is changed, where the model allows it."""
-        if not self.prefix_replay:
+        if not self.prefix_replay or any(variant.changed is None for variant in variants):
             return False
-        late = [variant.changed is not None and not variant.changed & self._first_block for variant in variants]
-        known = all(variant.changed is not None for variant in variants)
-        return known and sum(late) >= max(2, REPLAY_FROM * len(late))
+        late = sum(self._first_block.isdisjoint(variant.changed or ()) for variant in variants)
+        return late >= max(2, REPLAY_FROM * len(variants))
 
     def time_passes(self, batch: Callable[[], Batch]) -> None:
         """

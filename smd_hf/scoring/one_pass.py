@@ -10,9 +10,6 @@ from .work import Work
 
 T = TypeVar("T")
 
-GIVE_BACK_EVERY = 4
-"""After so many batches, the system gets what they freed: what visits return is kept amid it, and holes add up."""
-
 
 def one_pass(
     evaluator: Evaluator, batches: ImageBatches, visit: Callable[[Batch], T], shown: Work | None = None
@@ -34,11 +31,10 @@ def one_pass(
         groups = batches.groups(mine, processes.stop.check, eager=True) if len(mine) else ()
         for batch in chain.from_iterable(groups):
             found[batch.number] = visit(batch)
-            if len(found) % GIVE_BACK_EVERY == 0:
-                evaluator.give_back_memory()
+            evaluator.freed.after(len(batch))  # what visits return is kept amid it, and holes add up
             if shown is not None:
                 shown.advance(len(batch) * processes.num_processes)
-        evaluator.give_back_memory()
+        evaluator.freed.give_back()
         return found
 
     if shown is not None:

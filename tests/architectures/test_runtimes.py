@@ -27,7 +27,6 @@ FALL_BACK = {
     ("openvino", "timm byoanet"): "differ from those of eager PyTorch",
     # OpenVINO 2026.4 mixes up tokens and heads where an image has as many of the one as of the other: here, in 64 pixels, four.
     ("openvino", "timm mobilevit"): "differ from those of eager PyTorch by 0.0025",
-    ("openvino", "timm naflexvit"): "OpenVINO cannot convert it",
     # PyTorch marks an LSTM as random whether or not it drops anything.
     ("openvino", "timm sequencer"): "draws random numbers",
 }

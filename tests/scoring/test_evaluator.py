@@ -10,8 +10,13 @@ import torch
 from smd_hf.data.batches import ImageBatches
 from smd_hf.models.blocks import find_blocks
 from smd_hf.models.checkpoints import weights_hash
+from smd_hf.models.openvino_compiler import compiled_for_cpu
 from smd_hf.scoring.changes import applied
 from smd_hf.scoring.evaluator import ChangeCache, Evaluator, Variant
+from smd_hf.scoring.reading import ReadsClasses
+from smd_hf.scoring.runtimes import openvino as runtimes_openvino
+from smd_hf.scoring.runtimes import plan
+from smd_hf.scoring.runtimes.choose import RuntimeChoice
 from smd_hf.search.mutation import Mutation
 from smd_hf.search.parameter_space import parameter_space
 from smd_hf.search.subspaces import make_decomposition
@@ -278,3 +283,41 @@ def test_a_model_compiled_by_the_inductor_scores_as_eager():
     for mine, theirs in zip(got, wanted):
         np.testing.assert_allclose(mine.logits, theirs.logits, atol=1e-4)
     assert len({score.nll for score in got}) == 5 and weights_hash(model) == before
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("most", "expected"), [(16, {1}), (15, {2})], ids=["few predictions", "many"])
+def test_few_predictions_are_looked_at_by_one_thread_while_openvino_has_all(most, expected, two_threads, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(plan, "FEW", most)
+    model, seen, given = tiny_model("resnet"), set(), set()
+
+    def compiled(*args):
+        found = compiled_for_cpu(*args)
+        given.add(found.get_property("INFERENCE_NUM_THREADS"))
+        return found
+
+    class Watching(ReadsClasses):
+        def cell(self, prediction, labels, keep):
+            seen.add(torch.get_num_threads())
+            return super().cell(prediction, labels, keep)
+
+    monkeypatch.setattr(runtimes_openvino, "compiled_for_cpu", compiled)
+    choice = RuntimeChoice(model, "openvino", batch_size=4)
+    evaluator = Evaluator(model, CPU, choice=choice, reading=Watching())
+    scores = evaluator.score([PARENT, *children_of(model)], make_batches())
+    assert len(scores) == 9 and seen == expected and given == {2} and torch.get_num_threads() == 2
+
+
+def test_eager_passes_have_all_threads(two_threads):
+    model, seen = tiny_model("resnet"), set()
+    model.register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    Evaluator(model, CPU).score([PARENT], make_batches())
+    assert seen == {2}

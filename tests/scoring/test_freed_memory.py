@@ -4,12 +4,14 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from smd_hf.scoring import freed_memory
 from smd_hf.scoring.evaluator import Evaluator
-from smd_hf.scoring.freed_memory import keep_freed_memory
+from smd_hf.scoring.freed_memory import FreedMemory, keep_freed_memory
 
 SCRIPT = """
 import numpy
@@ -47,3 +49,19 @@ def test_the_first_evaluation_on_the_cpu_sets_it():
     keep_freed_memory.cache_clear()
     Evaluator(torch.nn.Linear(1, 1), torch.device("cpu"))
     assert keep_freed_memory.cache_info().misses == 1
+
+
+def test_memory_is_given_back_after_enough_images_and_where_it_is_asked_for(monkeypatch):
+    given = []
+    monkeypatch.setattr(freed_memory, "GIVE_BACK_AFTER", 8)
+    monkeypatch.setattr(freed_memory, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=given.append))
+    freed = FreedMemory(torch.device("cpu"))
+    for images, times in [(4, 0), (3, 0), (1, 1), (4, 1), (20, 2), (4, 2)]:
+        freed.after(images)
+        assert len(given) == times
+    freed.give_back()
+    freed.after(4)
+    assert len(given) == 3
+    FreedMemory(torch.device("meta")).give_back()
+    assert len(given) == 3

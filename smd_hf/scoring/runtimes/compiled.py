@@ -14,6 +14,7 @@ class Parts:
     """A graph that always runs part by part, so that a pass from any place on has the bits of a whole one. ([`Compiled`])"""
 
     rounds_coarsely = False  # and if it did, the same parts run in any pass
+    has_threads = False
 
     def __init__(self, cut: Cut, compile: Callable[[fx.GraphModule], Run]):
         self.cut = cut

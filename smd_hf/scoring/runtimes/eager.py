@@ -26,6 +26,7 @@ class Eager:
     """
 
     name = "eager"
+    wants_one_thread = False
 
     def __init__(
         self,

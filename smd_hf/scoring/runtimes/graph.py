@@ -177,9 +177,13 @@ def _take_out_copies(graph: fx.Graph) -> None:
     graph that gives out one tensor twice ("Tensor name is not a number").
     """
     for node in list(graph.nodes):
-        if _returns_its_input(node):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+        if _copies_for_views(node):
+            for view in list(node.users):
+                view.target = torch.ops.aten.reshape.default
+        elif not _returns_its_input(node):
+            continue
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
 
 
 def _returns_its_input(node: fx.Node) -> bool:
@@ -187,6 +191,12 @@ def _returns_its_input(node: fx.Node) -> bool:
     if node.target in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):
         return True
     return node.target is torch.ops.aten.dropout.default and node.args[2] is False
+
+
+def _copies_for_views(node: fx.Node) -> bool:
+    """Whether an operation copies a tensor so that it can be viewed in another shape: the export's words for a `reshape`."""
+    views = [user.target for user in node.users]
+    return node.target is torch.ops.aten.clone.default and set(views) == {torch.ops.aten._unsafe_view.default}
 
 
 def _draws(node: fx.Node) -> bool:

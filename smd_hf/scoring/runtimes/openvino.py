@@ -40,6 +40,8 @@ class OpenVINO:
         [`CannotExport`]: by the first call of a function, if OpenVINO cannot compile the graph.
     """
 
+    has_threads = True
+
     def __init__(self, cut: Cut, precision: str = "f32"):
         self.cut = cut
         self.precision = precision

@@ -17,6 +17,9 @@ Run = Callable[..., Sequence[torch.Tensor]]
 LOGITS, BATCHES = 1024, 8
 """So many logits are compared, of so many batches at most, where a graph rounds coarsely."""
 
+FEW = 2**18
+"""So many predictions of a batch are looked at by one thread in less time than others need to wake up."""
+
 
 class Compiled(Protocol):
     """
@@ -24,9 +27,11 @@ class Compiled(Protocol):
 
     Attributes:
         rounds_coarsely (`bool`): whether a few logits may be equal by chance, although what is computed before them differs.
+        has_threads (`bool`): whether it computes in threads of its own, and not in PyTorch's.
     """
 
     rounds_coarsely: bool
+    has_threads: bool
 
     def whole(self, outputs: tuple[str, ...]) -> Run:
         """The whole graph, from the inputs and weights of [`Cut.whole`] to some of its outputs."""
@@ -55,6 +60,8 @@ class Plan:
         self.mutable = frozenset(mutable)
         self.cut = Cut(exported, most, self.mutable)
         self._compiled = compile(self.cut)
+        predictions: torch.Tensor = exported.logits.meta["val"]
+        self.wants_one_thread = self._compiled.has_threads and predictions.numel() <= FEW
         self._runs: dict[int | tuple[str, ...], Run] = {}
         self._exact: dict[int, bool] = {}
         self._kept: dict[frozenset[int], frozenset[int]] = {}

@@ -21,9 +21,12 @@ class Runtime(Protocol):
 
     Attributes:
         name (`str`): one of the choices of `--runtime`.
+        wants_one_thread (`bool`): whether what PyTorch computes between passes is little, and its threads would be in the way of the
+            runtime's own.
     """
 
     name: str
+    wants_one_thread: bool
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         """Logits of the parent, as its weights are now."""

@@ -68,6 +68,7 @@ class SegmentedRuntime:
         self.name = name
         self.batch_size = batch_size
         self.segments = segments
+        self.wants_one_thread = False  # until there is a graph
         self._compile = compile
         self._read = read
         self._parameters = named_tensors(model)
@@ -151,9 +152,9 @@ class SegmentedRuntime:
         filled = {name: self._filled(tensor) for name, tensor in inputs.items()}
         key = tuple((name, *tensor.shape, tensor.dtype) for name, tensor in sorted(filled.items()))
         if key not in self._plans:
-            self._plans[key] = Plan(
-                Exported(self.model, filled, self._read), self._mutable, self._compile, self.segments
-            )
+            exported = Exported(self.model, filled, self._read)
+            self._plans[key] = Plan(exported, self._mutable, self._compile, self.segments)
+        self.wants_one_thread = self._plans[key].wants_one_thread
         return self._plans[key], filled
 
     def _filled(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,13 @@ in chunks, and nothing of the size of head x head is made.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from ...parallel.threads import one_thread
 from ..losses import CrossEntropy, Loss
 from .coordinates import Coordinates
 from .linear import LinearHead, chunks
@@ -126,7 +126,7 @@ class HeadFits:
             return value / len(self.labels), np.array([factor * gradient / len(self.labels)])
 
         limit = float(np.log(20))
-        with self._threads():
+        with one_thread(self._first.numel() <= SMALL):
             found = minimize(objective, np.zeros(1), jac=True, method="L-BFGS-B", bounds=[(-limit, limit)])
         return float(np.exp(found.x[0]))
 
@@ -185,19 +185,8 @@ class HeadFits:
     def _minimised(self, objective: Callable, first: np.ndarray) -> np.ndarray:
         """Where L-BFGS ends that begins at `first`. The objective gives a value and its gradient."""
         options = {"maxiter": STEPS, "maxcor": HISTORY, "ftol": TOLERANCE, "gtol": 1e-7}
-        with self._threads():
+        with one_thread(self._first.numel() <= SMALL):
             return minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x
-
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        """Within the context, a small fit has one thread."""
-        before = torch.get_num_threads()
-        if self._first.numel() <= SMALL:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
     # ---- A head as numbers: its difference from the first one, for centred features along their axes ------------------
 
