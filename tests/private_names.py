@@ -197,6 +197,9 @@ PRIVATE_NAMES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "torch._ops": {"OpOverload": (DATA, "exported graphs cannot be cut into segments")},
     "torch._subclasses.fake_tensor": {"FakeTensor": (DATA, "exported graphs cannot be cut into segments")},
+    "torch.ops:aten": {
+        "_unsafe_view": (DATA, "OpenVINO cannot convert a graph that is cut at a reshaped view (naflexvit of timm)"),
+    },
     "torch.nn.modules.module": {
         "_global_forward_hooks": (DATA, "prefix replay replays modules under global hooks"),
         "_global_forward_pre_hooks": (DATA, "prefix replay replays modules under global hooks"),
