@@ -52,6 +52,16 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture
+def two_threads():
+    """PyTorch has two threads, where every other test has one."""
+    import torch
+
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
 def warned(caplog):
     """The messages logged so far that hold a text."""
     return lambda text: [record.message for record in caplog.records if text in record.message]

@@ -5,13 +5,7 @@ import torch
 
 from smd_hf.parallel.threads import num_threads, one_thread
 
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_one_thread_within_the_context_and_as_many_as_before_after_it():

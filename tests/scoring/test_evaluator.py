@@ -285,14 +285,6 @@ def test_a_model_compiled_by_the_inductor_scores_as_eager():
     assert len({score.nll for score in got}) == 5 and weights_hash(model) == before
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(("most", "expected"), [(16, {1}), (15, {2})], ids=["few predictions", "many"])
 def test_few_predictions_are_looked_at_by_one_thread_while_openvino_has_all(most, expected, two_threads, monkeypatch):
     pytest.importorskip("openvino")

@@ -220,24 +220,19 @@ def test_a_fit_is_the_minimum_where_features_are_far_from_round(images, near, bi
     assert 0 <= left < near < objective(origin.ravel()) - objective(at)
 
 
-def test_a_small_fit_has_one_thread_and_a_large_one_those_that_there_are(monkeypatch):
+def test_a_small_fit_has_one_thread_and_a_large_one_those_that_there_are(two_threads, monkeypatch):
     threads = set()
 
     def loss(logits, labels):
         threads.add(torch.get_num_threads())
         return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        for small, expected in ((60 * 4, {1}), (60 * 4 - 1, {2})):
-            monkeypatch.setattr(fit, "SMALL", small)
-            threads.clear()
-            fits = HeadFits(*problem(), loss)
-            fits.temperature(), fits.class_prior(), fits.head(1e-3)
-            assert threads == expected and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    for small, expected in ((60 * 4, {1}), (60 * 4 - 1, {2})):
+        monkeypatch.setattr(fit, "SMALL", small)
+        threads.clear()
+        fits = HeadFits(*problem(), loss)
+        fits.temperature(), fits.class_prior(), fits.head(1e-3)
+        assert threads == expected and torch.get_num_threads() == 2
 
 
 def test_weaker_pulls_are_left_out_once_they_are_worse():
