@@ -1,5 +1,5 @@
 """
-PyTorch's threads, held back while an engine with threads of its own runs the passes.
+PyTorch's threads, held back where they would do harm: in fits that are small, and while an engine with threads of its own runs the passes.
 
 libgomp's threads wait for PyTorch's next operation in a loop, some milliseconds long, on the cores that the engine needs.
 """
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-_outside: list[int] = []
+_before: list[int] = []
 
 
 @contextmanager
@@ -18,16 +18,14 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
     if not wanted:
         yield
         return
-    before = torch.get_num_threads()
-    _outside.append(before)
+    _before.append(torch.get_num_threads())
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        _outside.pop()
-        torch.set_num_threads(before)
+        torch.set_num_threads(_before.pop())
 
 
 def num_threads() -> int:
     """How many threads PyTorch was given, also within [`one_thread`]."""
-    return _outside[0] if _outside else torch.get_num_threads()
+    return _before[0] if _before else torch.get_num_threads()

@@ -287,7 +287,6 @@ def test_a_model_compiled_by_the_inductor_scores_as_eager():
 
 @pytest.mark.parametrize(("most", "expected"), [(16, {1}), (15, {2})], ids=["few predictions", "many"])
 def test_few_predictions_are_looked_at_by_one_thread_while_openvino_has_all(most, expected, two_threads, monkeypatch):
-    pytest.importorskip("openvino")
     monkeypatch.setattr(plan, "FEW", most)
     model, seen, given = tiny_model("resnet"), set(), set()
 

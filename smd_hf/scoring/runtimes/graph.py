@@ -171,19 +171,19 @@ def _exported(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.exp
 
 def _take_out_copies(graph: fx.Graph) -> None:
     """
-    Takes out operations that return their input as it is.
+    Takes out operations that return their input as it is, or a copy for a view that can do without.
 
     At a cut, the input and the output would both be kept, though they are one tensor; and OpenVINO's front end fails on a
     graph that gives out one tensor twice ("Tensor name is not a number").
     """
     for node in list(graph.nodes):
-        if _copies_for_views(node):
-            for view in list(node.users):
+        is_copy = _copies_for_views(node)
+        if is_copy:
+            for view in node.users:
                 view.target = torch.ops.aten.reshape.default
-        elif not _returns_its_input(node):
-            continue
-        node.replace_all_uses_with(node.args[0])
-        graph.erase_node(node)
+        if is_copy or _returns_its_input(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _returns_its_input(node: fx.Node) -> bool:

@@ -18,7 +18,7 @@ LOGITS, BATCHES = 1024, 8
 """So many logits are compared, of so many batches at most, where a graph rounds coarsely."""
 
 FEW = 2**18
-"""So many predictions of a batch are looked at by one thread in less time than others need to wake up."""
+"""Up to so many predictions of a batch, one thread is enough for what PyTorch computes between passes."""
 
 
 class Compiled(Protocol):

@@ -5,9 +5,6 @@ import sys
 
 import pytest
 
-pytest.importorskip("openvino")
-
-
 WIDE = """
 import torch
 from torch import nn
